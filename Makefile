@@ -1,0 +1,36 @@
+# Every target sets up .venv by itself where that is missing or its pins have changed.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-faults lint clean
+
+INSTALLED := .venv/installed
+PYTEST := .venv/bin/python -m pytest --durations=10
+
+$(INSTALLED): requirements/cpu.txt requirements/gpu.txt pyproject.toml scripts/install.sh
+	@scripts/install.sh
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: $(INSTALLED)  ## .venv with everything in it, at the pinned versions
+	@echo "$(INSTALLED:/installed=) is ready"
+
+demo: $(INSTALLED)  ## the whole method on generated questions with the embedded model, into runs/demo
+	@.venv/bin/fiat-ray run demo
+
+test: $(INSTALLED)  ## the tests that take seconds
+	@$(PYTEST) -m "not slow and not fault"
+
+test-slow: $(INSTALLED)  ## the tests that take minutes
+	@$(PYTEST) -m "slow and not fault"
+
+test-faults: $(INSTALLED)  ## interruptions and kills at every stage
+	@$(PYTEST) -m fault
+
+lint: $(INSTALLED)  ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+clean:  ## removes .venv and caches; runs/ and mlruns/ stay
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info build
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

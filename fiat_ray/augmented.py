@@ -1,0 +1,111 @@
+"""The augmented set: every row with its rationale, sealed. All recipes read the same one."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fiat_ray.artifact import fingerprint, read_json, read_rows, write_json, write_rows
+from fiat_ray.length import Lengths
+from fiat_ray.schema import AUGMENTED, ROWS
+from fiat_ray.task import Row
+
+SEAL = "_manifest.json"
+"""Written last. Its name starts with ``_``, so that Parquet readers of the folder pass it over."""
+
+READABLE = ("ok", "length")
+"""States whose text is shown to the tunable. All other rows get an empty rationale, in training and in test alike; none is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """x, y and ŷ_β: a row as the tunable gets it."""
+
+    id: str
+    split: str
+    language: str
+    input: str
+    targets: tuple[str, ...]
+    group: str
+    rationale: str | None = None
+    """None where no reasoner was asked."""
+    status: str | None = None
+
+
+def write_rows_of_task(path: Path, rows: Sequence[Row], lengths: Lengths) -> None:
+    """Rows as used, their passages cut, without rationales: what trials without CoT read."""
+    write_rows(path, [_columns(row, lengths) for row in rows], ROWS)
+
+
+def read_rows_of_task(path: Path) -> list[Example]:
+    return [_example(row) for row in read_rows(path)]
+
+
+def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str, str], rationales: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Write ``split=…/language=…/rows.parquet`` and, last, the seal: fingerprint, and rows by language and status. Returns the seal.
+
+    A folder that is sealed with the same fingerprint is left as it is.
+    """
+    identity = fingerprint([[row.id, keys[row.id], rationales[keys[row.id]]["text"]] for row in rows])
+    sealed = read_json(folder / SEAL)
+    if sealed is not None and sealed["fingerprint"] == identity:
+        return dict(sealed)
+    (folder / SEAL).unlink(missing_ok=True)
+    for old in folder.glob("split=*/language=*/*.parquet"):
+        old.unlink()
+    parts: dict[Path, list[dict[str, Any]]] = defaultdict(list)
+    status: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        rationale = rationales[keys[row.id]]
+        part = folder / f"split={row.split}" / f"language={row.language}" / "rows.parquet"
+        parts[part].append(
+            _columns(row, lengths)
+            | {"key": keys[row.id], "rationale": rationale["text"], "status": rationale["status"], "finish_reason": rationale["finish_reason"]}
+        )
+        status[row.language][rationale["status"]] += 1
+    for part, content in parts.items():
+        write_rows(part, content, AUGMENTED)
+    seal_ = {"fingerprint": identity, "rows": len(rows), "status": {language: dict(counts) for language, counts in sorted(status.items())}}
+    write_json(folder / SEAL, seal_)
+    return seal_
+
+
+def read(folder: Path) -> list[Example]:
+    """All rows of a sealed set. Raises ``FileNotFoundError`` where it is not sealed."""
+    if not (folder / SEAL).is_file():
+        raise FileNotFoundError(f"{folder}: not sealed")
+    parts = sorted(folder.glob("split=*/language=*/*.parquet"))
+    return [_example(row) for part in parts for row in read_rows(part)]
+
+
+def readable(examples: Iterable[Example]) -> dict[str, str]:
+    """Row id → rationale as the tunable sees it: the declared policy for rationales that are missing."""
+    return {e.id: (e.rationale or "") if e.status in READABLE else "" for e in examples}
+
+
+def _columns(row: Row, lengths: Lengths) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "split": row.split,
+        "language": row.language,
+        "input": lengths.texts[row.id],
+        "targets": list(row.targets),
+        "group": row.group,
+        "cut_characters": lengths.cut_characters[row.id],
+    }
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    return Example(
+        row["id"],
+        row["split"],
+        row["language"],
+        row["input"],
+        tuple(row["targets"]),
+        row["group"],
+        row.get("rationale"),
+        row.get("status"),
+    )

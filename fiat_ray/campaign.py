@@ -1,0 +1,139 @@
+"""A campaign: config → trials (task × recipe × tunable × seed × train size), each with the fingerprint of all that decides its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from fiat_ray.artifact import fingerprint
+from fiat_ray.config import Config, Lora
+from fiat_ray.recipe import UNTUNED, Recipe
+from fiat_ray.schema import VERSION
+
+
+@dataclass(frozen=True)
+class Trial:
+    task: str
+    method: str
+    recipe: Recipe
+    tunable: str
+    """Its name in the config: ``xs``, ``s``."""
+    seed: int
+    train_size: int
+    """Rows of the train split that are trained on."""
+    model: str
+    """The checkpoint that is tuned, as the config names it."""
+    learning_rates: tuple[float, ...]
+    lora: Lora
+    batch_size: int
+    epochs: float
+    steps: int | None
+    validations: int
+    validation_rows: int
+    answer_tokens: int
+    """Bound on a generated answer, in tokens."""
+    rationale_tokens: int
+    """Bound on a rationale in the tunable's prompt, in its own tokens."""
+    max_length: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.tunable}-s{self.seed}-{self.fingerprint[:8]}"
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """What a config asks for but can't have, and the key that would give it."""
+
+    task: str
+    method: str
+    tunable: str
+    reason: str
+    config_key: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a task once its rows are read and rendered."""
+
+    rows: str
+    """Fingerprint of rows as used: ids, texts (cut), targets."""
+    rationales: str
+    """Fingerprint of the keys of all rationales."""
+    i_tau: str
+    labels: tuple[str, ...]
+    train_size: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model of a tunable, resolved: content hash, and bounds in its own tokens."""
+
+    model: str
+    hash: str
+    max_length: int
+    answer_tokens: Mapping[str, int]
+    """Task → bound on an answer."""
+
+
+def trials(
+    config: Config, tasks: Mapping[str, Measured], checkpoints: Mapping[tuple[str, bool], Checkpoint]
+) -> tuple[list[Trial], list[NotRun]]:
+    """All trials of a config, in the order in which they had best start, and what can't run.
+
+    ``checkpoints``: (tunable, instruction-tuned) → its checkpoint; without a pretrained twin there is no entry for (tunable, False).
+    """
+    found: list[Trial] = []
+    missing: list[NotRun] = []
+    for task, measured in tasks.items():
+        for tunable in config.tunables:
+            for method in config.methods:
+                if method in UNTUNED:
+                    continue
+                recipe = config.recipe(method)
+                checkpoint = checkpoints.get((tunable, recipe.instruction_tuned))
+                if checkpoint is None:
+                    reason = f"needs the pretrained twin of tunable {tunable}, a checkpoint without instruction tuning"
+                    missing.append(NotRun(task, method, tunable, reason, f"tunables.{tunable}.pretrained"))
+                    continue
+                found += [_trial(config, task, measured, method, recipe, tunable, checkpoint, seed) for seed in config.seeds]
+    return found, missing
+
+
+def _trial(
+    config: Config, task: str, measured: Measured, method: str, recipe: Recipe, tunable: str, checkpoint: Checkpoint, seed: int
+) -> Trial:
+    decides = {
+        "learning_rates": tuple(config.learning_rate.lora if recipe.peft else config.learning_rate.full),
+        "lora": config.lora,
+        "batch_size": config.batch_size,
+        "epochs": config.epochs,
+        "steps": config.steps,
+        "validations": config.validation.times,
+        "validation_rows": config.validation.rows,
+        "answer_tokens": checkpoint.answer_tokens[task],
+        "rationale_tokens": config.reasoner.max_tokens,
+        "max_length": checkpoint.max_length,
+    }
+    identity = fingerprint(
+        VERSION,
+        checkpoint.hash,
+        asdict(recipe),
+        seed,
+        measured.rows,
+        measured.rationales if recipe.cot != "none" else None,
+        measured.i_tau if recipe.instructions else None,
+        measured.labels,
+        {**decides, "lora": asdict(config.lora) if recipe.peft else None},
+    )
+    return Trial(task, method, recipe, tunable, seed, measured.train_size, checkpoint.model, fingerprint=identity, **decides)  # type: ignore[arg-type]
+
+
+def needs_rationales(trial: Trial) -> bool:
+    """Whether a trial waits for the augmented set; all others start without it."""
+    return trial.recipe.cot != "none"
+
+
+def needs_reasoner(config: Config) -> bool:
+    return "icl" in config.methods or any(config.recipe(m).cot != "none" for m in config.methods if m not in UNTUNED)

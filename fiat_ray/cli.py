@@ -1,0 +1,177 @@
+"""``fiat-ray``: arguments only. Each command calls a public function; errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fiat_ray.errors import Unfinished, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 bad input, 3 rows or trials missing, 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.command(parsed)
+        return 0
+    except UserError as error:
+        print(f"fiat-ray: {error}", file=sys.stderr)
+        return 2
+    except Unfinished as error:
+        print(f"fiat-ray: {error}", file=sys.stderr)
+        return 3
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    """Leave at once: threads that wait for Ray would keep the process alive. A local Ray started here goes with it."""
+    print("\nfiat-ray: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr, flush=True)
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+    sys.stdout.flush()
+    os._exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fiat-ray", description="FIAT: reason with a big model, tune a small one on rows plus reasoning.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str, *, config: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        if config:
+            added.add_argument("config", metavar="CONFIG", help="a YAML file, the name of a built-in config (demo), or a run directory")
+        return added
+
+    for name, text in (
+        ("run", "carry out a campaign; run again to resume"),
+        ("reason", "only generate rationales and seal the augmented set"),
+        ("tune", "only tune what is not tuned yet"),
+        ("evaluate", "only predict and score what is tuned"),
+    ):
+        added = command(name, _run, text, config=True)
+        added.add_argument("--out", type=Path, help="run directory (default: runs/<name of the config>)")
+        added.add_argument("override", nargs="*", metavar="key=value", help="changes to the config, such as data=../xtreme_up limit.train=100")
+        added.set_defaults(stage=name)
+    added = command("plan", _plan, "rows, tokens, lengths, time and cost; starts nothing", config=True)
+    added.add_argument("override", nargs="*", metavar="key=value")
+    added = command("prompt", _prompt, "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
+    added.add_argument("override", nargs="*", metavar="key=value")
+    added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner")
+    added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
+    added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
+    added = command("report", _report, "build a run's report anew, and send to MLflow what is missing there")
+    added.add_argument("run", type=Path, metavar="RUN")
+    added = command("score", _score, "score any predictions: one JSON object on standard output")
+    added.add_argument("file", type=Path, metavar="FILE.jsonl")
+    added.add_argument("--task", help="whose labels and averages apply")
+    added = command("infer", _infer, "Algorithm 2 on new rows")
+    added.add_argument("run", type=Path, metavar="RUN")
+    added.add_argument("--trial", help="name of a trial, or its beginning (default: FIAT's best on validation)")
+    added.add_argument("--input", type=Path, required=True, help="rows: .jsonl, .csv or .parquet")
+    added.add_argument("--output", type=Path, required=True, help="where the rows go with predictions added (.jsonl)")
+    added = command("ui", _ui, "MLflow's pages on this folder's runs")
+    added.add_argument("--port", type=int, default=5000)
+    added.add_argument("--tracking-uri", help="default: ./mlruns/mlflow.db")
+    command("doctor", _doctor, "is this machine or cluster fit")
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from fiat_ray import config, runs
+    from fiat_ray.report.tables import console_table
+    from fiat_ray.schedule import STAGES
+
+    overrides = list(parsed.override)
+    loaded = config.load(parsed.config, overrides)
+    stages = STAGES if parsed.stage == "run" else (parsed.stage,)
+    out = parsed.out or _default_out(parsed.config)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(out).is_absolute():
+        raise UserError(f"--out {out}: a submitted job runs in a folder that is deleted; give an absolute path that all nodes share")
+    done, outcome = runs.run_config(loaded, out, stages=stages, command=" ".join(["fiat-ray", parsed.stage, parsed.config, *overrides]))
+    if parsed.stage == "run":
+        print(console_table(done.path))
+        print(f"\nNext:\n  {_tool()} ui\n  {_tool()} infer {_shown(done.path)} --input rows.jsonl --output answers.jsonl\n  open {_shown(done.path)}/report/index.html")
+    if outcome.failed or outcome.engine_errors:
+        parts = [f"trial {name}: {error.splitlines()[0]}" for name, error in outcome.failed.items()]
+        parts += [f"{outcome.engine_errors} rows without a rationale (engine_error)"] if outcome.engine_errors else []
+        raise Unfinished(f"{done.path}: finished, but not all of it: " + "; ".join(parts))
+
+
+def _default_out(config: str) -> Path:
+    path = Path(config)
+    return path if (path / "config.yaml").is_file() and (path / "manifest.json").is_file() else Path("runs") / (path.stem or "run")
+
+
+def _shown(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _tool() -> str:
+    """This command as it can be pasted."""
+    return _shown(Path(sys.argv[0])) if "/" in sys.argv[0] else "fiat-ray"
+
+
+def _plan(parsed: argparse.Namespace) -> None:
+    from fiat_ray import config, planning
+
+    print(planning.describe(planning.plan(config.load(parsed.config, parsed.override))))
+
+
+def _prompt(parsed: argparse.Namespace) -> None:
+    from fiat_ray import config, prompts
+
+    loaded = config.load(parsed.config, parsed.override)
+    print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=sys.stdout.isatty()))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from fiat_ray import config, runs, tracking
+    from fiat_ray.report import page
+    from fiat_ray.report.tables import console_table
+
+    run = runs.open_run(parsed.run)
+    print(page.build(run.path))
+    tracking.track(run.path, config.load(run.path).tracking_uri)
+    print(console_table(run.path))
+
+
+def _score(parsed: argparse.Namespace) -> None:
+    from fiat_ray.scoring import score_file
+
+    print(json.dumps(score_file(parsed.task, parsed.file), ensure_ascii=False))
+
+
+def _infer(parsed: argparse.Namespace) -> None:
+    from fiat_ray import artifact, infer, runs
+
+    if not parsed.input.is_file():
+        raise UserError(f"{parsed.input}: no such file")
+    answers = infer.infer_rows(runs.open_run(parsed.run), infer.read_new_rows(parsed.input), parsed.trial)
+    artifact.write_text(parsed.output, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answers))
+    print(f"{len(answers)} rows with predictions: {parsed.output}")
+
+
+def _ui(parsed: argparse.Namespace) -> None:
+    from fiat_ray import tracking
+
+    raise SystemExit(tracking.ui(parsed.tracking_uri, port=parsed.port))
+
+
+def _doctor(parsed: argparse.Namespace) -> None:
+    from fiat_ray import doctor
+
+    failed = doctor.check()
+    if failed:
+        raise SystemExit(1)

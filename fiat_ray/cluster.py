@@ -1,0 +1,87 @@
+"""The Ray cluster that work runs on: a running one, or a local one started here; and how much of it one engine or one tuning takes."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fiat_ray.config import Where
+from fiat_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Hardware of one engine or one tuning worker."""
+
+    cpus: float
+    gpus: float
+    count: int
+    """How many of them the cluster holds."""
+
+
+def connect() -> None:
+    """Use the running Ray, or start a local one, which ends with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Without an address: RAY_ADDRESS, else the cluster that `ray start` started on this machine, else a new one, which has a token and listens on
+    # loopback only.
+    ray.init(include_dashboard=False, logging_level="error", log_to_driver=bool(os.environ.get("FIAT_RAY_WORKER_LOGS")))
+
+
+def unit(where: Where) -> Unit:
+    """What ``where`` means on this cluster. Raises ``UserError`` where it asks for more than any machine has."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most_gpus = max((int(node.get("GPU", 0)) for node in nodes), default=0)
+    most_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+    gpus = where.gpus if where.gpus is not None else min(1, most_gpus)
+    cpus = where.cpus if where.cpus is not None else 1 if gpus else max(1, most_cpus // where.workers)
+    if gpus > most_gpus:
+        raise UserError(f"where.gpus: {gpus} asked for, but no machine of this cluster has more than {most_gpus}")
+    if cpus > most_cpus:
+        raise UserError(f"where.cpus: {cpus} asked for, but no machine of this cluster has more than {most_cpus}")
+    fitting = [int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else 10**6)) for node in nodes]
+    return Unit(cpus, gpus, sum(fitting))
+
+
+def resolved(where: Where, found: Unit) -> Where:
+    """``where`` with its defaults filled in for this cluster."""
+    return replace(where, gpus=int(found.gpus), cpus=int(found.cpus))
+
+
+def check_shared(folder: Path) -> None:
+    """Every node writes and reads a probe in the run directory. Raises ``UserError`` naming a node that does not see it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.write_text("driver")
+
+    @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+    def see(path: str, node: str) -> bool:
+        seen = Path(path).is_file()
+        if seen:
+            Path(f"{path}-{node}").write_text(node)
+        return seen
+
+    try:
+        for node in nodes:
+            name = node["NodeID"]
+            here = NodeAffinitySchedulingStrategy(node_id=name, soft=False)
+            seen = ray.get(see.options(scheduling_strategy=here).remote(str(probe), name))
+            if not seen or not Path(f"{probe}-{name}").is_file():
+                raise UserError(f"{folder}: node {node['NodeManagerAddress']} does not see this folder; --out must lie on storage all nodes share")
+    finally:
+        for path in folder.glob(f"{probe.name}*"):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,324 @@
+"""A campaign's config: YAML → typed values, every key checked. What is computed, and apart from it (``where``) where it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from fiat_ray.errors import UserError
+from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, RECIPES, UNTUNED, Recipe
+
+BUILT_IN = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class ReasonerConfig:
+    model: str = "embedded"
+    """A name on the hub, a folder, or ``embedded``."""
+    kind: Literal["vllm", "scripted"] = "vllm"
+    max_tokens: int = 256
+    """Bound on a rationale, in tokens."""
+    max_length: int | None = None
+    """Prompt and rationale together, in tokens; default: what the model was made for, at most 8,192."""
+    dtype: str = "auto"
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a rationale, besides EOS."""
+    script: str | None = None
+    """A Python file with ``reason(row) -> str``, for ``kind: scripted``."""
+
+
+@dataclass(frozen=True)
+class TunableConfig:
+    model: str = "embedded"
+    """An instruction-tuned checkpoint."""
+    pretrained: str | None = None
+    """Its twin without instruction tuning, for the last ablation."""
+    max_length: int | None = None
+    """Prompt and answer together, in tokens; default: what the model was made for, at most 4,096."""
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Learning rates tried with LoRA and with full tuning; the best on validation is kept. Equally many for both."""
+
+    lora: list[float] = field(default_factory=lambda: [2e-4])
+    full: list[float] = field(default_factory=lambda: [2e-5])
+
+
+@dataclass(frozen=True)
+class Lora:
+    rank: int = 16
+    alpha: int = 32
+    targets: str = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    times: int = 4
+    """Validations after step 0, evenly spaced, the last at the end."""
+    rows: int = 64
+    """Size of the fixed, stratified subset."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where things run. Never part of what is computed."""
+
+    gpus: int | None = None
+    """GPUs of one engine or one tuning worker; default: 1 where the cluster has any, else 0."""
+    cpus: int | None = None
+    """CPUs of the same; default: 1 beside a GPU, else all of a machine."""
+    replicas: int = 1
+    """Reasoner engines side by side."""
+    workers: int = 1
+    """Workers of one tuning, data-parallel."""
+    zero: Literal[0, 2, 3] = 0
+    """DeepSpeed's ZeRO stage."""
+
+
+@dataclass(frozen=True)
+class Config:
+    task: list[str]
+    data: str | None = None
+    languages: list[str] | None = None
+    focus: str | None = None
+    passages: str | None = None
+    limit: dict[str, int] = field(default_factory=dict)
+    reasoner: ReasonerConfig = ReasonerConfig()
+    tunables: dict[str, TunableConfig] = field(default_factory=lambda: {"xs": TunableConfig()})
+    methods: list[str] = field(default_factory=lambda: ["icl", *ABLATIONS])
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    """Recipes of one's own, by method name."""
+    exemplars: Literal["row_language", "all"] = "row_language"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    learning_rate: LearningRates = LearningRates()
+    lora: Lora = Lora()
+    batch_size: int = 16
+    """Rows in one step, over all workers."""
+    epochs: float = 1
+    steps: int | None = None
+    """Instead of epochs."""
+    validation: ValidationConfig = ValidationConfig()
+    store: str | None = None
+    """Folder of the rationale store, to share it between campaigns; default: ``rationales`` inside the run."""
+    tracking_uri: str | None = None
+    where: Where = Where()
+    notes: list[str] = field(default_factory=list)
+    """Said under the main table."""
+
+    def recipe(self, method: str) -> Recipe:
+        return self.recipes.get(method) or RECIPES[method]
+
+    def computed(self) -> dict[str, Any]:
+        """All that decides results, as plain values: the config less ``where``, ``store`` and ``tracking_uri``."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in ("where", "store", "tracking_uri", "notes")}
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """A config from a YAML file, the name of a built-in one, a run directory, or a mapping; ``overrides`` are ``key=value`` with dots.
+
+    Paths in a file are relative to the file's folder; in overrides and mappings, to the working directory.
+    Raises ``UserError`` naming file and key.
+    """
+    if isinstance(source, Mapping):
+        return _checked(dict(source), overrides, "config")
+    path = find(source)
+    values = _yaml(path)
+    for key, folder in _paths(values):
+        values = _set(values, key, str(_relative(path, folder)))
+    return _checked(values, overrides, str(path))
+
+
+def find(source: str | Path) -> Path:
+    """The config file that a command's CONFIG argument means."""
+    path = Path(source)
+    candidates = [path / "config.yaml", path, BUILT_IN / f"{source}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
+    raise UserError(f"config '{source}': no such file, run directory or built-in config ({known})")
+
+
+def dump(config: Config) -> str:
+    """YAML from which ``load`` makes the same config. Paths are absolute: the file may be read from elsewhere."""
+    values = dataclasses.asdict(config)
+    for key, folder in _paths(values):
+        values = _set(values, key, str(Path(folder).resolve()))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _paths(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys of a config that hold paths, with their values. Task and model names are paths only where they look like one."""
+    found = [(key, values[key]) for key in ("data", "store") if isinstance(values.get(key), str)]
+    reasoner = values.get("reasoner")
+    if isinstance(reasoner, Mapping):
+        found += [(f"reasoner.{key}", reasoner[key]) for key in ("script", "model") if _is_path(reasoner.get(key), always=key == "script")]
+    for name, tunable in (values.get("tunables") or {}).items() if isinstance(values.get("tunables"), Mapping) else ():
+        if isinstance(tunable, Mapping):
+            found += [(f"tunables.{name}.{key}", tunable[key]) for key in ("model", "pretrained") if _is_path(tunable.get(key))]
+    tasks = values.get("task")
+    for at, task in enumerate([tasks] if isinstance(tasks, str) else tasks if isinstance(tasks, list) else []):
+        if _is_path(task):
+            found.append((f"task.{at}" if isinstance(tasks, list) else "task", task))
+    return found
+
+
+def _is_path(value: Any, always: bool = False) -> bool:
+    return isinstance(value, str) and (always or value.startswith((".", "/")))
+
+
+def _relative(path: Path, folder: str) -> Path:
+    return Path(folder).expanduser() if Path(folder).expanduser().is_absolute() else path.parent / folder
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values")
+    return values
+
+
+def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise UserError(f"{override!r}: an override has the form key=value, such as limit.train=100")
+        try:
+            values = _set(values, key, yaml.safe_load(_number(text)))
+        except yaml.YAMLError:
+            raise UserError(f"{override!r}: the value is not valid YAML") from None
+    if isinstance(values.get("task"), str):
+        values = {**values, "task": [values["task"]]}
+    methods = values.get("methods")
+    if methods in ("ablations", "leave_one_out"):
+        values = {**values, "methods": list(ABLATIONS if methods == "ablations" else LEAVE_ONE_OUT)}
+    try:
+        config: Config = _typed(Config, _floats(values), "")
+        _check(config)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    return config
+
+
+def _number(text: str) -> str:
+    """YAML 1.1 reads ``2e-4`` as text."""
+    try:
+        return repr(float(text)) if "e" in text.lower() else text
+    except ValueError:
+        return text
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _floats(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_floats(part) for part in value]
+    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set(values: Any, key: str, value: Any) -> Any:
+    """A copy of nested mappings and lists with the dotted ``key`` set."""
+    first, _, rest = key.partition(".")
+    if isinstance(values, list) and first.isdigit() and int(first) < len(values):
+        copy = list(values)
+        copy[int(first)] = _set(values[int(first)], rest, value) if rest else value
+        return copy
+    inner = values if isinstance(values, Mapping) else {}
+    return {**inner, first: _set(inner.get(first), rest, value) if rest else value}
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    """``value`` as ``kind``, a type annotation of the dataclasses above. Raises ``UserError`` naming the key."""
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, key)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _typed(next(a for a in arguments if a is not type(None)), value, key)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
+            raise UserError(f"{key}: {value!r} is none of {', '.join(map(str, arguments))}")
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            raise UserError(f"{key}: must be a list, not {value!r}")
+        return [_typed(arguments[0], part, f"{key}[{at}]") for at, part in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{key}: must be a mapping, not {value!r}")
+        return {str(name): _typed(arguments[1], part, f"{key}.{name}") for name, part in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{key}: must be {_kind_name(kind)}, not {value!r}")
+    return value
+
+
+def _dataclass(kind: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: must be a mapping, not {value!r}")
+    annotations = typing.get_type_hints(kind)
+    for name in value:
+        if name not in annotations:
+            near = difflib.get_close_matches(str(name), list(annotations), 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(annotations)}"
+            raise UserError(f"unknown key '{key + '.' if key else ''}{name}'; {hint}")
+    for item in dataclasses.fields(kind):
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING and item.name not in value:
+            raise UserError(f"key '{key + '.' if key else ''}{item.name}' is missing")
+    prefix = f"{key}." if key else ""
+    return kind(**{name: _typed(annotations[name], part, f"{prefix}{name}") for name, part in value.items()})
+
+
+def _kind_name(kind: Any) -> str:
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
+
+
+def _check(config: Config) -> None:
+    known = [*UNTUNED, *RECIPES, *config.recipes]
+    for method in config.methods:
+        if method not in known:
+            near = difflib.get_close_matches(method, known, 1)
+            raise UserError(f"methods: unknown method '{method}'; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(known)}")
+    positive = {
+        "reasoner.max_tokens": config.reasoner.max_tokens,
+        "batch_size": config.batch_size,
+        "epochs": config.epochs,
+        "steps": config.steps if config.steps is not None else 1,
+        "lora.rank": config.lora.rank,
+        "validation.times": config.validation.times,
+        "validation.rows": config.validation.rows,
+        "where.replicas": config.where.replicas,
+        "where.workers": config.where.workers,
+        **{f"limit.{split}": rows for split, rows in config.limit.items()},
+        **{f"learning_rate.{kind}": min(rates, default=0) for kind, rates in dataclasses.asdict(config.learning_rate).items()},
+    }
+    for key, number in positive.items():
+        if number <= 0:
+            raise UserError(f"{key}: must be above 0, not {number}")
+    if len(config.learning_rate.lora) != len(config.learning_rate.full):
+        raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
+    if config.reasoner.kind == "scripted" and not config.reasoner.script:
+        raise UserError("reasoner.script: names the Python file of a scripted reasoner")
+    for key, parts in (("task", config.task), ("methods", config.methods), ("seeds", config.seeds), ("tunables", list(config.tunables))):
+        if not parts or len(set(map(str, parts))) != len(parts):
+            raise UserError(f"{key}: {'is empty' if not parts else 'names something twice'}")

@@ -1,0 +1,240 @@
+"""The only vLLM import: generate, score labels, swap weights.
+
+The engine is created in the very thread that steps it (OpenMP's pools are per thread), and everything else reaches it through a queue.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    finish_reason: str
+    """``stop`` (EOS or a stop string) or ``length``."""
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
+    """From admission to the last token."""
+    logprobs: Any = None
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    max_length: int
+    """Prompt and output together, in tokens."""
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    gpu_memory: float = 0.9
+    """Share of a GPU's memory."""
+    max_num_seqs: int | None = None
+
+
+class Engine:
+    """vLLM in this process, behind a thread that steps it. Close it to give its memory back."""
+
+    def __init__(self, model: Path, options: EngineOptions) -> None:
+        self._inbox: queue.SimpleQueue[Callable[[LLMEngine], None] | None] = queue.SimpleQueue()
+        self._waiting: dict[str, tuple[Future[Any], float]] = {}
+        self._numbers = itertools.count()
+        self._model = model
+        self._options = options
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True, name="engine")
+        self._thread.start()
+        ready.result()
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Future[Any]:
+        """Admit a prompt (token ids). The future gives vLLM's finished ``RequestOutput``, with ``seconds`` set on it."""
+        future: Future[Any] = Future()
+
+        def add(engine: LLMEngine) -> None:
+            try:
+                # vLLM gives requests ids of its own; the one it returns is the one its outputs carry.
+                name = str(next(self._numbers))
+                engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+                self._waiting[name] = (future, time.perf_counter())
+            except Exception as error:  # a refused prompt is that row's failure, not the engine's
+                future.set_exception(error)
+
+        self._inbox.put(add)
+        return future
+
+    def complete(self, prompt: Sequence[int], max_tokens: int, stop: Sequence[str] = (), stop_ids: Sequence[int] = ()) -> Future[Completion]:
+        """Greedy decoding of one prompt."""
+        done: Future[Completion] = Future()
+
+        def finish(future: Future[Any]) -> None:
+            error = future.exception()
+            done.set_exception(error) if error else done.set_result(_completion(future.result()))
+
+        self.submit(prompt, _greedy(max_tokens, stop, stop_ids)).add_done_callback(finish)
+        return done
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop_ids: Sequence[int] = ()) -> list[Completion]:
+        """Greedy decoding of many prompts, results in their order."""
+        return [future.result() for future in [self.complete(prompt, max_tokens, (), stop_ids) for prompt in prompts]]
+
+    def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], eos: int) -> np.ndarray:
+        """log P(label, EOS | prompt), shape (prompts, labels). ``labels`` are token ids without EOS.
+
+        Where each label is one distinct token, its log-probability alone is taken, from one call a prompt.
+        """
+        if all(len(label) == 1 for label in labels) and len({label[0] for label in labels}) == len(labels):
+            tokens = [label[0] for label in labels]
+            params = _params(max_tokens=1, logprob_token_ids=tokens)
+            outputs = [f.result() for f in [self.submit(prompt, params) for prompt in prompts]]
+            return np.array([[o.outputs[0].logprobs[0][token].logprob for token in tokens] for o in outputs]).reshape(-1, len(labels))
+        endings = [[*label, eos] for label in labels]
+        params = _params(max_tokens=1, prompt_logprobs=0)
+        futures = [[self.submit([*prompt, *ending], params) for ending in endings] for prompt in prompts]
+        rows = [[_ending_logprob(f.result(), ending) for f, ending in zip(row, endings, strict=True)] for row in futures]
+        return np.array(rows).reshape(-1, len(labels))
+
+    def swap(self, weights: Path) -> None:
+        """Load another checkpoint of the same architecture into the running engine, after checking names, shapes and dtypes.
+
+        vLLM only logs tensors that a checkpoint lacks and keeps the old ones, so a checkpoint that is not whole raises ``ValueError`` here.
+        """
+        check_same_tensors(self._model, weights)
+        self._call(lambda engine: (engine.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)}), engine.reset_prefix_cache()))
+
+    def first_logprobs(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities of ``tokens`` as the first output token: compared with the tuned model's own, they show that a swap took."""
+        output = self.submit(prompt, _params(max_tokens=1, logprob_token_ids=list(tokens))).result()
+        return [output.outputs[0].logprobs[0][token].logprob for token in tokens]
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _call(self, function: Callable[[LLMEngine], Any]) -> Any:
+        done: Future[Any] = Future()
+
+        def run(engine: LLMEngine) -> None:
+            try:
+                done.set_result(function(engine))
+            except Exception as error:
+                done.set_exception(error)
+
+        self._inbox.put(run)
+        return done.result()
+
+    def _run(self, ready: Future[None]) -> None:
+        try:
+            engine = _create(self._model, self._options)
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        try:
+            self._step(engine)
+        except BaseException as error:  # every waiting row must hear of it
+            for future, _ in self._waiting.values():
+                future.set_exception(RuntimeError(f"the engine stopped: {error}"))
+
+    def _step(self, engine: LLMEngine) -> None:
+        while True:
+            while not self._inbox.empty() or not engine.has_unfinished_requests():
+                command = self._inbox.get()
+                if command is None:
+                    engine.engine_core.shutdown()
+                    return
+                command(engine)
+            for output in engine.step():
+                if output.finished:
+                    future, start = self._waiting.pop(output.request_id.split("-")[0])
+                    output.seconds = time.perf_counter() - start
+                    future.set_result(output)
+
+
+def check_same_tensors(expected: Path, given: Path) -> None:
+    """Raise ``ValueError`` unless two checkpoint folders hold tensors of the same names, shapes and dtypes."""
+    ours, theirs = _tensors(expected), _tensors(given)
+    wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(f"{given}: {len(wrong)} tensors differ from {expected} (first: {name}: {theirs.get(name)} instead of {ours.get(name)})")
+
+
+def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensor name → (dtype, shape), from the safetensors headers alone."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                part = file.get_slice(name)
+                found[name] = (part.get_dtype(), tuple(part.get_shape()))
+    return found
+
+
+def _create(model: Path, options: EngineOptions) -> LLMEngine:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        where: dict[str, Any] = {"gpu_memory_utilization": options.gpu_memory}
+    else:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+        where = {"kv_cache_memory_bytes": 2 << 30, "block_size": 32, "enforce_eager": True, "distributed_executor_backend": "uni"}
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=str(model),
+            dtype=options.dtype,
+            max_model_len=options.max_length,
+            max_num_seqs=options.max_num_seqs or (256 if on_gpu else 32),
+            max_num_batched_tokens=8192 if on_gpu else 2048,
+            tensor_parallel_size=options.tensor_parallel,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=0,
+            use_tqdm_on_load=False,
+            **where,
+        )
+    )
+
+
+def _params(**options: Any) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+
+
+def _greedy(max_tokens: int, stop: Sequence[str], stop_ids: Sequence[int]) -> SamplingParams:
+    return _params(max_tokens=max_tokens, stop=list(stop) or None, stop_token_ids=list(stop_ids) or None)
+
+
+def _completion(output: Any) -> Completion:
+    first = output.outputs[0]
+    return Completion(first.text, str(first.finish_reason), len(output.prompt_token_ids), len(first.token_ids), output.seconds)
+
+
+def _ending_logprob(output: Any, ending: Sequence[int]) -> float:
+    positions = output.prompt_logprobs[-len(ending) :]
+    return float(sum(position[token].logprob for position, token in zip(positions, ending, strict=True)))

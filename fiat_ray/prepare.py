@@ -1,0 +1,214 @@
+"""Everything that is known before anything runs: rows read, every prompt measured and cut, requests keyed, trials listed. Starts nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fiat_ray import campaign, models
+from fiat_ray.artifact import fingerprint
+from fiat_ray.campaign import Checkpoint, Measured, NotRun, Trial
+from fiat_ray.config import Config
+from fiat_ray.errors import UserError
+from fiat_ray.length import Budget, Lengths, measure
+from fiat_ray.models import Model
+from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, VllmReasoner, load_script
+from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
+from fiat_ray.recipe import UNTUNED
+from fiat_ray.render import Renderer
+from fiat_ray.schema import VERSION
+from fiat_ray.task import Row, Task, by_language
+
+
+@dataclass
+class Prepared:
+    config: Config
+    tasks: dict[str, Task]
+    lengths: dict[str, Lengths]
+    trials: list[Trial]
+    not_run: list[NotRun]
+    models: dict[str, Any]
+    """For the manifest: names and content hashes."""
+    requests: dict[str, Requests] = field(default_factory=dict)
+    """Empty where no method asks the reasoner."""
+    reasoner_length: int = 0
+
+    def create_reasoner(self) -> partial[Reasoner]:
+        """What makes the reasoner, where it is to run."""
+        return make_reasoner(self.config, self.reasoner_length)
+
+
+def make_reasoner(config: Config, max_length: int) -> partial[Reasoner]:
+    reasoner = config.reasoner
+    if reasoner.kind == "scripted":
+        return partial(ScriptedReasoner, str(Path(reasoner.script or "").resolve()))
+    return partial(
+        VllmReasoner, reasoner.model, max_length, reasoner.max_tokens, reasoner.dtype, tuple(reasoner.stop), max(1, config.where.gpus or 1)
+    )
+
+
+def load_tasks(config: Config) -> dict[str, Task]:
+    tasks = {}
+    for name in config.task:
+        task = Task.load(
+            name, config.data, languages=config.languages, limit=config.limit, **{"focus": config.focus, "passages": config.passages}
+        )
+        for split in ("train", "validation", "test"):
+            if not task.split(split):
+                raise UserError(f"{task.name}: no rows in split {split}; a campaign trains on train, selects on validation and scores test")
+        tasks[task.name] = task
+    return tasks
+
+
+def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared:
+    """Read, render and measure. ``tasks``: given instead of the config's own (``Task.from_rows``). Raises ``UserError`` for what can't run."""
+    tasks = dict(tasks) if tasks is not None else load_tasks(config)
+    found: dict[str, Model] = {}
+    budgets: list[Budget] = []
+    prepared = Prepared(config, tasks, {}, [], [], {})
+    reasoner = _reasoner_budget(config, found, budgets, prepared)
+    checkpoints = _tunable_budgets(config, tasks, found, budgets)
+    for name, task in tasks.items():
+        prepared.lengths[name] = measure(task, budgets, config.exemplars)
+        if campaign.needs_reasoner(config):
+            prepared.requests[name] = _requests(config, task, prepared.lengths[name], reasoner, found)
+    measured = {name: _measured(task, prepared.lengths[name], prepared.requests.get(name)) for name, task in tasks.items()}
+    prepared.trials, prepared.not_run = campaign.trials(config, measured, {key: value for key, (value, _) in checkpoints.items()})
+    prepared.models = {name: {"name": model.name, "hash": model.hash} for name, model in found.items()}
+    return prepared
+
+
+def make_renderer(role: str, folder: Path, instruction_tuned: bool = True) -> Renderer:
+    """The renderer of the reasoner, which replies with a rationale, or of a tunable, which replies with the answer."""
+    return Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
+
+
+def context_length(folder: Path) -> int:
+    """The sequence length a model was made for, from its config."""
+    values = json.loads((folder / "config.json").read_text("utf-8"))
+    return int(values.get("max_position_embeddings") or values.get("text_config", {}).get("max_position_embeddings") or 2048)
+
+
+def _bounded(role: str, asked: int | None, folder: Path, most: int) -> int:
+    context = context_length(folder)
+    if asked is not None and asked > context:
+        raise UserError(f"{role}.max_length: {asked} is more than the model's {context} positions")
+    return asked or min(context, most)
+
+
+def _reasoner_budget(config: Config, found: dict[str, Model], budgets: list[Budget], prepared: Prepared) -> Renderer | None:
+    if not campaign.needs_reasoner(config):
+        return None
+    if config.reasoner.kind == "scripted":
+        load_script(Path(config.reasoner.script or ""))
+        return None
+    model = found["reasoner"] = models.resolve(config.reasoner.model)
+    renderer = make_renderer("reasoner", model.folder)
+    prepared.reasoner_length = _bounded("reasoner", config.reasoner.max_length, model.folder, 8192)
+    if config.reasoner.max_tokens >= prepared.reasoner_length:
+        raise UserError(f"reasoner.max_tokens: {config.reasoner.max_tokens} leaves no room for a prompt in {prepared.reasoner_length} tokens")
+    budgets.append(Budget("reasoner", renderer, prepared.reasoner_length, config.reasoner.max_tokens))
+    return renderer
+
+
+Checkpoints = dict[tuple[str, bool], tuple[Checkpoint, Budget]]
+
+
+def _tunable_budgets(config: Config, tasks: Mapping[str, Task], found: dict[str, Model], budgets: list[Budget]) -> Checkpoints:
+    """(tunable, instruction-tuned) → checkpoint and budget, for those that some method tunes and the config names."""
+    checkpoints: Checkpoints = {}
+    for name, tunable in config.tunables.items():
+        for tuned, model_name in ((True, tunable.model), (False, tunable.pretrained)):
+            recipes = tuple(config.recipe(m) for m in config.methods if m not in UNTUNED and config.recipe(m).instruction_tuned == tuned)
+            if not recipes or model_name is None:
+                continue
+            key = f"tunables.{name}{'' if tuned else '.pretrained'}"
+            model = found[key] = models.resolve(model_name)
+            renderer = make_renderer(name, model.folder, tuned)
+            length = _bounded(key, tunable.max_length, model.folder, 4096)
+            answers = {task.name: _answer_tokens(task, renderer) for task in tasks.values()}
+            reserved = (config.reasoner.max_tokens if any(r.cot != "none" for r in recipes) else 0) + max(answers.values()) + 1
+            checkpoints[name, tuned] = (
+                Checkpoint(str(model.folder) if Path(model_name).is_dir() else model_name, model.hash, length, answers),
+                Budget(key, renderer, length, reserved, recipes),
+            )
+            budgets.append(checkpoints[name, tuned][1])
+    return checkpoints
+
+
+
+
+def _answer_tokens(task: Task, renderer: Renderer) -> int:
+    """Bound on a generated answer: half as long again as the longest one that may be looked at (not test's)."""
+    longest = max((len(renderer.answer_ids(target)) for row in task.rows if row.split != "test" for target in row.targets), default=0)
+    return max(8, longest * 3 // 2)
+
+
+def _requests(config: Config, task: Task, lengths: Lengths, renderer: Renderer | None, found: Mapping[str, Model]) -> Requests:
+    if config.reasoner.kind == "scripted":
+        return scripted_requests(task, lengths, Path(config.reasoner.script or ""))
+    assert renderer is not None
+    return vllm_requests(task, lengths, renderer, reasoner_identity(config, found["reasoner"].hash), config.exemplars, lengths.exemplars)
+
+
+def reasoner_identity(config: Config, model_hash: str) -> dict[str, Any]:
+    """All besides the prompt that decides what a vLLM reasoner says."""
+    reasoner = config.reasoner
+    return {
+        "version": VERSION,
+        "kind": "vllm",
+        "model": model_hash,
+        "dtype": reasoner.dtype,
+        "temperature": 0,
+        "max_tokens": reasoner.max_tokens,
+        "stop": reasoner.stop,
+    }
+
+
+def _measured(task: Task, lengths: Lengths, requests: Requests | None) -> Measured:
+    return Measured(
+        rows=fingerprint([[row.id, lengths.texts[row.id], row.targets] for row in task.rows]),
+        rationales=fingerprint(sorted(requests.keys.items())) if requests else "",
+        i_tau=task.i_tau,
+        labels=task.labels,
+        train_size=len(task.split("train")),
+    )
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """The part of a run's manifest that says what is computed."""
+    return {
+        "tasks": {name: _describe_task(task, prepared.lengths[name]) for name, task in prepared.tasks.items()},
+        "models": prepared.models,
+        "trials": [_describe_trial(trial) for trial in prepared.trials],
+        "not_run": [asdict(missing) for missing in prepared.not_run],
+        "notes": list(prepared.config.notes),
+    }
+
+
+def _describe_trial(trial: Trial) -> dict[str, Any]:
+    return {key: getattr(trial, key) for key in ("name", "task", "method", "tunable", "seed", "train_size", "fingerprint")}
+
+
+def _describe_task(task: Task, lengths: Lengths) -> dict[str, Any]:
+    return {
+        "languages": task.languages,
+        "metric": task.metric,
+        "labels": list(task.labels),
+        "rows": {split: _counts(task.split(split)) for split in ("train", "validation", "test")},
+        "groups": {split: len({row.group for row in task.split(split)}) for split in ("train", "validation", "test")},
+        "removed": list(task.removed),
+        "cut": dict(lengths.cut),
+        "gold_cut": dict(lengths.gold_cut),
+        "exemplars": lengths.exemplars,
+        "prompts": fingerprint(task.i_beta, task.i_tau, [asdict(e) for e in task.exemplars]),
+    }
+
+
+def _counts(rows: tuple[Row, ...]) -> dict[str, int]:
+    return dict(Counter({language: len(found) for language, found in by_language(rows).items()}))

@@ -1,0 +1,83 @@
+"""Who answers: a model in this cluster behind vLLM, or a script (for tests and controls)."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reasoner's answer to one request, as the store keeps it (without key and tries)."""
+
+    status: str
+    text: str = ""
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Reasoner(Protocol):
+    async def reason(self, prefix: Sequence[int], ids: Sequence[int], row: str) -> Answer:
+        """ŷ_β = argmax_y P(y | x; θ_β, I_β) for one request. A row's own failure is an ``Answer``; an exception means the reasoner is broken."""
+
+
+class VllmReasoner:
+    def __init__(self, model: str, max_length: int, max_tokens: int, dtype: str, stop: Sequence[str], tensor_parallel: int) -> None:
+        from fiat_ray import models
+        from fiat_ray.engine import Engine, EngineOptions
+
+        self._max_tokens = max_tokens
+        self._stop = tuple(stop)
+        self._engine = Engine(models.find(model), EngineOptions(max_length=max_length, dtype=dtype, tensor_parallel=tensor_parallel))
+
+    async def reason(self, prefix: Sequence[int], ids: Sequence[int], row: str) -> Answer:
+        try:
+            done = await asyncio.wrap_future(self._engine.complete([*prefix, *ids], self._max_tokens, self._stop))
+        except ValueError as error:  # vLLM refused this prompt
+            return Answer("engine_error", error=str(error)[:500])
+        text = done.text.strip()
+        status = "length" if done.finish_reason == "length" else "ok" if text else "empty"
+        return Answer(status, text, done.finish_reason, done.prompt_tokens, done.output_tokens, done.seconds)
+
+
+class ScriptedReasoner:
+    """``reason(row) -> str`` of a Python file; what it raises is that row's ``engine_error``."""
+
+    def __init__(self, script: str) -> None:
+        self._function = load_script(Path(script))
+
+    async def reason(self, prefix: Sequence[int], ids: Sequence[int], row: str) -> Answer:
+        start = time.perf_counter()
+        try:
+            text = (await asyncio.to_thread(self._function, json.loads(row))).strip()
+        except Exception as error:
+            return Answer("engine_error", error=f"{type(error).__name__}: {error}"[:500])
+        return Answer("ok" if text else "empty", text, "stop", 0, 0, time.perf_counter() - start)
+
+
+def load_script(path: Path) -> Callable[[dict[str, Any]], str]:
+    """The function ``reason`` of a Python file."""
+    from fiat_ray.errors import UserError
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `reasoner: {{kind: scripted, script: …}}` names a Python file with a function reason(row)")
+    spec = importlib.util.spec_from_file_location("fiat_ray_script", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+    if not callable(getattr(module, "reason", None)):
+        raise UserError(f"{path}: defines no function reason(row)")
+    function: Callable[[dict[str, Any]], str] = module.reason
+    return function

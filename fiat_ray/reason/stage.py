@@ -1,0 +1,101 @@
+"""The reasoning stage: Ray Data spreads the requests over engine actors, and each actor is the sink of what it generates.
+
+An actor admits several batches at once, so that its engine never drains between them; it writes finished rows itself, at most ``FLUSH_SECONDS``
+after they finished, and passes on key and status only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fiat_ray.reason.reasoners import Reasoner
+from fiat_ray.reason.requests import Requests, columns
+from fiat_ray.reason.store import Store, is_final
+
+FLUSH_SECONDS = 2.0
+
+
+def reason(
+    requests: Requests,
+    store: Store,
+    create: Callable[[], Reasoner],
+    *,
+    replicas: int = 1,
+    cpus: float = 1,
+    gpus: float = 0,
+    batch_size: int = 16,
+) -> Iterator[dict[str, str]]:
+    """Generate what the store lacks; yields ``{key, status}`` for each row when it is durable. ``create`` runs in each actor.
+
+    Starts no actor where nothing is missing.
+    """
+    finished = store.finished()
+    missing = [request for request in requests.ordered if request.key not in finished]
+    if not missing:
+        return
+    import pyarrow as pa
+    import ray.data
+
+    table = pa.table(columns(missing), schema=pa.schema([("key", "string"), ("prefix", "string"), ("ids", pa.list_(pa.int32())), ("row", "string")]))
+    blocks = max(replicas, -(-len(missing) // 4096))
+    rows_a_block = -(-len(missing) // blocks)
+    dataset = ray.data.from_arrow([table.slice(start, rows_a_block) for start in range(0, len(missing), rows_a_block)])
+    # Ray Data restarts a lost actor and retries its block without end unless told otherwise; the new actor asks the store what is done.
+    answered = dataset.map_batches(
+        ReasonerActor,
+        fn_constructor_args=(create, requests.prefixes, str(store.folder)),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=replicas),
+        num_cpus=cpus,
+        num_gpus=gpus or None,
+        max_restarts=2,
+        max_task_retries=2,
+    )
+    for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch.to_pylist()
+
+
+class ReasonerActor:
+    """Ray Data's callable: one reasoner, and the store it writes to."""
+
+    def __init__(self, create: Callable[[], Reasoner], prefixes: dict[str, list[int]], store: str) -> None:
+        self._store = Store(Path(store))
+        self._states = self._store.states()
+        self._prefixes = prefixes
+        self._unwritten: list[dict[str, Any]] = []
+        self._writing = asyncio.Lock()
+        self._timer: asyncio.Task[None] | None = None
+        self._reasoner = create()
+
+    async def __call__(self, batch: Any) -> dict[str, np.ndarray]:
+        statuses = await asyncio.gather(*(self._row(row) for row in batch.to_pylist()))
+        await self._flush()
+        return {"key": np.array(batch["key"].to_pylist(), dtype=object), "status": np.array(statuses, dtype=object)}
+
+    async def _row(self, row: dict[str, Any]) -> str:
+        key = row["key"]
+        state = self._states.get(key)
+        if state is not None and is_final(state):
+            return str(state["status"])
+        answer = await self._reasoner.reason(self._prefixes.get(row["prefix"], []), row["ids"], row["row"])
+        self._unwritten.append({"key": key, "tries": (state["tries"] if state else 0) + 1, **vars(answer)})
+        if self._timer is None or self._timer.done():
+            self._timer = asyncio.create_task(self._flush_later())
+        return answer.status
+
+    async def _flush_later(self) -> None:
+        await asyncio.sleep(FLUSH_SECONDS)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        async with self._writing:
+            rows, self._unwritten = self._unwritten, []
+            if rows:
+                # In a thread: an fsync must not hold up rows that finish meanwhile.
+                await asyncio.to_thread(self._store.write, rows)

@@ -1,0 +1,67 @@
+"""What a method is made of: the ingredients of the paper's §2.3, and its ablations (§4, Table 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Cot = Literal["none", "augmented", "distilled"]
+RationalePart = Literal["whole", "without_answer", "answer_only"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a tunable is tuned: which of FIAT's ingredients it gets. The defaults are FIAT itself."""
+
+    cot: Cot = "augmented"
+    """``augmented``: the rationale is part of the input; ``distilled``: it is a second target (Hsieh et al. 2023)."""
+    instructions: bool = True
+    """Whether i_tau stands before the row (Instruction-augmented Tuning)."""
+    peft: bool = True
+    """LoRA; False: all parameters are tuned."""
+    instruction_tuned: bool = True
+    """Start from the instruction-tuned checkpoint; False: from its pretrained twin."""
+    rationale: RationalePart = "whole"
+    """How much of the reasoner's output the tunable reads; the paper's is the whole of it."""
+
+
+FIAT = Recipe()
+_NO_COT = replace(FIAT, cot="none")
+_NO_INSTRUCTIONS = replace(_NO_COT, instructions=False)
+_NO_PEFT = replace(_NO_INSTRUCTIONS, peft=False)
+
+RECIPES: dict[str, Recipe] = {
+    "fiat": FIAT,
+    "no_cot": _NO_COT,
+    "no_instructions": _NO_INSTRUCTIONS,
+    "no_peft": _NO_PEFT,
+    "no_instruction_tuned": replace(_NO_PEFT, instruction_tuned=False),
+    "distilled_cot": replace(FIAT, cot="distilled"),
+    "fiat_without_instructions": replace(FIAT, instructions=False),
+    "fiat_without_peft": replace(FIAT, peft=False),
+    "fiat_without_instruction_tuned": replace(FIAT, instruction_tuned=False),
+}
+
+ABLATIONS = ("fiat", "no_cot", "no_instructions", "no_peft", "no_instruction_tuned")
+"""Table 3: each removal is cumulative with the one before; the last is traditional fine-tuning."""
+
+LEAVE_ONE_OUT = ("fiat", "no_cot", "fiat_without_instructions", "fiat_without_peft", "fiat_without_instruction_tuned")
+"""FIAT less exactly one ingredient each; without rationales this is ``no_cot``."""
+
+UNTUNED = ("icl", "majority")
+"""Methods that tune nothing."""
+
+TITLES: dict[str, str] = {
+    "majority": "Majority label",
+    "icl": "Few-shot ICL",
+    "fiat": "FIAT",
+    "no_cot": "w/o CoT-augmented tuning",
+    "no_instructions": "w/o instruction-augmented tuning",
+    "no_peft": "w/o parameter-efficient tuning",
+    "no_instruction_tuned": "w/o instruction-tuned base model",
+    "distilled_cot": "Distilled CoT",
+    "fiat_without_instructions": "FIAT less instructions only",
+    "fiat_without_peft": "FIAT less PEFT only",
+    "fiat_without_instruction_tuned": "FIAT less instruction tuning only",
+}
+"""Row titles in the paper's words."""

@@ -1,0 +1,189 @@
+"""Row → token ids and loss mask: the one place where text becomes a prompt.
+
+A prompt is a list of pieces, each tokenized on its own. *Structure* (chat template, BOS) may hold special tokens; *content* (instructions, rows,
+rationales, targets) may not, so ``<|im_start|>`` in a passage stays text. Token counts of pieces add up, a row's text has the same tokens in every
+recipe, and training tokens are evaluation tokens up to the target, because both come from here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from fiat_ray.recipe import Recipe
+from fiat_ray.task import Task, without_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = tuple[Literal["user", "assistant"], tuple[str, ...]]
+"""Who speaks, and the content pieces of what is said."""
+
+IGNORED = -100
+"""Label of a token without loss (torch's cross-entropy skips it)."""
+
+_SLOT = re.compile("\ufdd0(\\d+)\ufdd1")  # noncharacters: they occur in no template
+
+
+class Piece(NamedTuple):
+    kind: Literal["structure", "instructions", "exemplars", "input", "rationale", "target"]
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    pieces: tuple[Piece, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for piece in self.pieces for token in piece.ids]
+
+    @property
+    def labels(self) -> list[int]:
+        """The loss mask: ids of the target piece (answer and EOS), ``IGNORED`` elsewhere."""
+        return [token if piece.kind == "target" else IGNORED for piece in self.pieces for token in piece.ids]
+
+    def __add__(self, pieces: Sequence[Piece]) -> Prompt:
+        return Prompt((*self.pieces, *pieces))
+
+    def __len__(self) -> int:
+        return sum(len(piece.ids) for piece in self.pieces)
+
+
+class Renderer:
+    """Renders for one checkpoint: its tokenizer, and its chat template where it is instruction-tuned.
+
+    ``chat=False`` is for a pretrained checkpoint: plain text in every recipe, in which ``reply`` stands between the row and the answer.
+    """
+
+    def __init__(self, folder: Path, chat: bool = True, reply: str = "\nanswer:") -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self.chat = chat and bool(self.tokenizer.chat_template)
+        self.reply = reply
+        self._content = lru_cache(maxsize=4096)(self._encode_content)
+
+    def reasoner_prompt(self, task: Task, exemplar_count: int, text: str, language: str, which: Any = "row_language") -> Prompt:
+        """Instructions i_beta, the first ``exemplar_count`` exemplars as earlier turns, and the row: what β reasons about."""
+        return self.reasoner_prefix(task, exemplar_count, language, which) + self.row_pieces(text)
+
+    def reasoner_prefix(self, task: Task, exemplar_count: int, language: str, which: Any = "row_language") -> Prompt:
+        """All of the prompt before the row: the same for all rows of a language, so that engines compute it once."""
+        kinds: list[str] = ["instructions"]
+        messages: list[Message] = []
+        opening: tuple[str, ...] = (f"{task.i_beta}\n\n",)
+        for exemplar in task.exemplars_for(language, which)[:exemplar_count]:
+            messages += [("user", (*opening, task.text(exemplar.fields))), ("assistant", (exemplar.answer,))]
+            kinds += ["exemplars", "exemplars"]
+            opening = ()
+        messages.append(("user", (*opening, "")))
+        before, _ = self._around_last(tuple(messages), tuple(kinds) + ("input",))
+        return Prompt(before)
+
+    def row_pieces(self, text: str) -> list[Piece]:
+        """The row and the opening of the reply."""
+        return [self.content("input", text), *self._around_last((("user", ("",)),), ("input",))[1]]
+
+    def tunable_prompt(self, task: Task, text: str, rationale: str | None, recipe: Recipe) -> Prompt:
+        """What τ reads: i_tau (with instructions), the row's text, and the rationale (with CoT); the target follows."""
+        opening = [self.content("input", "predict: ")] if recipe.cot == "distilled" else []
+        return self._tunable_prompt(task, opening, text, rationale, recipe)
+
+    def explain_prompt(self, task: Task, text: str, recipe: Recipe) -> Prompt:
+        """Distilled CoT's other half: ``explain: `` and the row, whose target is the rationale (Hsieh et al. 2023)."""
+        return self._tunable_prompt(task, [self.content("input", "explain: ")], text, None, recipe)
+
+    def _tunable_prompt(self, task: Task, opening: list[Piece], text: str, rationale: str | None, recipe: Recipe) -> Prompt:
+        content = [self.content("instructions", f"{task.i_tau}\n\n")] if recipe.instructions else []
+        content += [*opening, self.content("input", text)]
+        if recipe.cot == "augmented":
+            content.append(self.content("rationale", f"\nreasoning: {rationale or ''}".rstrip()))
+        before, after = self._around_last((("user", ("",)),), ("input",))
+        return Prompt((*before, *content, *after))
+
+    def target(self, text: str) -> Piece:
+        """The supervised tokens: the answer and EOS."""
+        return Piece("target", text, (*self.answer_ids(text), self.eos))
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """An answer as it stands after the prompt: the reply of a chat, or after ``answer:`` and a space in plain text."""
+        return self._content(text if self.chat else f" {text}")
+
+    def content(self, kind: Any, text: str) -> Piece:
+        return Piece(kind, text, self._content(text))
+
+    @cached_property
+    def eos(self) -> int:
+        assert self.tokenizer.eos_token_id is not None, "a tunable's tokenizer names an EOS token"
+        return int(self.tokenizer.eos_token_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _encode_content(self, text: str) -> tuple[int, ...]:
+        # A lone surrogate is no text that a tokenizer takes; it shows as the replacement character.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
+
+    @lru_cache(maxsize=256)  # noqa: B019 - a renderer lives as long as its process
+    def _around_last(self, messages: tuple[Message, ...], kinds: tuple[str, ...]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+        """Pieces before and after the last content piece of ``messages``, whose kinds are given in order."""
+        contents = [text for _, texts in messages for text in texts]
+        slots = iter(range(len(contents)))
+        marked = [(role, "".join(f"\ufdd0{next(slots)}\ufdd1" for _ in texts)) for role, texts in messages]
+        parts = _SLOT.split(self._template(marked))
+        pieces: list[Piece] = []
+        last = 0
+        for at, part in enumerate(parts):  # structure, slot number, structure, slot number, …, structure
+            if at % 2:
+                last = len(pieces)
+                pieces.append(self.content(kinds[int(part)], contents[int(part)]))
+            elif part:
+                pieces.append(Piece("structure", part, tuple(self.tokenizer.encode(part, add_special_tokens=False))))
+        return self._with_bos(pieces[:last]), tuple(pieces[last + 1 :])
+
+    def _template(self, messages: list[tuple[str, str]]) -> str:
+        if not self.chat:
+            turns = [text if role == "user" else f"\n{text}\n\n" for role, text in messages]
+            return "".join(turns) + self.reply
+        return str(
+            self.tokenizer.apply_chat_template(
+                [{"role": role, "content": text} for role, text in messages],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                date_string="01 Jan 2025",  # some templates print today's date: the same row would be another prompt tomorrow
+            )
+        )
+
+    def _with_bos(self, pieces: list[Piece]) -> tuple[Piece, ...]:
+        """Exactly one BOS, where the tokenizer itself starts texts with one."""
+        bos = self._own_bos
+        if bos is None or (pieces and pieces[0].ids[:1] == (bos,)):
+            return tuple(pieces)
+        return (Piece("structure", self.tokenizer.decode([bos]), (bos,)), *pieces)
+
+    @cached_property
+    def _own_bos(self) -> int | None:
+        ids = self.tokenizer.encode("x")
+        return ids[0] if ids and ids[0] == self.tokenizer.bos_token_id else None
+
+
+def shown_rationale(task: Task, renderer: Renderer, rationale: str, recipe: Recipe, max_tokens: int) -> str:
+    """The part of a rationale that a recipe shows to the tunable, at most ``max_tokens`` of the tunable's own tokens."""
+    text = rationale.strip()
+    if recipe.rationale == "answer_only":
+        text = task.answer(rationale)
+    elif recipe.rationale == "without_answer":
+        text = without_answer(rationale)
+    ids = renderer.content("rationale", text).ids
+    while len(ids) > max_tokens:  # another tokenizer than the reasoner's may need more; decoding a cut may too, hence the loop
+        text = renderer.decode(ids[:max_tokens])
+        ids, max_tokens = renderer.content("rationale", text).ids, max_tokens - 1
+    return text

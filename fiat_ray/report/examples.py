@@ -1,0 +1,101 @@
+"""Test rows for the report's example browser: input, rationale, gold, and each method's answer."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from typing import Any
+
+from fiat_ray.metrics import exact_match, f1
+from fiat_ray.recipe import UNTUNED
+from fiat_ray.report.results import Results
+from fiat_ray.report.tables import title_of
+
+LABEL = re.compile(r"(?:^|(?<=\s))([A-Za-z_]{2,20}): ")
+
+
+def examples(results: Results, limit: int = 200) -> list[dict[str, Any]]:
+    """At most ``limit`` test rows, evenly over tasks and languages, as JSON-able dicts; answers are those of each method's first seed.
+
+    Texts are ``{"text", "dir", "lang"}``: the direction of their first strong character, and the row's language where they are not Latin.
+    """
+    share = max(1, limit // max(1, len(results.run.tasks)))
+    return [example for task in results.run.tasks for example in _of_task(results, task, share)]
+
+
+def _of_task(results: Results, task: str, limit: int) -> list[dict[str, Any]]:
+    rows = [row for row in results.run.rows(task) if row["split"] == "test"]
+    by_language = defaultdict(list)
+    for row in rows:
+        by_language[row["language"]].append(row)
+    each = -(-limit // max(1, len(by_language)))
+    rationales = {row["id"]: row for row in results.run.augmented(task) if row["split"] == "test"}
+    answers, is_label = _answers(results, task), bool(results.run.manifest["tasks"][task]["labels"])
+    labels = _common_labels([row["input"] for row in rows])
+    taken = [row for language in sorted(by_language) for row in by_language[language][:each]][:limit]
+    return [
+        {
+            "task": task,
+            "id": row["id"],
+            "language": row["language"],
+            "input": [{"label": label, **_text(text, row["language"])} for label, text in _parts(row["input"], labels)],
+            "rationale": _text((rationales.get(row["id"]) or {}).get("rationale") or "", row["language"]),
+            "status": (rationales.get(row["id"]) or {}).get("status") or "",
+            "gold": [_text(target, row["language"]) for target in row["targets"]],
+            "answers": [_answer(method, answers[method][row["id"]], row, is_label) for method in answers if row["id"] in answers[method]],
+        }
+        for row in taken
+    ]
+
+
+def _answers(results: Results, task: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Method, with its tunable where it has one → row id → prediction."""
+    found = {}
+    for method in results.methods(task):
+        for tunable in results.places(task, method):
+            first = results.predictions(task, method, tunable)[:1]
+            if first:
+                name = title_of(method) if method in UNTUNED else f"{title_of(method)} · {tunable}"
+                found[name] = {row["id"]: row for row in first[0]}
+    return found
+
+
+def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], is_label: bool) -> dict[str, Any]:
+    """``score``: P(positive) of a label where there is one, F1 of free text. ``right``: exact match."""
+    text, probability = prediction["prediction"], prediction["score"]
+    of_label = "" if probability is None else f"P(positive) {probability:.2f}"
+    shown = of_label if is_label else f"F1 {100 * f1(row['targets'], text):.0f}"
+    right = text in row["targets"] if is_label else exact_match(row["targets"], text)
+    return {"method": method, **_text(text, row["language"]), "right": right, "score": shown}
+
+
+def _common_labels(inputs: list[str]) -> list[str]:
+    """Labels such as ``question:`` that every input has: the fixed parts of the task's template."""
+    if not inputs:
+        return []
+    common = set(LABEL.findall(inputs[0]))
+    for text in inputs:
+        common &= set(LABEL.findall(text))
+    return sorted(common, key=inputs[0].index)
+
+
+def _parts(text: str, labels: list[str]) -> list[tuple[str, str]]:
+    """(label, text) pairs of an input; a text without its label in place stays with the part before."""
+    parts, rest, name = [], text, ""
+    for label in labels:
+        before, found, after = rest.partition(f"{label}: ")
+        if not found:
+            continue
+        if before.strip() or name:
+            parts.append((name, before.strip()))
+        name, rest = label, after
+    return [*parts, (name, rest.strip())]
+
+
+def _text(text: str, language: str) -> dict[str, str]:
+    letters = [char for char in text if char.isalpha()]
+    strong = next((kind for char in text if (kind := unicodedata.bidirectional(char)) in ("L", "R", "AL")), "L")
+    latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
+    foreign = {} if 2 * latin >= len(letters) else {"lang": language}
+    return {"text": text, "dir": "ltr" if strong == "L" else "rtl", **foreign}

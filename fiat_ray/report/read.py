@@ -1,0 +1,95 @@
+"""A run directory → what the report reads of it. The layout is DESIGN's; column names and types are those of ``fiat_ray.schema``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from fiat_ray import schema
+from fiat_ray.artifact import read_json, read_rows
+from fiat_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A campaign's results on disk. Only the trials that the manifest names are current; other folders under ``trials/`` are older ones."""
+
+    path: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.manifest["tasks"])
+
+    @cached_property
+    def trials(self) -> list[dict[str, Any]]:
+        """The manifest's trials, each with its ``trial.json`` where it is tuned, as ``tuned`` says."""
+        records = [read_json(self.path / "trials" / trial["name"] / "trial.json") for trial in self.manifest["trials"]]
+        return [trial | (record or {}) | {"tuned": record is not None} for trial, record in zip(self.manifest["trials"], records, strict=True)]
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Name and hash of each model: ``reasoner`` where one is asked, then tunables (``xs``) and their pretrained twins (``xs.pretrained``)."""
+        return {key.removeprefix("tunables."): model for key, model in self.manifest["models"].items()}
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """``scores.parquet``: schema.SCORES; empty before the first evaluation."""
+        return _frame(self.path / "scores.parquet", schema.SCORES)
+
+    def history(self, trial: str) -> pd.DataFrame:
+        """Validation during a trial's training, every learning rate that was tried: schema.HISTORY."""
+        return _frame(self.path / "trials" / trial / "history.parquet", schema.HISTORY)
+
+    def predictions(self, trial: str) -> list[dict[str, Any]]:
+        """Test predictions of a trial: schema.PREDICTIONS; empty before it is evaluated."""
+        return _rows(self.path / "trials" / trial / "predictions.parquet")
+
+    def untuned_predictions(self, task: str, method: str) -> list[dict[str, Any]]:
+        """Test predictions of a method that tunes nothing: schema.PREDICTIONS."""
+        return _rows(self.path / "untuned" / f"{task}-{method}.parquet")
+
+    def rows(self, task: str) -> list[dict[str, Any]]:
+        """All rows of a task as rendered: schema.ROWS."""
+        return _rows(self.path / "task" / task / "rows.parquet")
+
+    def augmented(self, task: str) -> list[dict[str, Any]]:
+        """The sealed augmented set, all splits: schema.AUGMENTED; empty before it is sealed."""
+        folder = self.path / "augmented" / f"task={task}"
+        result = []
+        for path in sorted(folder.glob("split=*/language=*/*.parquet")):
+            split, language = (unquote(part.partition("=")[2]) for part in path.relative_to(folder).parts[:2])
+            result += [row | {"split": split, "language": language} for row in _rows(path)]
+        return result
+
+
+def read(run_dir: str | Path) -> Run:
+    """Opens a run directory. ``UserError`` where it is none: no ``manifest.json``."""
+    path = Path(run_dir).resolve()
+    manifest = read_json(path / "manifest.json")
+    if manifest is None:
+        raise UserError(f"{run_dir}: no manifest.json in it, so it is no run directory; give the folder that --out named")
+    config = path / "config.yaml"
+    return Run(path, (yaml.safe_load(config.read_text("utf-8")) or {}) if config.is_file() else {}, manifest)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return read_rows(path) if path.is_file() else []
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as dicts by column name."""
+    return cast(list[dict[str, Any]], frame.to_dict("records"))
+
+
+def _frame(path: Path, columns: pa.Schema) -> pd.DataFrame:
+    return cast(pd.DataFrame, (pq.ParquetFile(path).read() if path.is_file() else columns.empty_table()).to_pandas())

@@ -1,0 +1,133 @@
+"""Scores of a run, averaged over seeds, and the differences between its methods, with intervals: the numbers of every table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from fiat_ray.metrics import FULL, NAMED_AVERAGES
+from fiat_ray.recipe import ABLATIONS, UNTUNED
+from fiat_ray.report.read import Run, records
+from fiat_ray.significance import Comparison, compare
+
+METRICS: dict[str, tuple[str, str]] = {"f1": ("f1", "exact_match"), "accuracy": ("accuracy", "auc_pr")}
+"""A task's metric → the scores its tables show; those of the first kind the paper reports too."""
+TESTED = ("f1", "accuracy", "auc_pr")
+"""Metrics whose differences get an interval."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where a method or tunable plays no part its name is ``""``. All values are 0–100, means over the seeds that have one."""
+
+    run: Run
+
+    @cached_property
+    def _scores(self) -> dict[tuple[str, ...], dict[int | None, float]]:
+        """(split, task, method, tunable, language, metric) → seed → value, of current trials at their task's full train size."""
+        current = {(t["task"], t["method"], t["tunable"], t["seed"], t["train_size"]) for t in self.trials()}
+        result: dict[tuple[str, ...], dict[int | None, float]] = {}
+        for score in records(self.run.scores):
+            task, method, value = score["task"], score["method"], score["value"]
+            untuned = method in UNTUNED
+            tunable, seed = ("", None) if untuned else (score["tunable"], int(score["seed"]))
+            if untuned and task in self.run.tasks or (task, method, tunable, seed, score["train_size"]) in current:
+                result.setdefault((score["split"], task, method, tunable, score["language"], score["metric"]), {})[seed] = value
+        return result
+
+    def value(self, task: str, method: str, tunable: str, metric: str, language: str = "mean", split: str = "test") -> float | None:
+        """None where there is no score, or none that is defined."""
+        values = self._scores.get((split, task, method, tunable, language, metric), {}).values()
+        known = [value for value in values if value == value]  # NaN: not defined
+        return fmean(known) if known else None
+
+    def seeds(self, task: str, method: str, tunable: str) -> int:
+        """Seeds behind a method's scores; 0 for methods that tune nothing."""
+        metric = self.metrics(task)[0]
+        return sum(seed is not None for seed in self._scores.get(("test", task, method, tunable, "mean", metric), {}))
+
+    def has(self, task: str, method: str, tunable: str) -> bool:
+        return self.value(task, method, tunable, self.metrics(task)[0]) is not None
+
+    def trials(self, task: str | None = None, method: str | None = None, tunable: str | None = None) -> list[dict[str, Any]]:
+        """Current trials at their task's largest train size."""
+        full: dict[str, int] = {}
+        for trial in self.run.trials:
+            full[trial["task"]] = max(trial["train_size"], full.get(trial["task"], 0))
+        wanted = {"task": task, "method": method, "tunable": tunable}
+        of_full = [trial for trial in self.run.trials if trial["train_size"] == full[trial["task"]]]
+        return [trial for trial in of_full if all(value in (None, trial[name]) for name, value in wanted.items())]
+
+    def metrics(self, task: str) -> tuple[str, str]:
+        return METRICS[self.run.manifest["tasks"][task]["metric"]]
+
+    def languages(self, task: str) -> list[str]:
+        return list(self.run.manifest["tasks"][task]["languages"])
+
+    def averages(self, task: str) -> list[str]:
+        """Names of the task's averages, the headline first: ``mean``, or for cross-lingual QA, Full, ``mean_22``.
+
+        ``mean`` is left out where it is ``mean_27``.
+        """
+        found = {language for _, name, _, _, language, _ in self._scores if name == task}
+        named: list[str] = [name for name in ("mean_22", "mean_27", "mean_21") if name in found]
+        return named if named and set(self.languages(task)) == set(FULL) else [*named, "mean"]
+
+    def averaged(self, task: str, average: str) -> list[str]:
+        """The run's languages in an average."""
+        return [language for language in self.languages(task) if language in NAMED_AVERAGES.get(average, self.languages(task))]
+
+    def tunables(self, task: str) -> list[str]:
+        entries = [*self.run.manifest["trials"], *self.run.manifest["not_run"]]
+        return list(dict.fromkeys(entry["tunable"] for entry in entries if entry["task"] == task and entry["tunable"]))
+
+    def methods(self, task: str) -> list[str]:
+        """Methods with scores: those that tune nothing, the paper's ablations, then others as the config orders them."""
+        named = dict.fromkeys((*UNTUNED, *ABLATIONS, *(trial["method"] for trial in self.trials(task))))
+        return [method for method in named if any(self.has(task, method, tunable) for tunable in self.places(task, method))]
+
+    def places(self, task: str, method: str) -> list[str]:
+        """The tunables of a method; ``[""]`` for one that tunes nothing."""
+        return [""] if method in UNTUNED else self.tunables(task)
+
+    def best(self, task: str, methods: Iterable[tuple[str, str]], metric: str, split: str) -> tuple[str, str] | None:
+        """Of the (method, tunable) pairs with a test score that with the highest one on ``split``.
+
+        None where there is none, or where one of them has no score on ``split``: a choice among the others would not be fair.
+        """
+        average = self.averages(task)[0]
+        there = [pair for pair in methods if self.value(task, *pair, metric, average) is not None]
+        scored = {pair: self.value(task, *pair, metric, average if split == "test" else "mean", split) for pair in there}
+        known = {pair: value for pair, value in scored.items() if value is not None}
+        return max(known, key=known.__getitem__, default=None) if len(known) == len(scored) else None
+
+    def predictions(self, task: str, method: str, tunable: str) -> list[list[dict[str, Any]]]:
+        """Test predictions, one list a seed; those that are there."""
+        if method in UNTUNED:
+            found = [self.run.untuned_predictions(task, method)]
+        else:
+            found = [self.run.predictions(trial["name"]) for trial in self.trials(task, method, tunable)]
+        return [rows for rows in found if rows]
+
+    def difference(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str) -> Comparison | None:
+        """(method, tunable) a less b, over the task's headline average. None where a method has no such scores or the metric is not tested."""
+        average = self.averages(task)[0]
+        if metric not in TESTED or any(self.value(task, *pair, metric, average) is None for pair in (a, b)):
+            return None
+        frames = [self.predictions(task, *pair) for pair in (a, b)]
+        if not all(frames):
+            return None
+        labels = self.run.manifest["tasks"][task]["labels"]
+        languages = self.averaged(task, average)
+        return compare(frames[0], frames[1], metric, positive=labels[-1] if labels else None, languages=languages)  # type: ignore[arg-type]
+
+    def why_missing(self, task: str, method: str, tunable: str) -> tuple[str, str]:
+        """(reason, config key that adds it) of a method without scores."""
+        for entry in self.run.manifest["not_run"]:
+            if (entry["task"], entry["method"]) == (task, method) and entry["tunable"] in (None, "", tunable):
+                return entry["reason"], entry["config_key"]
+        wanted = method in self.run.config.get("methods", ()) if method in UNTUNED else self.trials(task, method, tunable)
+        return ("not finished; the same command goes on", "") if wanted else ("not among this config's methods", "methods")

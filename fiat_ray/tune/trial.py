@@ -1,0 +1,140 @@
+"""One trial: tune with each learning rate, validate through training, keep the best step of the best rate, write it down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fiat_ray import artifact, fiat, models
+from fiat_ray.augmented import Example
+from fiat_ray.campaign import Trial
+from fiat_ray.predict import shown_rationales
+from fiat_ray.render import Renderer
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.schema import HISTORY
+from fiat_ray.task import Task
+from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.batches import number_of_steps, steps_of
+from fiat_ray.tune.tunable import DeepSpeedTunable
+from fiat_ray.tune.validate import Validation, subset, validate
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Best:
+    """The best validated state so far, over all learning rates."""
+
+    validation: Validation
+    learning_rate: float
+    step: int
+    state: dict[str, torch.Tensor] | None
+    """None: untouched, step 0."""
+
+
+def run_trial(trial: Trial, run: RunFolder, zero: int, progress: Progress) -> None:
+    """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, and last ``trial.json``. All workers of a trial run this together."""
+    start = time.perf_counter()
+    task = run.load_task(trial.task)
+    renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
+    examples = run.examples(trial.task, with_rationales=trial.recipe.cot != "none")
+    rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
+    session = _Session(trial, task, renderer, examples, rationales, zero, progress)
+    for learning_rate in trial.learning_rates:
+        session.tune(learning_rate)
+    if dist.get_rank() == 0:
+        session.write(run.trial(trial.name), time.perf_counter() - start)
+    dist.barrier()
+
+
+class _Session:
+    """What the learning rates of one trial share."""
+
+    def __init__(
+        self, trial: Trial, task: Task, renderer: Renderer, examples: Sequence[Example], rationales: dict[str, str], zero: int, progress: Progress
+    ) -> None:
+        self.trial, self.task, self.renderer, self.rationales, self.zero, self.progress = trial, task, renderer, rationales, zero, progress
+        self.train = [e for e in examples if e.split == "train"]
+        self.validation = subset([e for e in examples if e.split == "validation"], trial.validation_rows)
+        self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
+        self.history: list[dict[str, Any]] = []
+        self.best: Best | None = None
+        self.supervised_tokens = 0
+        self.model: Any = None
+
+    def tune(self, learning_rate: float) -> None:
+        """Algorithm 1 with one learning rate."""
+        tunable = DeepSpeedTunable(self.trial, self.task, self.renderer, models.find(self.trial.model), learning_rate, self.steps, self.zero)
+        batches = steps_of(self.train, self.trial.batch_size, self.trial.epochs, self.trial.steps, self.trial.seed)
+        start = time.perf_counter()
+        validated = {round(at * self.steps / self.trial.validations) for at in range(self.trial.validations + 1)}
+
+        def reason(x: Sequence[Example]) -> list[str | None]:
+            return [self.rationales.get(e.id) for e in x]
+
+        def watch(step: int) -> None:
+            if step in validated:
+                self._validate(tunable, learning_rate, step, time.perf_counter() - start)
+            elif step % 10 == 0:
+                self.progress(f"step {step}/{self.steps} · loss {tunable.losses[-1]:.3f}")
+
+        fiat.build(batches, reason, tunable, watch)
+        self.supervised_tokens += tunable.supervised_tokens
+        self.model = tunable.model  # for its configs, when the best state is written
+        tunable.close()
+
+    def _validate(self, tunable: DeepSpeedTunable, learning_rate: float, step: int, seconds: float) -> None:
+        if step == 0 and self.history:
+            return  # the same model as under the first learning rate
+        found = validate(tunable.model, self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)
+        since = self.history[-1]["step"] if self.history and self.history[-1]["learning_rate"] == learning_rate else 0
+        losses = tunable.losses[since:step]
+        self.history.append(
+            {
+                "learning_rate": learning_rate,
+                "step": step,
+                "epoch": step * self.trial.batch_size / max(1, len(self.train)),
+                "train_loss": sum(losses) / len(losses) if losses else None,
+                "metric": found.metric,
+                "value": found.value,
+                "validation_loss": found.loss,
+                "seconds": seconds,
+                "selected": False,
+            }
+        )
+        value = "n/a" if found.value is None else f"{found.value:.1f}"
+        self.progress(f"step {step}/{self.steps} · validation {found.metric} {value} · loss {found.loss:.3f}")
+        if found.better_than(self.best.validation if self.best else None):
+            self.best = Best(found, learning_rate, step, tunable.state())
+
+    def write(self, folder: Path, seconds: float) -> None:
+        assert self.best is not None and self.best.state is not None, "step 0 is always validated"
+        best, trial = self.best, self.trial
+        for row in self.history:
+            row["selected"] = (row["learning_rate"], row["step"]) == (best.learning_rate, best.step)
+        kind = checkpoints.ADAPTER if trial.recipe.peft else checkpoints.CHECKPOINT
+        artifact.write_folder(folder / kind, lambda path: checkpoints.save(self.model, best.state or {}, trial.recipe.peft, path))
+        artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
+        artifact.write_json(
+            folder / "trial.json",
+            {
+                **{name: getattr(trial, name) for name in ("name", "task", "method", "tunable", "seed", "train_size", "fingerprint", "answer_tokens")},
+                "recipe": asdict(trial.recipe),
+                "learning_rate": best.learning_rate,
+                "learning_rates_tried": list(trial.learning_rates),
+                "step": best.step,
+                "steps": self.steps,
+                "kept_step_0": best.step == 0,
+                "selection_metric": best.validation.metric,
+                "selection_value": best.validation.value,
+                "validation_rows": len(self.validation),
+                "supervised_tokens": self.supervised_tokens,
+                "seconds": round(seconds, 2),
+            },
+        )

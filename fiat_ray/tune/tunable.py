@@ -1,0 +1,124 @@
+"""τ in training: a checkpoint with or without LoRA under DeepSpeed. Implements ``fiat.Tunable``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fiat_ray.augmented import Example
+from fiat_ray.campaign import Trial
+from fiat_ray.recipe import Recipe
+from fiat_ray.render import Renderer
+from fiat_ray.task import Task
+from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.batches import Supervised, micro_batches, tensors
+from fiat_ray.tune.loss import SupervisedLoss
+
+DISTILLED_ALPHA = 0.5
+"""Distilled CoT: α · predict + (1 − α) · explain (Hsieh et al. 2023)."""
+
+WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises linearly; it then falls linearly to zero."""
+
+
+class DeepSpeedTunable:
+    def __init__(self, trial: Trial, task: Task, renderer: Renderer, folder: Path, learning_rate: float, steps: int, zero: int) -> None:
+        self.trial, self.task, self.renderer = trial, task, renderer
+        self._folder, self._learning_rate, self._steps, self._zero = folder, learning_rate, steps, zero
+        self._step = 0
+        self.losses: list[float] = []
+        """Mean loss of each step so far, per supervised token."""
+        self.supervised_tokens = 0
+
+    def initialize(self) -> None:
+        """θ_τ^PEFT ← INIT(θ_τ), in a DeepSpeed engine."""
+        import deepspeed
+
+        torch.manual_seed(self.trial.seed)
+        self.model = checkpoints.load(self._folder)
+        if self.trial.recipe.peft:
+            self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
+        tuned = [p for p in self.model.parameters() if p.requires_grad]
+        # torch's AdamW: DeepSpeed's own compiles C++ on first use.
+        optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0)
+        self.engine, *_ = deepspeed.initialize(model=SupervisedLoss(self.model), optimizer=optimizer, config=self._deepspeed_config())
+        self.device = self.engine.device
+
+    def gradient(self, x: Sequence[Example], y_beta: Sequence[str | None]) -> None:
+        """g_τ, accumulated over micro-batches. All workers go through equally many: ZeRO's collectives must meet."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        items = supervised(self.renderer, self.task, self.trial.recipe, x, y_beta)
+        self.supervised_tokens += sum(item.tokens for item in items)
+        # On a CPU attention without a padding mask is so much faster that rows go one by one.
+        batches = micro_batches(items, 16384 if self.device.type == "cuda" else 1)
+        idle = [Supervised(batches[-1][-1].prompt, 0.0)]
+        batches += [idle] * (-len(batches) % world)
+        mine = batches[rank::world]
+        total = torch.zeros((), device=self.device)
+        for number, batch in enumerate(mine, 1):
+            self.engine.set_gradient_accumulation_boundary(number == len(mine))
+            loss = self.engine(tensors(batch, self.renderer.eos, self.device))
+            self.engine.backward(loss * world)  # DeepSpeed averages over workers; weights are of the global batch already
+            total += loss.detach()
+            if number < len(mine):
+                self.engine.step()  # counts the micro-batch; parameters move at the boundary only
+        if world > 1:
+            dist.all_reduce(total)
+        self.losses.append(float(total))
+
+    def update(self) -> None:
+        """θ_τ^PEFT ← UPDATE(θ_τ^PEFT, g_τ)."""
+        warm_up = max(1, round(WARM_UP * self._steps))
+        share = min((self._step + 1) / warm_up, (self._steps - self._step) / max(1, self._steps - warm_up + 1))
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self._learning_rate * min(1.0, share)
+        self.engine.step()
+        self._step += 1
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A copy of the tuned parameters, on the CPU, whole on every worker."""
+        import deepspeed
+
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                with deepspeed.zero.GatheredParameters([parameter]) if self._zero == 3 else nullcontext():
+                    state[name] = parameter.detach().cpu().clone()
+        return state
+
+    def close(self) -> None:
+        """Give the memory back before the next trial."""
+        self.engine.destroy()
+        del self.engine, self.model
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # a formality: batches, their weights and their boundaries are ours
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 1.0,
+            "bf16": {"enabled": self.model.dtype == torch.bfloat16},
+            "zero_optimization": {"stage": self._zero},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 2**31,
+        }
+
+
+def supervised(renderer: Renderer, task: Task, recipe: Recipe, x: Sequence[Example], y_beta: Sequence[str | None]) -> list[Supervised]:
+    """Prompts with targets. Each part's weights make its loss a mean over its own supervised tokens in the whole batch."""
+    predict = [renderer.tunable_prompt(task, e.input, r, recipe) + [renderer.target(e.targets[0])] for e, r in zip(x, y_beta, strict=True)]
+    if recipe.cot != "distilled":
+        return _weighted(predict, 1.0)
+    explain = [renderer.explain_prompt(task, e.input, recipe) + [renderer.target(r)] for e, r in zip(x, y_beta, strict=True) if r]
+    alpha = DISTILLED_ALPHA if explain else 1.0
+    return _weighted(predict, alpha) + _weighted(explain, 1 - alpha)
+
+
+def _weighted(prompts: Sequence[Any], share: float) -> list[Supervised]:
+    tokens = sum(len(prompt.pieces[-1].ids) for prompt in prompts)
+    return [Supervised(prompt, share / tokens) for prompt in prompts]

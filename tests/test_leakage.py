@@ -1,0 +1,142 @@
+"""What must not leak: an example into a second split, an exemplar into the rows, a gold or annotation field into a prompt."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_tasks import DATA, attriqa_row, attriqa_tree, qa_tree, real_data, write
+
+from fiat_ray.errors import UserError
+from fiat_ray.leakage import without_overlap
+from fiat_ray.rows import read_rows
+from fiat_ray.task import Exemplar, Row, Task
+
+GOLD = {
+    "xor_attriqa": {
+        "ais": "bool",
+        "ais_vote": "text",
+        "intrepetability": "bool",
+        "intrepetability_vote": "text",
+        "prediction_correct": "bool",
+        "answers": "text",
+        "answers_translated_en": "text",
+    },
+    "xtreme_up_qa": {"target": "text"},
+}
+"""Fields of raw rows that no prompt may depend on."""
+
+
+def row(split: str, example: str, number: int = 0) -> Row:
+    return Row(f"{split}-{example}-{number}", split, "bn", {"text": f"{split} {example} {number}"}, ("y",), "g", example)
+
+
+def task_of(*rows: Row, built_in: bool = True, exemplars: tuple[Exemplar, ...] = ()) -> Task:
+    return Task("t", "{text}", None, "f1", (), "", "", exemplars, rows, built_in=built_in)
+
+
+def test_overlap_is_removed_from_the_earlier_split() -> None:
+    a, b, c = row("train", "a"), row("train", "b"), row("train", "c")
+    b_val, c_val, d_val = row("validation", "b"), row("validation", "c"), row("validation", "d")
+    a_test, b_test = row("test", "a"), row("test", "b")
+    task = without_overlap(task_of(a, b, c, b_val, c_val, d_val, a_test, b_test))
+    assert task.rows == (c_val, d_val, a_test, b_test)
+    assert [(r["id"], r["overlaps"]) for r in task.removed] == [
+        ("train-a-0", "test"),
+        ("train-b-0", "test"),
+        ("train-c-0", "validation"),
+        ("validation-b-0", "test"),
+    ]
+    again = without_overlap(task)
+    assert again.rows == task.rows
+
+
+def test_repetition_inside_a_split_stays() -> None:
+    rows = (row("train", "a", 0), row("train", "a", 1), row("test", "b", 0), row("test", "b", 1))
+    assert without_overlap(task_of(*rows)).rows == rows
+
+
+def test_own_task_with_overlap_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"1 rows of train or validation .* row train-a-0 of train"):
+        without_overlap(task_of(row("train", "a"), row("test", "a"), built_in=False))
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_exemplar_that_is_a_row_is_an_error(built_in: bool) -> None:
+    exemplar = Exemplar("bn", {"text": "test a 0"}, "because", "z")
+    with pytest.raises(UserError, match="row test-a-0 of test, language bn, is also an exemplar"):
+        without_overlap(task_of(row("test", "a"), built_in=built_in, exemplars=(exemplar,)))
+    without_overlap(task_of(row("test", "b"), built_in=built_in, exemplars=(exemplar,)))
+
+
+def test_guard_sees_the_rows_as_they_are_read(tmp_path: Path) -> None:
+    """A validation row of XOR-AttriQA that stands in test goes; one that shares only its question stays."""
+    tree = attriqa_tree()
+    first = tree["xor_attriqa/in-language/fi.jsonl"][0]
+    tree["xor_attriqa/in-language/val.jsonl"] = [first, first | {"prediction": "another"}, attriqa_row(99)]
+    tree["xor_attriqa/in-language/train.jsonl"] = [attriqa_row(99), attriqa_row(98)]
+    task = Task.load("xor_attriqa", write(tmp_path, tree))
+    assert [(r["split"], r["language"], r["overlaps"]) for r in task.removed] == [("train", "bn", "validation"), ("validation", "fi", "test")]
+    assert len(task.split("validation")) == 2 and len(task.split("train")) == 1 and len(task.split("test")) == 10
+
+
+def test_guard_looks_across_languages(tmp_path: Path) -> None:
+    """A translation of a test question is no training row."""
+    tree = qa_tree()
+    tree["xtreme_up/qa_cross_lang/train/hi.jsonl"][0] |= {
+        name: tree["xtreme_up/qa_cross_lang/test/ur.jsonl"][1][name] for name in ("context", "target")
+    }
+    task = Task.load("xtreme_up_qa", write(tmp_path, tree))
+    assert [(r["split"], r["language"], r["overlaps"]) for r in task.removed] == [("train", "hi", "test")]
+
+
+def scrambled(name: str, raw: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """The raw row with every gold and annotation field replaced, and with some that it lacked."""
+    values = {field: chance.random() < 0.5 if kind == "bool" else f"noise {chance.getrandbits(64):x}" for field, kind in GOLD[name].items()}
+    return raw | values
+
+
+def prompts(task: Task) -> list[tuple[str, str, dict[str, str], str]]:
+    return [(row.split, row.language, row.fields, task.text(row.fields)) for row in task.rows]
+
+
+@pytest.mark.parametrize("name", sorted(GOLD))
+def test_no_prompt_depends_on_gold_or_annotations(tmp_path: Path, name: str) -> None:
+    chance = random.Random(0)
+    tree = attriqa_tree() if name == "xor_attriqa" else qa_tree()
+    noisy = {path: [scrambled(name, raw, chance) for raw in rows] for path, rows in tree.items()}
+    honest, other = Task.load(name, write(tmp_path / "honest", tree)), Task.load(name, write(tmp_path / "noisy", noisy))
+    assert prompts(honest) == prompts(other)
+    assert [row.targets for row in honest.rows] != [row.targets for row in other.rows]
+
+
+@real_data
+@pytest.mark.parametrize("name", sorted(GOLD))
+def test_no_prompt_of_a_real_row_depends_on_gold_or_annotations(tmp_path: Path, name: str) -> None:
+    chance = random.Random(1)
+    paths = sorted(DATA.rglob("in-language/*.jsonl" if name == "xor_attriqa" else "qa_cross_lang/*/[bhs]*.jsonl"))
+    tree = {str(path.relative_to(DATA)): [raw for _, raw in read_rows(path)][:20] for path in paths}
+    noisy = {path: [scrambled(name, raw, chance) for raw in rows] for path, rows in tree.items()}
+    first, second = Task.load(name, write(tmp_path / "honest", tree)), Task.load(name, write(tmp_path / "noisy", noisy))
+    # The guard compares targets too, so a row that it removed would make the two differ.
+    assert not first.removed and prompts(first) == prompts(second)
+
+
+@real_data
+@pytest.mark.parametrize("name", sorted(GOLD))
+def test_exemplars_are_nobodys_rows(name: str) -> None:
+    """Neither a question nor a passage of an exemplar is, holds or is held by a row's, in any split."""
+    task = Task.load(name, DATA)
+    asked, read = ("query", "passage") if name == "xor_attriqa" else ("question", "context")
+    for which in (asked, read):
+        texts = {plain(row.fields[which]) for row in task.rows}
+        for exemplar in task.exemplars:
+            own = plain(exemplar.fields[which])
+            assert not [text for text in texts if text and (own in text or text in own)]
+
+
+def plain(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c)[0] in "LMN")

@@ -1,0 +1,137 @@
+"""Replaying a run directory into a real MLflow store (SQLite): complete, idempotent, and harmless where there is no server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from run_directory import write_run
+
+from fiat_ray import tracking
+from fiat_ray.report.page import build
+
+pytest.importorskip("mlflow")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("run"), methods=("fiat", "no_peft"))
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlruns' / 'mlflow.db'}"
+
+
+def snapshot(uri: str) -> dict[str, tuple]:
+    """All MLflow runs: name → params, tags, number of metric points, artifacts."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    points = {run.info.run_id: {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics} for run in runs}
+    files = {run.info.run_id: sorted(item.path for item in client.list_artifacts(run.info.run_id)) for run in runs}
+    return {
+        run.info.run_name: (
+            run.data.params,
+            run.data.tags,
+            {name: [(point.step, point.value) for point in of] for name, of in points[run.info.run_id].items()},
+            files[run.info.run_id],
+        )
+        for run in runs
+    }
+
+
+def test_a_campaign_is_one_parent_with_a_child_a_trial(run_dir: Path, uri: str) -> None:
+    parent = tracking.track(run_dir, uri)
+    runs = snapshot(uri)
+    trials = {path.name for path in (run_dir / "trials").iterdir()}
+    assert set(runs) == {run_dir.name, *trials}
+    params, tags, metrics, files = next(value for name, value in runs.items() if name.startswith("fiat-"))
+    assert tags["mlflow.parentRunId"] == parent
+    assert (params["recipe.cot"], params["learning_rate"], params["seed"], params["tunable"]) == ("augmented", "0.0002", "0", "xs")
+    assert {"test/f1/bn", "test/f1/ur", "test/f1/mean", "test/exact_match/mean"} <= set(metrics)
+    assert [step for step, _ in metrics["validation/f1"]] == [0, 4, 8, 12]
+    assert {"adapter", "predictions.parquet", "trial.json"} <= set(files)
+    _, _, metrics, files = runs[run_dir.name]
+    assert {"icl/test/f1/mean", "icl/test/unparsed/mean", "majority/test/f1/bn"} <= set(metrics)
+    assert {"config.yaml", "manifest.json", "report"} <= set(files)
+    assert list(Path(uri.removeprefix("sqlite:///")).parent.glob("artifacts/*/artifacts/report/index.html"))
+
+
+def test_a_second_call_adds_nothing(run_dir: Path, uri: str) -> None:
+    first = tracking.track(run_dir, uri)
+    before = snapshot(uri)
+    assert tracking.track(run_dir, uri) == first
+    assert snapshot(uri) == before
+
+
+def test_missing_pieces_are_sent_and_sent_ones_stay_single(run_dir: Path, uri: str) -> None:
+    from mlflow import MlflowClient
+
+    tracking.track(run_dir, uri)
+    before = snapshot(uri)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment is not None
+    broken = next(run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name.startswith("fiat-"))
+    client.delete_tag(broken.info.run_id, tracking.DONE_TAG)  # as if broken off before the end
+    shutil.rmtree(Path(broken.info.artifact_uri.removeprefix("file://")) / "adapter")
+    tracking.track(run_dir, uri)
+    assert snapshot(uri) == before
+
+
+def test_trials_of_an_older_config_are_kept_and_marked(run_dir: Path, uri: str) -> None:
+    tracking.track(run_dir, uri)
+    manifest = run_dir / "manifest.json"
+    text = manifest.read_text()
+    edited = json.loads(text)
+    dropped = edited["trials"].pop()
+    manifest.write_text(json.dumps(edited))
+    try:
+        tracking.track(run_dir, uri)
+        runs = snapshot(uri)
+        assert runs[dropped["name"]][1][tracking.CURRENT_TAG] == "no"
+        assert runs[edited["trials"][0]["name"]][1][tracking.CURRENT_TAG] == "yes"
+    finally:
+        manifest.write_text(text)
+
+
+def test_large_checkpoints_stay_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "run", methods=("no_peft",))
+    monkeypatch.setattr(tracking, "LARGEST_CHECKPOINT", 1)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracking.track(folder, uri)
+    assert "checkpoint" not in next(value for name, value in snapshot(uri).items() if name.startswith("no_peft"))[3]
+
+
+def test_a_server_that_is_not_there_costs_a_warning(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as unused, caplog.at_level(logging.WARNING):
+        unused.bind(("127.0.0.1", 0))
+        assert tracking.track(run_dir, f"http://127.0.0.1:{unused.getsockname()[1]}") is None
+    assert len(caplog.records) == 1
+    assert "Nothing is lost" in caplog.text
+
+
+def test_a_server_that_never_answers_costs_seconds(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    start = time.monotonic()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert tracking.track(run_dir, f"http://127.0.0.1:{silent.getsockname()[1]}") is None
+    assert time.monotonic() - start < 5
+
+
+def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking.default_store() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
