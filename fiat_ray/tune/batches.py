@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -43,41 +44,47 @@ class Supervised:
         return len(self.prompt.pieces[-1].ids)
 
 
-def micro_batches(items: Sequence[Supervised], token_budget: int) -> list[list[Supervised]]:
-    """Items of similar length together, as many as stay under ``token_budget`` tokens, padding counted; at least one."""
+def token_budget(device: torch.device) -> int:
+    """Tokens of a micro-batch: enough for matrix products at full speed."""
+    return 16384 if device.type == "cuda" else 1024
+
+
+def micro_batches(items: Sequence[Supervised], budget: int) -> list[list[Supervised]]:
+    """Items in order, as many together as stay within ``budget`` tokens; at least one. Nothing is padded, so lengths may differ."""
     batches: list[list[Supervised]] = []
-    for item in sorted(items, key=lambda item: len(item.prompt), reverse=True):
-        longest = len(batches[-1][0].prompt) if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= token_budget:
-            batches[-1].append(item)
-        else:
-            batches.append([item])
+    room = 0
+    for item in items:
+        if not batches or len(item.prompt) > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(item)
+        room -= len(item.prompt)
     return batches
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """A right-padded micro-batch of B prompts, T tokens wide."""
+class Packed:
+    """A micro-batch of prompts one behind the other, T tokens in all; attention stays within a prompt (see ``tune.attention``)."""
 
     input_ids: torch.Tensor
-    """(B, T) int64."""
-    attention_mask: torch.Tensor
-    """(B, T) int64."""
+    """(1, T) int64."""
+    position_ids: torch.Tensor
+    """(1, T) int64, from 0 in each prompt."""
     labels: torch.Tensor
-    """(B, T) int64: the token itself where it is supervised, ``IGNORED`` elsewhere."""
+    """(T,) int64: the token itself where it is supervised, ``IGNORED`` elsewhere."""
     weights: torch.Tensor
-    """(B,) float32."""
+    """(T,) float32: of each token in the loss."""
+    bounds: tuple[int, ...]
+    """Where prompts begin, and the end."""
 
 
-def tensors(batch: Sequence[Supervised], pad: int, device: torch.device) -> Tensors:
-    width = max(len(item.prompt) for item in batch)
-
-    def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
-
-    return Tensors(
-        padded([item.prompt.ids for item in batch], pad),
-        padded([[1] * len(item.prompt) for item in batch], 0),
-        padded([item.prompt.labels for item in batch], IGNORED),
-        torch.tensor([item.weight for item in batch], device=device),
+def pack(batch: Sequence[Supervised], device: torch.device) -> Packed:
+    ids = [item.prompt.ids for item in batch]
+    bounds = (0, *accumulate(map(len, ids)))
+    return Packed(
+        torch.tensor([[token for row in ids for token in row]], device=device),
+        torch.tensor([[at for row in ids for at in range(len(row))]], device=device),
+        torch.tensor([label for item in batch for label in item.prompt.labels], device=device),
+        torch.tensor([item.weight for item, row in zip(batch, ids, strict=True) for _ in row], device=device),
+        bounds,
     )

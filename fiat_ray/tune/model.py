@@ -10,16 +10,25 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fiat_ray.config import Lora
+from fiat_ray.tune import attention
 
 ADAPTER, CHECKPOINT = "adapter", "checkpoint"
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    """The precision a checkpoint is stored in."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).dtype or torch.float32
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    attention.register()
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention.NAME)
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -34,9 +43,12 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def save(model: Any, state: dict[str, torch.Tensor], peft: bool, folder: Path) -> None:
-    """Write an adapter or a full checkpoint as safetensors. ``state``: the tuned parameters by name."""
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dtype, folder: Path) -> None:
+    """Write an adapter, in the precision it was tuned in, or a full checkpoint in ``dtype``. ``state``: the tuned parameters by name."""
+    if not peft:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict=state)
     if peft:
         check_adapter(folder)
 

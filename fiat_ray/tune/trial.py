@@ -34,8 +34,7 @@ class Best:
     validation: Validation
     learning_rate: float
     step: int
-    state: dict[str, torch.Tensor] | None
-    """None: untouched, step 0."""
+    state: dict[str, torch.Tensor]
 
 
 def run_trial(trial: Trial, run: RunFolder, zero: int, progress: Progress) -> None:
@@ -114,12 +113,13 @@ class _Session:
             self.best = Best(found, learning_rate, step, tunable.state())
 
     def write(self, folder: Path, seconds: float) -> None:
-        assert self.best is not None and self.best.state is not None, "step 0 is always validated"
+        assert self.best is not None, "step 0 is always validated"
         best, trial = self.best, self.trial
         for row in self.history:
             row["selected"] = (row["learning_rate"], row["step"]) == (best.learning_rate, best.step)
         kind = checkpoints.ADAPTER if trial.recipe.peft else checkpoints.CHECKPOINT
-        artifact.write_folder(folder / kind, lambda path: checkpoints.save(self.model, best.state or {}, trial.recipe.peft, path))
+        dtype = checkpoints.dtype_of(models.find(trial.model))
+        artifact.write_folder(folder / kind, lambda path: checkpoints.save(self.model, best.state, trial.recipe.peft, dtype, path))
         artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
         artifact.write_json(
             folder / "trial.json",

@@ -16,7 +16,7 @@ from fiat_ray.recipe import Recipe
 from fiat_ray.render import Renderer
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
-from fiat_ray.tune.batches import Supervised, micro_batches, tensors
+from fiat_ray.tune.batches import Supervised, micro_batches, pack, token_budget
 from fiat_ray.tune.loss import SupervisedLoss
 
 DISTILLED_ALPHA = 0.5
@@ -40,7 +40,8 @@ class DeepSpeedTunable:
         import deepspeed
 
         torch.manual_seed(self.trial.seed)
-        self.model = checkpoints.load(self._folder)
+        # A CPU multiplies float32 faster than bfloat16; DeepSpeed keeps float32 masters of bfloat16 parameters.
+        self.model = checkpoints.load(self._folder, "auto" if torch.cuda.is_available() else torch.float32)
         if self.trial.recipe.peft:
             self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
@@ -54,15 +55,14 @@ class DeepSpeedTunable:
         rank, world = dist.get_rank(), dist.get_world_size()
         items = supervised(self.renderer, self.task, self.trial.recipe, x, y_beta)
         self.supervised_tokens += sum(item.tokens for item in items)
-        # On a CPU attention without a padding mask is so much faster that rows go one by one.
-        batches = micro_batches(items, 16384 if self.device.type == "cuda" else 1)
+        batches = micro_batches(items, token_budget(self.device))
         idle = [Supervised(batches[-1][-1].prompt, 0.0)]
         batches += [idle] * (-len(batches) % world)
         mine = batches[rank::world]
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(mine, 1):
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
-            loss = self.engine(tensors(batch, self.renderer.eos, self.device))
+            loss = self.engine(pack(batch, self.device))
             self.engine.backward(loss * world)  # DeepSpeed averages over workers; weights are of the global batch already
             total += loss.detach()
             if number < len(mine):

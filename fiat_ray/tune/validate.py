@@ -6,17 +6,20 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy, pad
 
 from fiat_ray import metrics
 from fiat_ray.augmented import Example
+from fiat_ray.predict import label_predictions
 from fiat_ray.recipe import Recipe
-from fiat_ray.render import Prompt, Renderer
+from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.task import Task
-from fiat_ray.tune.batches import Supervised, micro_batches, tensors
+from fiat_ray.tune.batches import Supervised, micro_batches, pack, token_budget
 from fiat_ray.tune.loss import token_losses
 
 
@@ -55,69 +58,89 @@ def validate(
 ) -> Validation:
     model.eval()
     prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), recipe) for e in examples]
-    loss = _loss(model, renderer, [p + [renderer.target(e.targets[0])] for p, e in zip(prompts, examples, strict=True)])
+    gold = [e.targets[0] for e in examples]
     languages: dict[str, list[int]] = defaultdict(list)
     for at, example in enumerate(examples):
         languages[example.language].append(at)
+    values: dict[str, float | None] = {}
     if task.labels:
-        metric, values = "auc_pr", label_probabilities(model, renderer, prompts, task.labels)[:, -1]
-        gold = [e.targets[0] for e in examples]
-        value = {
-            language: metrics.label_scores([gold[i] for i in at], [gold[i] for i in at], [float(values[i]) for i in at], task.labels[-1])["auc_pr"]
-            for language, at in languages.items()
-        }
+        losses = label_losses(model, renderer, prompts, task.labels)
+        loss = losses[np.arange(len(gold)), [task.labels.index(label) for label in gold]].sum()
+        positive = [p.score for p in label_predictions(-losses, task.labels)]
+        for language, at in languages.items():
+            scores = metrics.label_scores([gold[i] for i in at], [gold[i] for i in at], [positive[i] or 0.0 for i in at], task.labels[-1])
+            values[language] = scores["auc_pr"]
     else:
-        metric, answers = "f1", generate(model, renderer, prompts, max_tokens)
-        value = {
-            language: metrics.text_scores([list(examples[i].targets) for i in at], [answers[i] for i in at])["f1"] for language, at in languages.items()
-        }
+        answers, loss = answer(model, renderer, prompts, gold, max_tokens)
+        for language, at in languages.items():
+            values[language] = metrics.text_scores([examples[i].targets for i in at], [answers[i] for i in at])["f1"]
     model.train()
-    return Validation(metric, metrics.average(value), loss)
+    tokens = sum(len(renderer.target(text).ids) for text in gold)
+    return Validation("auc_pr" if task.labels else "f1", metrics.average(values), float(loss) / max(1, tokens))
 
 
-def generate(model: Any, renderer: Renderer, prompts: Sequence[Prompt], max_tokens: int, rows: int = 16) -> list[str]:
-    """Greedy answers, in order. Prompts of similar length go together, padded on the left."""
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        ids = [prompts[at].ids for at in chosen]
-        width = max(map(len, ids))
-        padded = torch.tensor([[renderer.eos] * (width - len(row)) + row for row in ids], device=model.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
-        output = model.generate(
-            input_ids=padded,
-            attention_mask=mask,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=renderer.eos,
-            pad_token_id=renderer.eos,
-            synced_gpus=False,
-        )
-        for at, row in zip(chosen, output[:, width:].tolist(), strict=True):
-            answers[at] = renderer.decode(row[: row.index(renderer.eos)] if renderer.eos in row else row)
-    return answers
+def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int) -> tuple[list[str], float]:
+    """Greedy answers, in order, and Σ cross-entropy of the gold answers. One pass over a prompt serves both."""
+    items = [Supervised(prompt + [renderer.target(text)], 1.0) for prompt, text in zip(prompts, gold, strict=True)]
+    answers: list[str] = []
+    total = 0.0
+    for batch in micro_batches(items, 4 * token_budget(model.device)):
+        found, loss = _answer_batch(model, renderer.eos, batch, max_tokens)
+        answers += [renderer.decode(ids) for ids in found]
+        total += loss
+    return answers, total
 
 
-def label_probabilities(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labels: Sequence[str]) -> np.ndarray:
-    """P(label) = Π P(token | …) over its tokens and EOS, normalised over the label set; shape (prompts, labels)."""
+def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens: int) -> tuple[list[list[int]], float]:
+    """Prompts and gold answers pass packed, without padding; then the prompts' part of the cache is laid out for decoding side by side."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    packed = pack(batch, model.device)
+    output = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, bounds=packed.bounds, use_cache=True)
+    positions = (packed.labels != IGNORED).nonzero(as_tuple=True)[0]
+    loss = cross_entropy(causal.lm_head(output.last_hidden_state[0, positions - 1]).float(), packed.labels[positions], reduction="sum")
+    lengths = [len(item.prompt) - item.tokens for item in batch]
+    ends = torch.tensor([start + length for start, length in zip(packed.bounds, lengths, strict=False)], device=model.device)
+    token = causal.lm_head(output.last_hidden_state[0, ends - 1]).argmax(-1)
+    cache, mask = _side_by_side(output.past_key_values, packed.bounds, lengths)
+    position = torch.tensor(lengths, device=model.device)
+    answers: list[list[int]] = [[] for _ in batch]
+    running = set(range(len(batch)))
+    for step in range(max_tokens):
+        for row in sorted(running):
+            if int(token[row]) == eos:
+                running.discard(row)
+            else:
+                answers[row].append(int(token[row]))
+        if not running or step + 1 == max_tokens:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
+        found = causal(input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache, use_cache=True)
+        token, position = found.logits[:, -1].argmax(-1), position + 1
+    return answers, float(loss)
+
+
+def _side_by_side(packed: Any, bounds: Sequence[int], lengths: Sequence[int]) -> tuple[Any, torch.Tensor]:
+    """A packed cache, (1, heads, T, d) a layer, as one of B rows padded on the left, (B, heads, longest, d), and its mask (B, longest)."""
+    from transformers import DynamicCache
+
+    cache, longest = DynamicCache(), max(lengths)
+    for number, layer in enumerate(packed.layers):
+        rows = []
+        for tensor in (layer.keys, layer.values):
+            parts = [tensor[0, :, start : start + length] for start, length in zip(bounds, lengths, strict=False)]
+            rows.append(torch.stack([pad(part, (0, 0, longest - part.shape[1], 0)) for part in parts]))
+        cache.update(*rows, number)
+    seen = [[0] * (longest - length) + [1] * length for length in lengths]
+    return cache, torch.tensor(seen, device=packed.layers[0].keys.device)
+
+
+def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labels: Sequence[str]) -> np.ndarray:
+    """−log P(label, EOS | prompt): Σ cross-entropy over the tokens of each label, shape (prompts, labels)."""
     endings = [renderer.target(label) for label in labels]
-    items = [[Supervised(prompt + [ending], 1.0) for ending in endings] for prompt in prompts]
-    sums = np.array(_loss_sums(model, renderer, [item for row in items for item in row])).reshape(len(prompts), len(labels))
-    weights = np.exp(-(sums - sums.min(axis=1, keepdims=True)))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-
-
-def _loss(model: Any, renderer: Renderer, prompts: Sequence[Prompt]) -> float:
-    items = [Supervised(prompt, 1.0) for prompt in prompts]
-    return sum(_loss_sums(model, renderer, items)) / max(1, sum(item.tokens for item in items))
-
-
-def _loss_sums(model: Any, renderer: Renderer, items: Sequence[Supervised]) -> list[float]:
-    """Σ cross-entropy of each item's supervised tokens."""
-    sums = {id(item): 0.0 for item in items}
-    for batch in micro_batches(items, 16384 if model.device.type == "cuda" else 1):
-        losses, rows = token_losses(model, tensors(batch, renderer.eos, model.device))
-        for loss, row in zip(losses.tolist(), rows.tolist(), strict=True):
-            sums[id(batch[row])] += loss
-    return [sums[id(item)] for item in items]
+    items = [Supervised(prompt + [ending], 1.0) for prompt in prompts for ending in endings]
+    sums: list[float] = []
+    for batch in micro_batches(items, token_budget(model.device)):
+        losses, positions = token_losses(model, pack(batch, model.device))
+        at = torch.tensor(list(accumulate(len(item.prompt) for item in batch)), device=model.device)
+        sums += torch.zeros(len(batch), device=model.device).index_add(0, torch.bucketize(positions, at, right=True), losses).tolist()
+    return np.array(sums).reshape(len(prompts), len(labels))
