@@ -31,7 +31,7 @@ _HOMES = {
     "score": ("scoring", "score_file"),
 }
 
-__all__ = [*_HOMES]
+__all__ = ["Config", "Recipe", "Run", "Task", "Unfinished", "UserError", "load_config", "open_run", "plan", "run", "score"]
 
 
 def __getattr__(name: str) -> Any:

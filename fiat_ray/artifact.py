@@ -44,8 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Text as UTF-8; lone surrogates, which are no text, become question marks."""
     with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8", errors="surrogatepass")
+        temporary.write_text(text, "utf-8", errors="replace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,7 +59,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    """Rows as one Parquet file. Text that is no valid Unicode (lone surrogates) is written with replacement characters."""
+    """Rows as one Parquet file. Lone surrogates, which are no text, become question marks."""
     try:
         table = pa.Table.from_pylist(rows, schema=schema)
     except UnicodeEncodeError:

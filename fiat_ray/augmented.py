@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
 
 from fiat_ray.artifact import fingerprint, read_json, read_rows, write_json, write_rows
 from fiat_ray.length import Lengths
@@ -15,6 +18,9 @@ from fiat_ray.task import Row
 
 SEAL = "_manifest.json"
 """Written last. Its name starts with ``_``, so that Parquet readers of the folder pass it over."""
+
+PARTITIONS = ("split", "language")
+"""Columns that stand in the names of folders, quoted as in a URL; Parquet readers of the whole folder add them."""
 
 READABLE = ("ok", "length")
 """States whose text is shown to the tunable. All other rows get an empty rationale, in training and in test alike; none is dropped."""
@@ -49,7 +55,7 @@ def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str,
 
     A folder that is sealed with the same fingerprint is left as it is.
     """
-    identity = fingerprint([[row.id, keys[row.id], rationales[keys[row.id]]["text"]] for row in rows])
+    identity = fingerprint([[row.id, row.group, keys[row.id], *(rationales[keys[row.id]][name] for name in ("status", "text"))] for row in rows])
     sealed = read_json(folder / SEAL)
     if sealed is not None and sealed["fingerprint"] == identity:
         return dict(sealed)
@@ -60,14 +66,15 @@ def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str,
     status: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         rationale = rationales[keys[row.id]]
-        part = folder / f"split={row.split}" / f"language={row.language}" / "rows.parquet"
+        part = folder / f"split={row.split}" / f"language={quote(row.language, safe='')}" / "rows.parquet"
         parts[part].append(
             _columns(row, lengths)
             | {"key": keys[row.id], "rationale": rationale["text"], "status": rationale["status"], "finish_reason": rationale["finish_reason"]}
         )
         status[row.language][rationale["status"]] += 1
+    columns = pa.schema([column for column in AUGMENTED if column.name not in PARTITIONS])
     for part, content in parts.items():
-        write_rows(part, content, AUGMENTED)
+        write_rows(part, content, columns)
     seal_ = {"fingerprint": identity, "rows": len(rows), "status": {language: dict(counts) for language, counts in sorted(status.items())}}
     write_json(folder / SEAL, seal_)
     return seal_
@@ -77,8 +84,11 @@ def read(folder: Path) -> list[Example]:
     """All rows of a sealed set. Raises ``FileNotFoundError`` where it is not sealed."""
     if not (folder / SEAL).is_file():
         raise FileNotFoundError(f"{folder}: not sealed")
-    parts = sorted(folder.glob("split=*/language=*/*.parquet"))
-    return [_example(row) for part in parts for row in read_rows(part)]
+    examples = []
+    for part in sorted(folder.glob("split=*/language=*/*.parquet")):
+        values = [unquote(name.partition("=")[2]) for name in part.relative_to(folder).parts[:2]]
+        examples += [_example(row | dict(zip(PARTITIONS, values, strict=True))) for row in read_rows(part)]
+    return examples
 
 
 def readable(examples: Iterable[Example]) -> dict[str, str]:

@@ -125,7 +125,13 @@ def _trial(
         measured.rationales if recipe.cot != "none" else None,
         measured.i_tau if recipe.instructions else None,
         measured.labels,
-        {**decides, "lora": asdict(config.lora) if recipe.peft else None},
+        decides
+        | {
+            "lora": asdict(config.lora) if recipe.peft else None,
+            "epochs": config.epochs if config.steps is None else None,
+            "rationale_tokens": config.reasoner.max_tokens if recipe.cot != "none" else None,
+            "max_length": None,  # decides where passages are cut, and the cut texts are in `rows`
+        },
     )
     return Trial(task, method, recipe, tunable, seed, measured.train_size, checkpoint.model, fingerprint=identity, **decides)  # type: ignore[arg-type]
 

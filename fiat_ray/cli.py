@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from fiat_ray.errors import Unfinished, UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input, 3 rows or trials missing, 130 interrupted."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # Overrides may stand behind options too, which argparse does not take for the positionals they are.
+    if any("=" not in text or text.startswith("-") or not hasattr(parsed, "override") for text in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.override = [*parsed.override, *rest]
     try:
         parsed.command(parsed)
         return 0
@@ -93,19 +100,34 @@ def _run(parsed: argparse.Namespace) -> None:
     from fiat_ray.schedule import STAGES
 
     overrides = list(parsed.override)
-    loaded = config.load(parsed.config, overrides)
     stages = STAGES if parsed.stage == "run" else (parsed.stage,)
     out = parsed.out or _default_out(parsed.config)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(out).is_absolute():
         raise UserError(f"--out {out}: a submitted job runs in a folder that is deleted; give an absolute path that all nodes share")
-    done, outcome = runs.run_config(loaded, out, stages=stages, command=" ".join(["fiat-ray", parsed.stage, parsed.config, *overrides]))
+    command = " ".join(["fiat-ray", parsed.stage, parsed.config, *overrides])
+    with _config_named(parsed):
+        done, outcome = runs.run_config(config.load(parsed.config, overrides), out, stages=stages, command=command)
     if parsed.stage == "run":
         print(console_table(done.path))
-        print(f"\nNext:\n  {_tool()} ui\n  {_tool()} infer {_shown(done.path)} --input rows.jsonl --output answers.jsonl\n  open {_shown(done.path)}/report/index.html")
+        print(f"\nNext:\n  {_tool()} ui")
+        print(f"  {_tool()} infer {_shown(done.path)} --input rows.jsonl --output answers.jsonl")
+        print(f"  xdg-open {_shown(done.path)}/report/index.html")
     if outcome.failed or outcome.engine_errors:
         parts = [f"trial {name}: {error.splitlines()[0]}" for name, error in outcome.failed.items()]
         parts += [f"{outcome.engine_errors} rows without a rationale (engine_error)"] if outcome.engine_errors else []
         raise Unfinished(f"{done.path}: finished, but not all of it: " + "; ".join(parts))
+
+
+@contextmanager
+def _config_named(parsed: argparse.Namespace) -> Iterator[None]:
+    """Whatever is wrong with what a config asks for, the message names the config's file too."""
+    from fiat_ray import config
+
+    try:
+        yield
+    except UserError as error:
+        path = str(config.find(parsed.config))
+        raise error if path in str(error) else UserError(f"{path}: {error}") from None
 
 
 def _default_out(config: str) -> Path:
@@ -126,14 +148,16 @@ def _tool() -> str:
 def _plan(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, planning
 
-    print(planning.describe(planning.plan(config.load(parsed.config, parsed.override))))
+    with _config_named(parsed):
+        print(planning.describe(planning.plan(config.load(parsed.config, parsed.override))))
 
 
 def _prompt(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, prompts
 
-    loaded = config.load(parsed.config, parsed.override)
-    print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=sys.stdout.isatty()))
+    with _config_named(parsed):
+        loaded = config.load(parsed.config, parsed.override)
+        print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=sys.stdout.isatty()))
 
 
 def _report(parsed: argparse.Namespace) -> None:

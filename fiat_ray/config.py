@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -155,7 +157,7 @@ def dump(config: Config) -> str:
     """YAML from which ``load`` makes the same config. Paths are absolute: the file may be read from elsewhere."""
     values = dataclasses.asdict(config)
     for key, folder in _paths(values):
-        values = _set(values, key, str(Path(folder).resolve()))
+        values = _set(values, key, str(Path(folder).expanduser().resolve()))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -176,7 +178,7 @@ def _paths(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_path(value: Any, always: bool = False) -> bool:
-    return isinstance(value, str) and (always or value.startswith((".", "/")))
+    return isinstance(value, str) and (always or value.startswith((".", "/", "~")))
 
 
 def _relative(path: Path, folder: str) -> Path:
@@ -313,7 +315,7 @@ def _check(config: Config) -> None:
         **{f"learning_rate.{kind}": min(rates, default=0) for kind, rates in dataclasses.asdict(config.learning_rate).items()},
     }
     for key, number in positive.items():
-        if number <= 0:
+        if not 0 < number < math.inf:
             raise UserError(f"{key}: must be above 0, not {number}")
     if len(config.learning_rate.lora) != len(config.learning_rate.full):
         raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")

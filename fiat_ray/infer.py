@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fiat_ray import campaign, cluster, config as configs
+from fiat_ray import campaign, cluster
+from fiat_ray import config as configs
 from fiat_ray.augmented import Example
 from fiat_ray.config import Config
 from fiat_ray.length import Budget, Lengths, measure

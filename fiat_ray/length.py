@@ -58,7 +58,7 @@ def measure(task: Task, budgets: Sequence[Budget], which: str = "row_language") 
             lengths.cut_characters[row.id] = removed
             if removed:
                 lengths.cut[language] += 1
-                lengths.gold_cut[language] += _gold_lost(row, task, text)
+                lengths.gold_cut[language] += _gold_lost(task, row, removed)
     return lengths
 
 
@@ -96,10 +96,9 @@ def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: 
 def _overhead(task: Task, budget: Budget, language: str, exemplars: int, which: str) -> int:
     if not budget.recipes:
         return len(budget.renderer.reasoner_prompt(task, exemplars, "", language, which))
-    return max(
-        max(len(budget.renderer.tunable_prompt(task, "", "", recipe)), len(budget.renderer.explain_prompt(task, "", recipe)))
-        for recipe in budget.recipes
-    )
+    prompts = [budget.renderer.tunable_prompt(task, "", "", recipe) for recipe in budget.recipes]
+    prompts += [budget.renderer.explain_prompt(task, "", recipe) for recipe in budget.recipes if recipe.cot == "distilled"]
+    return max(map(len, prompts))
 
 
 def _text(task: Task, row: Row, characters: int | None) -> str:
@@ -128,6 +127,8 @@ def _cut(task: Task, row: Row, fits: Sequence[_Fit]) -> tuple[str, int]:
     return _text(task, row, low), len(passage) - low
 
 
-def _gold_lost(row: Row, task: Task, text: str) -> int:
+def _gold_lost(task: Task, row: Row, removed: int) -> bool:
+    """Whether a gold answer stood in the passage, and none does in what is left of it. Labels do not stand in passages."""
     passage = row.fields[task.cut or ""]
-    return int(any(t in passage for t in row.targets) and not any(t in text for t in row.targets))
+    left = passage[: len(passage) - removed]
+    return not task.labels and any(t in passage for t in row.targets) and not any(t in left for t in row.targets)

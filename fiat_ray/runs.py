@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiat_ray import artifact, config as configs, schedule
+from fiat_ray import artifact, schedule
+from fiat_ray import config as configs
 from fiat_ray.collect import collect
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
@@ -74,7 +75,7 @@ def _write_inputs(prepared: Prepared, folder: RunFolder, command: str) -> None:
     for name, task in prepared.tasks.items():
         folder.save_task(task, prepared.lengths[name])
     before = artifact.read_json(folder.manifest) or {}
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about = {
         "fiat_ray": versions().get("fiat-ray"),
         "versions": versions(),
@@ -187,7 +188,8 @@ class Run:
         """The trial of that name (a prefix is enough); without one the best on validation, FIAT's before others."""
         trials = [t for t in self.trials if name is None or t["name"].startswith(name)]
         if not trials:
-            raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {', '.join(t['name'] for t in self.trials) or 'none'}")
+            known = ", ".join(t["name"] for t in self.trials) or "none"
+            raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {known}")
         fiat = [t for t in trials if t["method"] == "fiat"] or trials
         return max(fiat, key=lambda t: (t["selection_value"] or -1.0, t["name"]))
 
@@ -228,5 +230,3 @@ def run(
         name, error = next(iter(outcome.failed.items()))
         raise RuntimeError(f"{len(outcome.failed)} trials failed; {name}: {error}")
     return done
-
-

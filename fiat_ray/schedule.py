@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import shutil
 import threading
-import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -23,9 +22,10 @@ from fiat_ray.campaign import Trial, needs_rationales
 from fiat_ray.cluster import Unit, check_shared, connect, resolved, unit
 from fiat_ray.config import Where
 from fiat_ray.prepare import Prepared, make_reasoner
-from fiat_ray.progress import Console, clock
+from fiat_ray.progress import Console
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
+from fiat_ray.reason.watch import Watch
 from fiat_ray.run_folder import RunFolder
 
 STAGES = ("reason", "tune", "evaluate")
@@ -75,6 +75,7 @@ class _Schedule:
         self.events: queue.Queue[Callable[[], None]] = queue.Queue()
         self.evaluating: set[str] = set()
         self.reasoning = False
+        self.watch: Watch | None = None
         self.where: Where = prepared.config.where
         self.unit = Unit(1, 0, 1)
         self.board: Any = None
@@ -97,7 +98,7 @@ class _Schedule:
                 try:
                     self.events.get(timeout=0.3)()
                 except queue.Empty:
-                    self._read_board()
+                    self._show_progress()
         finally:
             shutil.rmtree(self.storage, ignore_errors=True)
         return self.outcome
@@ -115,6 +116,11 @@ class _Schedule:
             from fiat_ray.tune.lane import Board
 
             self.board = ray.remote(num_cpus=0)(Board).remote()
+
+    def _show_progress(self) -> None:
+        self._read_board()
+        if self.watch is not None:
+            self.console.status(self.watch.text())
 
     def _unfinished(self) -> bool:
         return bool(self.reasoning or self.lanes or self.evaluating or self.to_reason or self.to_tune or self.to_evaluate)
@@ -191,26 +197,15 @@ class _Schedule:
     # Reasoning
 
     def _reason(self, replicas: int) -> Callable[[], None]:
-        import ray.data
-
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
         create = make_reasoner(self._resolved_config(), self.prepared.reasoner_length)
-        start, done = time.monotonic(), 0
         for task, requests in self.prepared.requests.items():
             total = len(requests.distinct)
             missing = total - len(requests.distinct.keys() & self.store.finished())
             self.console.line(f"reason: {task}: {total} distinct prompts, {total - missing} stored; starting {replicas} reasoner(s)")
-            counts: Counter[str] = Counter()
+            self.watch = Watch(task, missing, self.store)
             batch = 128 if self.unit.gpus else 16
-            for row in reason(requests, self.store, create, replicas=replicas, cpus=self.unit.cpus, gpus=self.unit.gpus, batch_size=batch):
-                counts[row["status"]] += 1
-                done = counts.total()
-                rate = done / (time.monotonic() - start)
-                states = ", ".join(f"{n} {status}" for status, n in counts.most_common() if status != "ok")
-                left = clock((missing - done) / rate)
-                self.console.status(f"reason: {task}: {done}/{missing} rows · {rate:.1f} rows/s · ETA {left}{' · ' + states if states else ''}")
+            for _ in reason(requests, self.store, create, replicas=replicas, cpus=self.unit.cpus, gpus=self.unit.gpus, batch_size=batch):
+                pass
         return self._reasoned
 
     def _resolved_config(self) -> Any:
@@ -219,7 +214,7 @@ class _Schedule:
         return replace(self.prepared.config, where=self.where)
 
     def _reasoned(self) -> None:
-        self.reasoning = False
+        self.reasoning, self.watch = False, None
         self._seal()
 
     def _seal(self) -> None:

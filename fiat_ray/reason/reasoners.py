@@ -75,8 +75,8 @@ def load_script(path: Path) -> Callable[[dict[str, Any]], str]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__} when loaded: {error}") from None
     if not callable(getattr(module, "reason", None)):
         raise UserError(f"{path}: defines no function reason(row)")
     function: Callable[[dict[str, Any]], str] = module.reason

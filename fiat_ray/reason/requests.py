@@ -64,8 +64,8 @@ def scripted_requests(task: Task, lengths: Lengths, script: Path) -> Requests:
     requests = Requests({}, {}, {})
     code = hashlib.sha256(script.read_bytes()).hexdigest()
     for row in task.rows:
-        content = json.dumps(script_row(row, lengths.texts[row.id]), sort_keys=True, ensure_ascii=False)
-        key = hashlib.sha256(f"{code}{content}".encode("utf-8", "surrogatepass")).hexdigest()
+        content = json.dumps(script_row(row, lengths.texts[row.id]), sort_keys=True)  # in ASCII: Arrow takes no lone surrogates
+        key = hashlib.sha256(f"{code}{content}".encode()).hexdigest()
         requests.keys[row.id] = key
         requests.distinct.setdefault(key, Request(key, "", (), content))
     return requests

@@ -7,6 +7,8 @@ after they finished, and passes on key and status only.
 from __future__ import annotations
 
 import asyncio
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ from typing import Any
 import numpy as np
 
 from fiat_ray.reason.reasoners import Reasoner
-from fiat_ray.reason.requests import Requests, columns
+from fiat_ray.reason.requests import Request, Requests, columns
 from fiat_ray.reason.store import Store, is_final
 
 FLUSH_SECONDS = 2.0
+
+
+MOST_STRIKES = 3
+"""How often engines may die before the stage gives up."""
 
 
 def reason(
@@ -32,33 +38,59 @@ def reason(
 ) -> Iterator[dict[str, str]]:
     """Generate what the store lacks; yields ``{key, status}`` for each row when it is durable. ``create`` runs in each actor.
 
-    Starts no actor where nothing is missing.
+    Starts no actor where nothing is missing. When an actor dies, what it had not written is given to a new one; after ``MOST_STRIKES`` the error of
+    the last is raised.
     """
-    finished = store.finished()
-    missing = [request for request in requests.ordered if request.key not in finished]
-    if not missing:
-        return
+    for strike in range(1, MOST_STRIKES + 1):
+        finished = store.finished()
+        missing = [request for request in requests.ordered if request.key not in finished]
+        if not missing:
+            return
+        answered = _answered(missing, requests.prefixes, store, create, replicas, cpus, gpus, batch_size)
+        try:
+            for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from batch.to_pylist()
+            return
+        except Exception:
+            if strike == MOST_STRIKES:
+                raise
+
+
+def _answered(
+    missing: list[Request],
+    prefixes: dict[str, list[int]],
+    store: Store,
+    create: Callable[[], Reasoner],
+    replicas: int,
+    cpus: float,
+    gpus: float,
+    batch_size: int,
+) -> Any:
+    """The Ray dataset of keys and statuses; iterating it generates."""
     import pyarrow as pa
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
-    table = pa.table(columns(missing), schema=pa.schema([("key", "string"), ("prefix", "string"), ("ids", pa.list_(pa.int32())), ("row", "string")]))
-    blocks = max(replicas, -(-len(missing) // 4096))
-    rows_a_block = -(-len(missing) // blocks)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    schema = pa.schema([("key", pa.string()), ("prefix", pa.string()), ("ids", pa.list_(pa.int32())), ("row", pa.string())])
+    table = pa.table(columns(missing), schema=schema)
+    rows_a_block = -(-len(missing) // max(replicas, -(-len(missing) // 4096)))
     dataset = ray.data.from_arrow([table.slice(start, rows_a_block) for start in range(0, len(missing), rows_a_block)])
-    # Ray Data restarts a lost actor and retries its block without end unless told otherwise; the new actor asks the store what is done.
-    answered = dataset.map_batches(
-        ReasonerActor,
-        fn_constructor_args=(create, requests.prefixes, str(store.folder)),
-        batch_size=batch_size,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=replicas),
-        num_cpus=cpus,
-        num_gpus=gpus or None,
-        max_restarts=2,
-        max_task_retries=2,
-    )
-    for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch.to_pylist()
+    with warnings.catch_warnings():  # the one way to bound restarts in this Ray is announced to go, without another yet
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(
+            ReasonerActor,
+            fn_constructor_args=(create, prefixes, str(store.folder)),
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=replicas),
+            num_cpus=cpus,
+            num_gpus=gpus or None,
+            max_restarts=0,  # strikes are counted in `reason`, outside of what dies; Ray Data would retry without end
+        )
 
 
 class ReasonerActor:
@@ -90,12 +122,13 @@ class ReasonerActor:
         return answer.status
 
     async def _flush_later(self) -> None:
-        await asyncio.sleep(FLUSH_SECONDS)
-        await self._flush()
+        while self._unwritten:  # rows that finish during a flush wait for the next
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self._flush()
 
     async def _flush(self) -> None:
         async with self._writing:
-            rows, self._unwritten = self._unwritten, []
-            if rows:
+            if rows := list(self._unwritten):
                 # In a thread: an fsync must not hold up rows that finish meanwhile.
                 await asyncio.to_thread(self._store.write, rows)
+                del self._unwritten[: len(rows)]  # after a write that failed they are still there for the next

@@ -44,18 +44,21 @@ class Store:
     def _rows(self, columns: list[str]) -> dict[str, dict[str, Any]]:
         chosen: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("*.parquet")):
-            for row in self._part(path, columns):
+            for row in self.part(path, columns):
                 before = chosen.get(row["key"])
                 if before is None or _rank(row) < _rank(before):
                     chosen[row["key"]] = row
         return chosen
 
     @staticmethod
-    def _part(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+    def part(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+        """Rows of one part. Raises ``UserError`` where it is damaged or of another version."""
         try:
             rows: list[dict[str, Any]] = pq.read_table(path, columns=columns, partitioning=None).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path}: damaged part of the rationale store ({str(error)[:120]}); delete this file, its rows are generated anew") from None
+            raise UserError(
+                f"{path}: damaged part of the rationale store ({str(error)[:120]}); delete this file, its rows are generated anew"
+            ) from None
         if rows and set(columns) - set(rows[0]):
             raise UserError(f"{path}: this part of the rationale store lacks columns {sorted(set(columns) - set(rows[0]))}; it is of another version")
         return rows

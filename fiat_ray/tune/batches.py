@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 
 from fiat_ray.augmented import Example
-from fiat_ray.render import IGNORED, Prompt
+from fiat_ray.render import Prompt
 
 
 def steps_of(examples: Sequence[Example], batch_size: int, epochs: float, steps: int | None, seed: int) -> Iterator[list[Example]]:

@@ -29,7 +29,6 @@ def token_losses(model: nn.Module, batch: Packed) -> tuple[torch.Tensor, torch.T
     Logits are computed for supervised positions only: a vocabulary is wide, and targets are short.
     """
     positions = (batch.labels != IGNORED).nonzero(as_tuple=True)[0]
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = causal.model(input_ids=batch.input_ids, position_ids=batch.position_ids, bounds=batch.bounds, use_cache=False).last_hidden_state
-    logits = causal.lm_head(hidden[0, positions - 1])  # the token before predicts the token
-    return cross_entropy(logits.float(), batch.labels[positions], reduction="none"), positions
+    before = positions - 1  # the token before predicts the token
+    output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, bounds=batch.bounds, use_cache=False, logits_to_keep=before)
+    return cross_entropy(output.logits[0].float(), batch.labels[positions], reduction="none"), positions

@@ -37,7 +37,13 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
 
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, use_rslora=lora.rslora, use_dora=lora.dora, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets,
+        lora_dropout=0.0,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        task_type="CAUSAL_LM",
     )
     # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
     return get_peft_model(model, config, autocast_adapter_dtype=False)

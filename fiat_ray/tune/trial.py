@@ -24,6 +24,8 @@ from fiat_ray.tune.batches import number_of_steps, steps_of
 from fiat_ray.tune.tunable import DeepSpeedTunable
 from fiat_ray.tune.validate import Validation, subset, validate
 
+RECORDED = ("name", "task", "method", "tunable", "seed", "train_size", "fingerprint", "answer_tokens")
+
 Progress = Callable[[str], None]
 
 
@@ -124,7 +126,7 @@ class _Session:
         artifact.write_json(
             folder / "trial.json",
             {
-                **{name: getattr(trial, name) for name in ("name", "task", "method", "tunable", "seed", "train_size", "fingerprint", "answer_tokens")},
+                **{name: getattr(trial, name) for name in RECORDED},
                 "recipe": asdict(trial.recipe),
                 "learning_rate": best.learning_rate,
                 "learning_rates_tried": list(trial.learning_rates),

@@ -67,13 +67,13 @@ def validate(
         losses = label_losses(model, renderer, prompts, task.labels)
         loss = losses[np.arange(len(gold)), [task.labels.index(label) for label in gold]].sum()
         positive = [p.score for p in label_predictions(-losses, task.labels)]
-        for language, at in languages.items():
-            scores = metrics.label_scores([gold[i] for i in at], [gold[i] for i in at], [positive[i] or 0.0 for i in at], task.labels[-1])
-            values[language] = scores["auc_pr"]
+        for language, rows in languages.items():
+            of_language = [gold[i] for i in rows]
+            values[language] = metrics.label_scores(of_language, of_language, [positive[i] or 0.0 for i in rows], task.labels[-1])["auc_pr"]
     else:
         answers, loss = answer(model, renderer, prompts, gold, max_tokens)
-        for language, at in languages.items():
-            values[language] = metrics.text_scores([examples[i].targets for i in at], [answers[i] for i in at])["f1"]
+        for language, rows in languages.items():
+            values[language] = metrics.text_scores([examples[i].targets for i in rows], [answers[i] for i in rows])["f1"]
     model.train()
     tokens = sum(len(renderer.target(text).ids) for text in gold)
     return Validation("auc_pr" if task.labels else "f1", metrics.average(values), float(loss) / max(1, tokens))

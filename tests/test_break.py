@@ -1,0 +1,108 @@
+"""Interrupted in every stage, by Ctrl-C and by kill -9: the next run goes on, nothing is done twice, and the result is an undisturbed run's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+SCRIPT = """
+import time
+def reason(row):
+    time.sleep(0.1)
+    return "It is about " + row["input"][:20] + ".\\nAnswer: " + row["targets"][0]
+"""
+
+
+def write_config(folder: Path, tiny: Path) -> Path:
+    (folder / "script.py").write_text(SCRIPT)
+    values = {
+        "task": "country_facts",
+        "languages": ["id", "sw"],
+        "limit": {"train": 12, "validation": 6, "test": 8},
+        "reasoner": {"kind": "scripted", "script": "script.py", "max_tokens": 48},
+        "tunables": {"xs": {"model": str(tiny), "max_length": 1024}},
+        "methods": ["majority", "icl", "fiat", "no_cot", "no_peft"],
+        "learning_rate": {"lora": [1e-2], "full": [2e-3]},
+        "batch_size": 8,
+        "steps": 12,
+        "validation": {"times": 2, "rows": 8},
+        "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "fiat_ray", "run", str(config), "--out", str(out)]
+    # A process group of its own: Ctrl-C of a terminal reaches the driver, and not the test.
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "RAY_ADDRESS": "local"}
+    )
+
+
+def finish(config: Path, out: Path) -> None:
+    process = start(config, out)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr.decode()[-2000:]
+    assert b"FIAT" in stdout
+
+
+def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Signals) -> int:
+    process = start(config, out)
+    deadline = time.monotonic() + 200
+    while not when():
+        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        assert time.monotonic() < deadline, "the moment to interrupt never came"
+        time.sleep(0.02)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def stored(out: Path) -> pd.DataFrame:
+    parts = [pd.read_parquet(path) for path in sorted((out / "rationales").glob("*.parquet"))]
+    return pd.concat(parts).sort_values("key", ignore_index=True) if parts else pd.DataFrame(columns=["key"])
+
+
+def comparable(out: Path) -> pd.DataFrame:
+    return pd.read_parquet(out / "scores.parquet").sort_values(["method", "language", "split", "metric"], ignore_index=True)
+
+
+@pytest.mark.vllm
+def test_interrupted_in_every_stage(tmp_path: Path, tiny: Path) -> None:
+    config, out, undisturbed = write_config(tmp_path, tiny), tmp_path / "broken", tmp_path / "undisturbed"
+    finish(config, undisturbed)
+
+    code = interrupt(config, out, lambda: any((out / "rationales").glob("*.parquet")), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    first = stored(out)
+    assert 0 < len(first) < 52
+
+    code = interrupt(config, out, lambda: len(stored(out)) > len(first), signal.SIGINT)
+    assert code == 130
+    code = interrupt(config, out, lambda: any(out.glob("trials/*/trial.json")), signal.SIGINT)
+    assert code == 130
+    tuned = {path: path.read_bytes() for path in out.glob("trials/*/trial.json")}
+    code = interrupt(config, out, lambda: any(out.glob("trials/*/scores.json")), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    finish(config, out)
+
+    rows, expected = stored(out), stored(undisturbed)
+    assert rows.key.is_unique and rows.key.tolist() == expected.key.tolist()
+    assert rows.text.tolist() == expected.text.tolist()
+    kept = rows.merge(first, on="key", suffixes=("", "_first"))
+    assert len(kept) == len(first) and (kept.seconds == kept.seconds_first).all(), "a finished row was generated again"
+    assert all(path.read_bytes() == content for path, content in tuned.items()), "a finished trial was tuned again"
+    pd.testing.assert_frame_equal(comparable(out), comparable(undisturbed), check_exact=True)
+    for path in undisturbed.glob("trials/*/predictions.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(out / path.relative_to(undisturbed)), pd.read_parquet(path), check_exact=True)

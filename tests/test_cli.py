@@ -1,0 +1,121 @@
+"""The command line: exit codes, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fiat_ray.cli import main
+
+
+def config_file(folder: Path, **changes: object) -> Path:
+    values: dict[str, object] = {"task": "country_facts", "limit": {"train": 2, "validation": 1, "test": 2}, "methods": ["majority"], **changes}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a command says when it refuses its input."""
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def own_task(folder: Path, **files: str) -> Path:
+    task = folder / "mytask"
+    task.mkdir()
+    row = json.dumps({"question": "q", "context": "c", "target": "t", "language": "en"})
+    other = [json.dumps({"question": f"q{at}", "context": "c", "target": "t", "language": "en"}) for at in range(3)]
+    contents = {
+        "task.yaml": "input: 'question: {question} context: {context}'\ncut: context\nlanguage: language\n",
+        "i_beta.txt": "Think.",
+        "i_tau.txt": "Answer.",
+        "exemplars.jsonl": json.dumps({"question": "a", "context": "b", "rationale": "r", "target": "t", "language": "en"}),
+        "train.jsonl": other[0],
+        "validation.jsonl": other[1],
+        "test.jsonl": row,
+        **files,
+    }
+    for name, content in contents.items():
+        (task / name).write_text(content)
+    return task
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tsk": "x"}, "unknown key 'tsk'; did you mean 'task'?"),
+        ({"languages": ["id", "xx"]}, "no rows in language xx"),
+        ({"task": "country_fact"}, "neither a built-in task"),
+        ({"methods": ["fiatt"]}, "unknown method 'fiatt'"),
+        ({"limit": {"dev": 3}}, "no split 'dev'"),
+        ({"batch_size": 0}, "batch_size: must be above 0"),
+        ({"seeds": ["a"]}, "seeds[0]: must be a whole number"),
+        ({"reasoner": {"kind": "scripted"}, "methods": ["icl"]}, "reasoner.script"),
+        ({"reasoner": {"model": "./nowhere"}, "methods": ["icl"]}, "no such folder"),
+        ({"focus": "indic"}, "unknown option 'focus'"),
+        ({"learning_rate": {"lora": [1e-4, 1e-3], "full": [1e-5]}}, "equally many"),
+    ],
+)
+def test_bad_config(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], said: str) -> None:
+    path = config_file(tmp_path, **changes)
+    line = refused(capsys, "run", str(path), "--out", str(tmp_path / "out"))
+    assert said in line
+    assert str(path) in line
+    assert not (tmp_path / "out").exists(), "something was started"
+
+
+def test_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such file" in refused(capsys, "run", str(tmp_path / "none.yaml"))
+    assert "no such file" in refused(capsys, "score", str(tmp_path / "none.jsonl"))
+    assert "no run directory" in refused(capsys, "report", str(tmp_path))
+    assert "no such folder" in refused(capsys, "run", str(config_file(tmp_path, task="xtreme_up_qa", data=str(tmp_path / "gone"))))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"train.jsonl": '{"question": "q", "context": "c", "language": "en"}'}, ["train.jsonl, row 1", "'target'"]),
+        ({"train.jsonl": '{"question": "q", "target": "t", "language": "en"}'}, ["train.jsonl, row 1", "'context'"]),
+        ({"test.jsonl": '{"question": "q", "context": 7, "target": "t", "language": "en"}'}, ["test.jsonl, row 1", "'context'", "int"]),
+        ({"test.jsonl": '{"question": "q", "context": "c", "target": "t"}'}, ["test.jsonl, row 1", "'language'"]),
+        ({"test.jsonl": "{"}, ["test.jsonl, row 1", "not JSON"]),
+        ({"test.jsonl": "[1]"}, ["test.jsonl, row 1", "object"]),
+        ({"test.jsonl": '{"question": "q0", "context": "c", "target": "t", "language": "en"}'}, ["train", "test", "1 rows"]),
+        ({"task.yaml": "input: '{question}'\ncutt: context\n"}, ["task.yaml", "'cutt'"]),
+        ({"task.yaml": "input: '{question.x}'\n"}, ["question.x"]),
+    ],
+)
+def test_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], said: list[str]) -> None:
+    task = own_task(tmp_path, **files)
+    path = config_file(tmp_path, task=str(task), limit={})
+    line = refused(capsys, "run", str(path), "--out", str(tmp_path / "out"))
+    assert all(part in line for part in [*said, str(path)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_score_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"target": "Dhaka", "prediction": "the Dhaka."}\n{"target": "x", "prediction": "y"}\n')
+    assert main(["score", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mean"] == {"f1": 50.0, "exact_match": 50.0}
+    path.write_text('{"target": "Dhaka", "prediction": null}\n')
+    assert "row 1" in refused(capsys, "score", str(path))
+
+
+def test_a_submitted_job_needs_an_absolute_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "absolute" in refused(capsys, "run", str(config_file(tmp_path)), "--out", "relative")
+
+
+def test_majority_alone_needs_no_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(config_file(tmp_path)), "--out", "out"]) == 0
+    assert "Majority" in capsys.readouterr().out
+    assert (tmp_path / "out" / "scores.parquet").is_file()

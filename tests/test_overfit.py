@@ -1,0 +1,196 @@
+"""The whole path on a tiny model: train → merge → swap → generate → score. Sixteen rows are learned by heart, with LoRA and with full tuning."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file, save_file
+
+from fiat_ray import artifact, config, runs, schedule
+from fiat_ray.artifact import read_rows
+from fiat_ray.progress import Console
+from fiat_ray.runs import Run
+from fiat_ray.task import Exemplar, Row, Task
+
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "iris", "jade", "kelp", "lotus", "maple", "north", "onyx", "pearl"]
+
+
+def memory_task(labels: tuple[str, ...] = ()) -> Task:
+    """Sixteen questions with answers that only memory gives; the same rows in all splits, which the leakage guard would not let pass."""
+    rng = random.Random(0)
+    answers = rng.sample(WORDS, len(WORDS)) if not labels else [labels[at % 2] for at in range(16)]
+    rows = [
+        Row(f"{split}-{at}", split, ("aa", "bb")[at % 2], {"question": WORDS[at], "context": WORDS[at - 3]}, (answer,), WORDS[at], f"{split}-{at}")
+        for split in ("train", "validation", "test")
+        for at, answer in enumerate(answers)
+    ]
+    exemplar = Exemplar("aa", {"question": "q", "context": "c"}, "It says so.", labels[0] if labels else "amber")
+    metric = "accuracy" if labels else "f1"
+    return Task(
+        "memory", "question: {question} context: {context}", "context", metric, labels, "Think.", "Answer.", (exemplar,), tuple(rows), built_in=False
+    )
+
+
+def settings(folder: Path, model: Path, **changes: object) -> config.Config:
+    script = folder / "script.py"
+    script.write_text("def reason(row):\n    return f\"I read {row['input']}.\\nAnswer: {row['targets'][0]}\"\n")
+    values = {
+        "task": "memory",
+        "reasoner": {"kind": "scripted", "script": str(script), "max_tokens": 48},
+        "tunables": {"xs": {"model": str(model), "max_length": 512}},
+        "methods": ["majority", "icl", "no_cot", "no_peft"],
+        "learning_rate": {"lora": [2e-2], "full": [5e-3]},
+        "lora": {"rank": 32, "alpha": 32},
+        "batch_size": 16,
+        "steps": 100,
+        "validation": {"times": 4, "rows": 16},
+        "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+        **changes,
+    }
+    return config.load(values)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("overfit")
+
+
+@pytest.fixture(scope="module")
+def texts(folder: Path, tiny: Path, ray_local: None) -> Run:
+    done, outcome = runs.run_config(settings(folder, tiny), folder / "texts", tasks={"memory": memory_task()}, console=Console(quiet=True))
+    assert not outcome.failed
+    return done
+
+
+@pytest.fixture(scope="module")
+def labelled(folder: Path, tiny: Path, ray_local: None) -> Run:
+    task = memory_task(("no", "yes"))
+    chosen = settings(folder, tiny, methods=["icl", "no_peft"])
+    done, outcome = runs.run_config(chosen, folder / "labels", tasks={"memory": task}, console=Console(quiet=True))
+    assert not outcome.failed
+    return done
+
+
+def mean(run: Run, method: str, metric: str) -> float:
+    scores = run.scores.query("method == @method and metric == @metric and language == 'mean' and split == 'test'")
+    assert len(scores) == 1
+    return float(scores.value.iloc[0])
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("method", ["no_cot", "no_peft"])
+def test_overfit(texts: Run, method: str) -> None:
+    """LoRA (with instructions) and full tuning (without)."""
+    assert mean(texts, method, "f1") == 100
+    assert mean(texts, method, "exact_match") == 100
+
+
+@pytest.mark.vllm
+def test_overfit_labels(labelled: Run) -> None:
+    assert mean(labelled, "no_peft", "accuracy") == 100
+    assert mean(labelled, "no_peft", "auc_pr") == pytest.approx(100)
+
+
+@pytest.mark.vllm
+def test_run_directory_is_whole(texts: Run) -> None:
+    manifest = json.loads((texts.path / "manifest.json").read_text())
+    for trial in manifest["trials"]:
+        folder = texts.path / "trials" / trial["name"]
+        assert {path.name for path in folder.iterdir()} >= {"trial.json", "history.parquet", "predictions.parquet", "scores.json"}
+        history = pd.read_parquet(folder / "history.parquet")
+        assert history.step.tolist() == [0, 25, 50, 75, 100]
+        assert history.selected.sum() == 1
+    assert (texts.path / "report" / "index.html").is_file()
+    assert not list(texts.path.rglob("*.tmp")) and not list(texts.path.glob(".ray-train*"))
+    assert mean(texts, "icl", "f1") == 100  # the script gives the gold answer
+    assert mean(texts, "icl", "unparsed") == 0
+
+
+@pytest.mark.vllm
+def test_unchanged_rerun_starts_nothing(texts: Run, tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in texts.path.rglob("*.parquet")}
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("Ray was asked for")
+
+    monkeypatch.setattr(schedule, "connect", refuse)
+    runs.run_config(settings(folder, tiny), texts.path, tasks={"memory": memory_task()}, console=Console(quiet=True))
+    assert {path: path.read_bytes() for path in texts.path.rglob("*.parquet")} == before
+
+
+@pytest.mark.vllm
+def test_infer_answers_new_rows(texts: Run) -> None:
+    gold = {row.fields["question"]: row.targets[0] for row in memory_task().rows}
+    rows = [{"question": WORDS[at], "context": WORDS[at - 3], "extra": at} for at in (3, 0, 7)]
+    answers = texts.infer(rows, trial="no_peft")
+    assert [row["prediction"] for row in answers] == [gold[row["question"]] for row in rows]
+    assert [row["extra"] for row in answers] == [3, 0, 7]
+
+
+@pytest.mark.vllm
+def test_compare_has_an_interval(texts: Run) -> None:
+    found = texts.compare("no_cot", "majority")
+    assert found.difference > 50 and found.low > 0 and found.note
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> Iterator[object]:
+    from fiat_ray.engine import Engine, EngineOptions
+
+    running = Engine(tiny, EngineOptions(max_length=512))
+    yield running
+    running.close()
+
+
+@pytest.mark.vllm
+def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from fiat_ray.evaluate import check_swap
+    from fiat_ray.render import Renderer
+
+    merged = next(texts.path.glob("trials/no_peft-*")) / "checkpoint"
+    task = memory_task()
+    prompt = Renderer(tiny).tunable_prompt(task, task.text(task.rows[0].fields), None, config.RECIPES["no_peft"]).ids
+    with pytest.raises(RuntimeError, match="did not take"):
+        check_swap(engine, merged, prompt)  # the engine still has the untuned weights
+    engine.swap(merged)
+    check_swap(engine, merged, prompt)
+
+    lacking = tmp_path / "lacking"
+    shutil.copytree(merged, lacking)
+    tensors = load_file(lacking / "model.safetensors")
+    tensors.pop(sorted(tensors)[-1])
+    save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="tensors differ"):
+        engine.swap(lacking)
+
+
+@pytest.mark.vllm
+def test_label_probabilities_agree_with_transformers(engine, tiny: Path) -> None:  # type: ignore[no-untyped-def]
+    """One token a label, and several: both are the product over tokens, the latter with EOS."""
+    import numpy as np
+
+    from fiat_ray.render import Renderer
+    from fiat_ray.tune import model
+    from fiat_ray.tune.validate import label_losses
+
+    engine.swap(tiny)
+    task, renderer = memory_task(), Renderer(tiny)
+    prompts = [renderer.tunable_prompt(task, task.text(row.fields), None, config.RECIPES["no_cot"]) for row in task.rows[:6]]
+    labels = ["amber birch", "delta", "a long label of words"]
+    found = engine.label_logprobs([p.ids for p in prompts], [renderer.answer_ids(label) for label in labels], renderer.eos)
+    own = -label_losses(model.load(tiny).eval(), renderer, prompts, labels)
+    assert np.allclose(found, own, atol=2e-2)
+
+
+def test_adapters_hold_weights(texts: Run) -> None:
+    adapter = load_file(next(texts.path.glob("trials/no_cot-*")) / "adapter" / "adapter_model.safetensors")
+    assert any(float(tensor.abs().max()) > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    record = artifact.read_json(next(texts.path.glob("trials/no_cot-*")) / "trial.json")
+    assert record["selection_value"] == 100 and not record["kept_step_0"]
+    assert len(read_rows(next(texts.path.glob("trials/no_cot-*")) / "predictions.parquet")) == 16
