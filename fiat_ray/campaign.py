@@ -77,9 +77,7 @@ class Checkpoint:
     """Task → bound on an answer."""
 
 
-def trials(
-    config: Config, tasks: Mapping[str, Measured], checkpoints: Mapping[tuple[str, bool], Checkpoint]
-) -> tuple[list[Trial], list[NotRun]]:
+def trials(config: Config, tasks: Mapping[str, Measured], checkpoints: Mapping[tuple[str, bool], Checkpoint]) -> tuple[list[Trial], list[NotRun]]:
     """All trials of a config, in the order in which they had best start, and what can't run.
 
     ``checkpoints``: (tunable, instruction-tuned) → its checkpoint; without a pretrained twin there is no entry for (tunable, False).
@@ -101,9 +99,7 @@ def trials(
     return found, missing
 
 
-def _trial(
-    config: Config, task: str, measured: Measured, method: str, recipe: Recipe, tunable: str, checkpoint: Checkpoint, seed: int
-) -> Trial:
+def _trial(config: Config, task: str, measured: Measured, method: str, recipe: Recipe, tunable: str, checkpoint: Checkpoint, seed: int) -> Trial:
     decides = {
         "learning_rates": tuple(config.learning_rate.lora if recipe.peft else config.learning_rate.full),
         "lora": config.lora,

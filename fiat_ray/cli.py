@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--out", type=Path, help="run directory (default: runs/<name of the config>)")
         added.add_argument("override", nargs="*", metavar="key=value", help="changes to the config, such as data=../xtreme_up limit.train=100")
         added.set_defaults(stage=name)
-    added = command("plan", _plan, "rows, tokens, lengths, time and cost; starts nothing", config=True)
+    added = command("plan", _plan, "rows, tokens, what gets cut, and time; starts nothing", config=True)
     added.add_argument("override", nargs="*", metavar="key=value")
     added = command("prompt", _prompt, "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
     added.add_argument("override", nargs="*", metavar="key=value")
@@ -149,7 +149,8 @@ def _plan(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, planning
 
     with _config_named(parsed):
-        print(planning.describe(planning.plan(config.load(parsed.config, parsed.override))))
+        loaded = config.load(parsed.config, parsed.override)
+        print(planning.describe(planning.plan(loaded, run=_default_out(parsed.config))))
 
 
 def _prompt(parsed: argparse.Namespace) -> None:
@@ -157,7 +158,8 @@ def _prompt(parsed: argparse.Namespace) -> None:
 
     with _config_named(parsed):
         loaded = config.load(parsed.config, parsed.override)
-        print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=sys.stdout.isatty()))
+        run, color = _default_out(parsed.config), sys.stdout.isatty()
+        print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=color, run=run))
 
 
 def _report(parsed: argparse.Namespace) -> None:
@@ -179,10 +181,11 @@ def _score(parsed: argparse.Namespace) -> None:
 
 def _infer(parsed: argparse.Namespace) -> None:
     from fiat_ray import artifact, infer, runs
+    from fiat_ray.rows import placed_rows
 
     if not parsed.input.is_file():
         raise UserError(f"{parsed.input}: no such file")
-    answers = infer.infer_rows(runs.open_run(parsed.run), infer.read_new_rows(parsed.input), parsed.trial)
+    answers = infer.infer_rows(runs.open_run(parsed.run), placed_rows(parsed.input), parsed.trial)
     artifact.write_text(parsed.output, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answers))
     print(f"{len(answers)} rows with predictions: {parsed.output}")
 

@@ -107,7 +107,7 @@ class Config:
     lora: Lora = Lora()
     batch_size: int = 16
     """Rows in one step, over all workers."""
-    epochs: float = 1
+    epochs: float = 1.0
     steps: int | None = None
     """Instead of epochs."""
     validation: ValidationConfig = ValidationConfig()
@@ -301,22 +301,28 @@ def _check(config: Config) -> None:
         if method not in known:
             near = difflib.get_close_matches(method, known, 1)
             raise UserError(f"methods: unknown method '{method}'; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(known)}")
+    for key, names in (("recipes", list(config.recipes)), ("tunables", list(config.tunables))):
+        for name in names:  # folders are named after them
+            if name in UNTUNED or not re.fullmatch(r"[\w.-]+", name):
+                raise UserError(f"{key}: '{name}' is no name for one; take letters, digits, _ . - and none of {', '.join(UNTUNED)}")
     positive = {
         "reasoner.max_tokens": config.reasoner.max_tokens,
+        "reasoner.max_length": config.reasoner.max_length,
         "batch_size": config.batch_size,
         "epochs": config.epochs,
-        "steps": config.steps if config.steps is not None else 1,
+        "steps": config.steps,
         "lora.rank": config.lora.rank,
         "validation.times": config.validation.times,
         "validation.rows": config.validation.rows,
         "where.replicas": config.where.replicas,
         "where.workers": config.where.workers,
         **{f"limit.{split}": rows for split, rows in config.limit.items()},
+        **{f"tunables.{name}.max_length": tunable.max_length for name, tunable in config.tunables.items()},
         **{f"learning_rate.{kind}": min(rates, default=0) for kind, rates in dataclasses.asdict(config.learning_rate).items()},
     }
     for key, number in positive.items():
-        if not 0 < number < math.inf:
-            raise UserError(f"{key}: must be above 0, not {number}")
+        if number is not None and not 0 < number < math.inf:
+            raise UserError(f"{key}: must be above 0 and finite, not {number}")
     if len(config.learning_rate.lora) != len(config.learning_rate.full):
         raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
     if config.reasoner.kind == "scripted" and not config.reasoner.script:

@@ -113,7 +113,14 @@ class Engine:
         vLLM only logs tensors that a checkpoint lacks and keeps the old ones, so a checkpoint that is not whole raises ``ValueError`` here.
         """
         check_same_tensors(self._model, weights)
-        self._call(lambda engine: (engine.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)}), engine.reset_prefix_cache()))
+
+        def reload(engine: LLMEngine) -> None:
+            engine.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
+            if not _on_gpu():
+                engine.apply_model(_repack_tied_head)
+            engine.reset_prefix_cache()
+
+        self._call(reload)
 
     def first_logprobs(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
         """Log-probabilities of ``tokens`` as the first output token: compared with the tuned model's own, they show that a swap took."""
@@ -186,6 +193,20 @@ def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return found
 
 
+def _repack_tied_head(model: Any) -> None:
+    """On a CPU vLLM keeps a packed copy of the output layer, and does not renew it where that layer is the embedding, whose weights were reloaded."""
+    head, embedding = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "embed_tokens", None)
+    if head is not None and embedding is not None and model.config.tie_word_embeddings:
+        head.tie_weights(embedding)
+        head.quant_method.process_weights_after_loading(head)
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def _create(model: Path, options: EngineOptions) -> LLMEngine:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -196,7 +217,7 @@ def _create(model: Path, options: EngineOptions) -> LLMEngine:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = _on_gpu()
     if on_gpu:
         where: dict[str, Any] = {"gpu_memory_utilization": options.gpu_memory}
     else:

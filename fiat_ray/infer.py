@@ -18,18 +18,9 @@ from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
 from fiat_ray.recipe import Recipe
-from fiat_ray.rows import Place, read_rows, text_field
+from fiat_ray.rows import Place, text_field
 from fiat_ray.runs import Run
 from fiat_ray.task import Row, Task, digest, template_fields
-
-
-def read_new_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
-    """New rows from a path, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place."""
-    if isinstance(rows, (str, Path)):
-        return list(read_rows(rows))
-    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
-        rows = rows.to_dict("records")
-    return [(Place(f"row {number}"), dict(row)) for number, row in enumerate(rows, 1)]
 
 
 def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: str | None = None) -> list[dict[str, Any]]:

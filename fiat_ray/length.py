@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import Recipe
 from fiat_ray.render import Renderer
-from fiat_ray.task import Row, Task, by_language
+from fiat_ray.task import Row, Task, Which, by_language
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Lengths:
     """Language → rows whose gold answer stood in the passage, but not in what is left of it."""
 
 
-def measure(task: Task, budgets: Sequence[Budget], which: str = "row_language") -> Lengths:
+def measure(task: Task, budgets: Sequence[Budget], which: Which = "row_language") -> Lengths:
     """Cut every row of a task to what all ``budgets`` allow. Raises ``UserError`` for a row that fits in no way."""
     lengths = Lengths()
     for language, rows in by_language(task.rows).items():
@@ -71,7 +71,7 @@ class _Fit:
     count: Callable[[str], int]
 
 
-def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: str) -> _Fit:
+def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: Which) -> _Fit:
     """The first number of exemplars, from all of them down to one, that leaves room for the longest row without its passage."""
     renderer = budget.renderer
     exemplars = len(task.exemplars_for(language, which))
@@ -93,7 +93,7 @@ def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: 
         exemplars -= 1
 
 
-def _overhead(task: Task, budget: Budget, language: str, exemplars: int, which: str) -> int:
+def _overhead(task: Task, budget: Budget, language: str, exemplars: int, which: Which) -> int:
     if not budget.recipes:
         return len(budget.renderer.reasoner_prompt(task, exemplars, "", language, which))
     prompts = [budget.renderer.tunable_prompt(task, "", "", recipe) for recipe in budget.recipes]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fiat_ray.recipe import Recipe
-from fiat_ray.task import Task, without_answer
+from fiat_ray.task import Task, Which, without_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,11 +69,11 @@ class Renderer:
         self.reply = reply
         self._content = lru_cache(maxsize=4096)(self._encode_content)
 
-    def reasoner_prompt(self, task: Task, exemplar_count: int, text: str, language: str, which: Any = "row_language") -> Prompt:
+    def reasoner_prompt(self, task: Task, exemplar_count: int, text: str, language: str, which: Which = "row_language") -> Prompt:
         """Instructions i_beta, the first ``exemplar_count`` exemplars as earlier turns, and the row: what β reasons about."""
         return self.reasoner_prefix(task, exemplar_count, language, which) + self.row_pieces(text)
 
-    def reasoner_prefix(self, task: Task, exemplar_count: int, language: str, which: Any = "row_language") -> Prompt:
+    def reasoner_prefix(self, task: Task, exemplar_count: int, language: str, which: Which = "row_language") -> Prompt:
         """All of the prompt before the row: the same for all rows of a language, so that engines compute it once."""
         kinds: list[str] = ["instructions"]
         messages: list[Message] = []
@@ -148,7 +148,7 @@ class Renderer:
                 pieces.append(Piece("structure", part, tuple(self.tokenizer.encode(part, add_special_tokens=False))))
         return self._with_bos(pieces[:last]), tuple(pieces[last + 1 :])
 
-    def _template(self, messages: list[tuple[str, str]]) -> str:
+    def _template(self, messages: Sequence[tuple[str, str]]) -> str:
         if not self.chat:
             turns = [text if role == "user" else f"\n{text}\n\n" for role, text in messages]
             return "".join(turns) + self.reply

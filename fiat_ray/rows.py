@@ -33,6 +33,15 @@ def read_rows(path: str | Path) -> Iterator[tuple[Place, dict[str, Any]]]:
     yield from parse_rows(str(path), path.read_bytes())
 
 
+def placed_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
+    """Rows from a path, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place."""
+    if isinstance(rows, (str, Path)):
+        return list(read_rows(rows))
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        rows = rows.to_dict("records")
+    return [(Place(f"row {number}"), dict(row)) for number, row in enumerate(rows, 1)]
+
+
 def parse_rows(name: str, content: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:
     """``read_rows`` for a file that is already in memory, such as a member of an archive; ``name`` tells its format."""
     suffix = Path(name).suffix.lower()
@@ -104,6 +113,8 @@ def _tar_members(data: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
                 content = archive.extractfile(member)
                 assert content is not None  # isfile() holds
                 yield f"{data}:{member.name}", content.read()
+        while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+            pass  # gzip's checksum stands at its end, where tarfile does not look
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -79,9 +79,7 @@ class RunFolder:
         known = ("language", "rationale", "target")
         return replace(
             task,
-            exemplars=tuple(
-                Exemplar(e["language"], {k: v for k, v in e.items() if k not in known}, e["rationale"], e["target"]) for e in exemplars
-            ),
+            exemplars=tuple(Exemplar(e["language"], {k: v for k, v in e.items() if k not in known}, e["rationale"], e["target"]) for e in exemplars),
         )
 
     def exemplars_shown(self, name: str) -> dict[str, int]:

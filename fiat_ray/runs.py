@@ -180,9 +180,10 @@ class Run:
 
     def infer(self, rows: Any, trial: str | None = None) -> list[dict[str, Any]]:
         """Algorithm 2 on new rows (see ``infer.infer_rows``)."""
-        from fiat_ray.infer import infer_rows, read_new_rows
+        from fiat_ray.infer import infer_rows
+        from fiat_ray.rows import placed_rows
 
-        return infer_rows(self, read_new_rows(rows), trial)
+        return infer_rows(self, placed_rows(rows), trial)
 
     def best_trial(self, name: str | None = None) -> dict[str, Any]:
         """The trial of that name (a prefix is enough); without one the best on validation, FIAT's before others."""

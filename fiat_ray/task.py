@@ -29,6 +29,8 @@ ANSWER = re.compile(r"(?im)^\s*answer\s*:[ \t]*(.*?)\s*$")
 """A rationale ends with a line ``Answer: …``; the last such line counts."""
 
 Metric = Literal["f1", "accuracy"]
+Which = Literal["row_language", "all"]
+"""Exemplars in a row's prompt: those of its language, or all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Task:
         """The input text of a row: the template, filled."""
         return self.input.format_map(fields)
 
-    def exemplars_for(self, language: str, which: Literal["row_language", "all"] = "row_language") -> tuple[Exemplar, ...]:
+    def exemplars_for(self, language: str, which: Which = "row_language") -> tuple[Exemplar, ...]:
         """Exemplars in the prompt of a row: those of its language; all where it has none of its own, or where all are asked for."""
         own = tuple(e for e in self.exemplars if e.language == language)
         return own if own and which == "row_language" else self.exemplars

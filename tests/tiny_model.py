@@ -41,7 +41,9 @@ def write(
 
     tokenizer = _tokenizer(chat, bos)
     if chat:
-        today = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y %H:%M:%S.%f') %}{% endif %}Today is {{ date_string }}.\n"
+        today = (
+            "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y %H:%M:%S.%f') %}{% endif %}Today is {{ date_string }}.\n"
+        )
         opening = "{{ bos_token }}" if (bos if template_bos is None else template_bos) else ""
         tokenizer.chat_template = opening + (today if date else "") + CHATML
     tokenizer.save_pretrained(folder)
@@ -100,7 +102,12 @@ def row(number: int, split: str = "train", language: str = "bn", targets: tuple[
 def task(rows: tuple[Row, ...] = (), labels: tuple[str, ...] = (), exemplars_a_language: int = 3) -> Task:
     """Questions about towns in Bengali's and Hindi's name, with exemplars in both."""
     exemplars = [
-        Exemplar(language, {"question": f"which town, {language} {n}?", "context": f"Town {n} is named. It is old."}, f"The context names it {n} times.", "yes")
+        Exemplar(
+            language,
+            {"question": f"which town, {language} {n}?", "context": f"Town {n} is named. It is old."},
+            f"The context names it {n} times.",
+            "yes",
+        )
         for language in ("bn", "hi")
         for n in range(exemplars_a_language)
     ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from fiat_ray.length import Lengths
 from fiat_ray.render import Renderer
-from fiat_ray.task import Row, Task
+from fiat_ray.task import Row, Task, Which
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Requests:
 
 
 def vllm_requests(
-    task: Task, lengths: Lengths, renderer: Renderer, identity: Mapping[str, Any], which: str, exemplars: Mapping[str, int]
+    task: Task, lengths: Lengths, renderer: Renderer, identity: Mapping[str, Any], which: Which, exemplars: Mapping[str, int]
 ) -> Requests:
     """Requests for a model in this cluster. ``identity``: model hash, dtype, sampling and stop settings; the key is their hash and the token ids'."""
     requests = Requests({}, {}, {})

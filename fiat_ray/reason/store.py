@@ -54,13 +54,15 @@ class Store:
     def part(path: Path, columns: list[str]) -> list[dict[str, Any]]:
         """Rows of one part. Raises ``UserError`` where it is damaged or of another version."""
         try:
-            rows: list[dict[str, Any]] = pq.read_table(path, columns=columns, partitioning=None).to_pylist()
+            with pq.ParquetFile(path) as part:
+                lacking = sorted(set(columns) - set(part.schema_arrow.names))
+                rows: list[dict[str, Any]] = [] if lacking else part.read(columns).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
                 f"{path}: damaged part of the rationale store ({str(error)[:120]}); delete this file, its rows are generated anew"
             ) from None
-        if rows and set(columns) - set(rows[0]):
-            raise UserError(f"{path}: this part of the rationale store lacks columns {sorted(set(columns) - set(rows[0]))}; it is of another version")
+        if lacking:
+            raise UserError(f"{path}: this part of the rationale store lacks columns {', '.join(lacking)}; it is of another version")
         return rows
 
 

@@ -1,0 +1,234 @@
+"""A task from someone's own rows: template, instructions, exemplars and splits are drafted where they are not given.
+
+Drafts are drafts. They let a first campaign run; instructions and exemplars that somebody wrote who knows the task are worth more than any setting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from fiat_ray.errors import UserError
+from fiat_ray.leakage import without_overlap
+from fiat_ray.rows import Place, placed_rows, text_field
+from fiat_ray.task import SPLITS, Exemplar, Metric, Row, Task, digest, group_fields, make_rows, template_fields
+
+FEWEST = 12
+"""Fewer rows leave nothing to tune on once validation, test and exemplars are taken."""
+DRAFTED_EXEMPLARS = 4
+"""As many as the paper's authors wrote by hand for a language."""
+
+NO_INPUT = ("id", "split", "language", "lang")
+PASSAGES = ("passage", "context", "text")
+
+_SENTENCE_END = re.compile(r"(?<=[.!?।])\s+|(?<=[。？！])")
+
+Placed = list[tuple[Place, dict[str, Any]]]
+
+
+def from_rows(
+    rows: Any,
+    *,
+    target: str = "target",
+    language: str | None = None,
+    input: str | None = None,
+    cut: str | None = None,
+    labels: Sequence[str] | None = None,
+    metric: Metric | None = None,
+    group: str | Sequence[str] | None = None,
+    i_beta: str | None = None,
+    i_tau: str | None = None,
+    exemplars: Iterable[dict[str, Any]] | str | Path | None = None,
+    name: str = "own_task",
+    split: str | None = None,
+    seed: int = 0,
+    validation_share: float = 0.2,
+    test_share: float = 0.2,
+) -> Task:
+    """A task from a DataFrame, a ``datasets.Dataset``, dicts, or a ``.jsonl``, ``.csv`` or ``.parquet`` file.
+
+    ``input``: the template (default: every text field as ``name: {name}``, the passage last); ``cut``: the field that gives way when a prompt is too
+    long (default: the longest of passage, context and text, or of all). ``labels``: makes it a classification, the positive label last. ``group``:
+    fields that rows of one example share (default: all of the input and the target). ``split``: the field that says train, validation or test
+    (default: ``split`` where there is one); without it groups are shared out, seeded, each language (and label) alike.
+    ``exemplars``: dicts with the template's fields, ``rationale``, the target and, optionally, the language. Without them a few train rows become
+    exemplars with a drafted rationale, and are left out of every split.
+
+    Raises ``UserError`` naming row and field for what is missing or no text, for too few rows, and for rows that stand in two splits.
+    """
+    placed = placed_rows(rows)
+    _check(placed, name, validation_share, test_share)
+    first = placed[0][1]
+    template = input if input is not None else _template(placed, {target, language, split, *NO_INPUT})
+    task = Task(
+        name=name,
+        input=template,
+        cut=cut if cut is not None else _longest(template_fields(template), placed),
+        metric=metric or ("accuracy" if labels else "f1"),
+        labels=tuple(labels or ()),
+        i_beta=i_beta or _i_beta(template, labels),
+        i_tau=i_tau or _i_tau(labels),
+        exemplars=(),
+        rows=(),
+        target=target,
+        language=language,
+        built_in=False,
+    )
+    _check_definition(task)
+    split = split or ("split" if "split" in first else None)
+    keys = group_fields({"input": template, "target": target} | ({"group": group} if group else {}))
+    task = replace(task, rows=tuple(_rows(task, placed, split, keys, seed, (validation_share, test_share))))
+    if exemplars is not None:
+        task = replace(task, exemplars=tuple(_given(task, place, raw) for place, raw in placed_rows(exemplars)))
+        return _complete(without_overlap(task))
+    return _complete(_with_drafted_exemplars(without_overlap(task), seed))
+
+
+def _check(placed: Placed, name: str, validation_share: float, test_share: float) -> None:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"name {name!r}: a task's name is of letters, digits, dots, dashes and underscores, because folders are named by it")
+    if len(placed) < FEWEST:
+        raise UserError(f"{name}: {len(placed)} rows are too few: at least {FEWEST} are needed to tune, to validate and to test")
+    if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
+        raise UserError(f"{name}: validation_share {validation_share} and test_share {test_share} must be above 0 and leave something to train on")
+
+
+def _check_definition(task: Task) -> None:
+    if task.cut is not None and task.cut not in template_fields(task.input):
+        raise UserError(f"{task.name}: cut: '{task.cut}' is no field of the input template {task.input!r}")
+    if task.target in template_fields(task.input):
+        raise UserError(f"{task.name}: the input template holds the target field '{task.target}': the answer would stand in the question")
+    if (task.metric == "accuracy") != bool(task.labels):
+        raise UserError(f"{task.name}: metric accuracy goes with labels, f1 with free text")
+
+
+def _complete(task: Task) -> Task:
+    for split in SPLITS:
+        if not task.split(split):
+            raise UserError(f"{task.name}: no rows in split {split}; a campaign trains on train, selects on validation and scores test")
+    return task
+
+
+# Template
+
+
+def _template(placed: Placed, left_out: set[str | None]) -> str:
+    texts = dict.fromkeys(str(name) for _, raw in placed for name, value in raw.items() if isinstance(value, str))
+    names = [name for name in texts if name not in left_out and not name.endswith("_id")]
+    if not names:
+        raise UserError(f"the rows have no text fields to make an input of; their fields are {', '.join(map(str, placed[0][1]))}")
+    for name in names:
+        if not name.isidentifier():
+            raise UserError(f"field '{name}' can't stand in a template; rename it to letters, digits and underscores, or give `input`")
+    names.sort(key=lambda name: name in PASSAGES)  # the question first, and next to the answer what is cut at its end
+    return " ".join(f"{name}: {{{name}}}" for name in names)
+
+
+def _longest(names: Sequence[str], placed: Placed) -> str | None:
+    def characters(name: str) -> int:
+        return sum(len(text_field(raw, name, place)) for place, raw in placed)
+
+    return max([name for name in names if name in PASSAGES] or names, key=characters, default=None)
+
+
+# Splits
+
+
+def _rows(task: Task, placed: Placed, split: str | None, keys: tuple[list[str], list[str]], seed: int, shares: tuple[float, float]) -> Iterable[Row]:
+    if split is not None:
+        names = [text_field(raw, split, place) for place, raw in placed]
+    else:
+        names = _shared_out(list(make_rows(task, ((place, "train", raw) for place, raw in placed), *keys)), bool(task.labels), seed, shares)
+    return make_rows(task, ((place, name, raw) for (place, raw), name in zip(placed, names, strict=True)), *keys)
+
+
+def _shared_out(rows: Sequence[Row], by_label: bool, seed: int, shares: tuple[float, float]) -> list[str]:
+    """A split for each row. Groups stay whole; each goes where most is lacking, language by language, so that all get their share of each."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.example].append(row)
+    wanted = {"test": shares[1], "validation": shares[0], "train": 1 - sum(shares)}
+    taken: Counter[str] = Counter()
+    chosen: dict[str, str] = {}
+    for example, members in sorted(groups.items(), key=lambda g: (g[1][0].language, g[1][0].targets if by_label else (), digest(str(seed), g[0]))):
+        seen = taken.total() + len(members)
+        chosen[example] = max(wanted, key=lambda name: wanted[name] * seen - taken[name])
+        taken[chosen[example]] += len(members)
+    return [chosen[row.example] for row in rows]
+
+
+# Instructions
+
+
+def _i_beta(template: str, labels: Sequence[str] | None) -> str:
+    *others, last = template_fields(template)
+    given = f"{', '.join(others)} and {last}" if others else last
+    what = f"exactly one of these labels: {', '.join(labels)}" if labels else "the answer, as short as possible"
+    return (
+        f"You are given {given}, which may be in any language.\n"
+        f"Reason step by step in English, in two to four sentences: say what is asked, then what in the text decides it.\n"
+        f'Then finish with one line: "Answer: " followed by {what}.'
+    )
+
+
+def _i_tau(labels: Sequence[str] | None) -> str:
+    if labels:
+        return f"Reply with exactly one of these labels, and give no explanation: {', '.join(labels)}."
+    return "Reply with the answer alone, as short as possible, and give no explanation."
+
+
+# Exemplars
+
+
+def _given(task: Task, place: Place, raw: dict[str, Any]) -> Exemplar:
+    place = Place(f"exemplars: {place}")
+    fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
+    target = text_field(raw, task.target if task.target in raw else "target", place)
+    if task.labels and target not in task.labels:
+        raise UserError(f"{place}: target {target!r} is none of the labels {', '.join(task.labels)}")
+    return Exemplar(str(raw.get(task.language or "language", "und")), fields, text_field(raw, "rationale", place), target)
+
+
+def _with_drafted_exemplars(task: Task, seed: int) -> Task:
+    """Some train rows as exemplars, as different in label (or language) as can be; they and their like leave train.
+
+    They belong to no language, so every row is shown all of them.
+    """
+    asked_elsewhere = {_input(row) for row in task.rows if row.split != "train"}
+    distinct = {row.example: row for row in reversed(task.split("train")) if _input(row) not in asked_elsewhere}
+    strata: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(distinct.values(), key=lambda r: digest(str(seed), "exemplar", r.example)):
+        strata[row.targets[0] if task.labels else row.language].append(row)
+    in_turn = chain.from_iterable(zip_longest(*(rows for _, rows in sorted(strata.items()))))
+    drawn = [row for row in in_turn if row is not None][: min(DRAFTED_EXEMPLARS, len(distinct) // 2)]
+    gone, shown = {row.example for row in drawn}, {_input(row) for row in drawn}
+    kept = tuple(row for row in task.rows if row.example not in gone and _input(row) not in shown)
+    return replace(task, rows=kept, exemplars=tuple(_draft(task, row) for row in drawn))
+
+
+def _input(row: Row) -> tuple[str, ...]:
+    return tuple(row.fields.values())
+
+
+def _draft(task: Task, row: Row) -> Exemplar:
+    """A row as an exemplar: of its passage two sentences at most, and a rationale that quotes what decides it."""
+    target = row.targets[0]
+    fields, quoted = dict(row.fields), ""
+    if task.cut is not None:
+        sentences = [s for s in _SENTENCE_END.split(fields[task.cut]) if s.strip()]
+        at = next((n for n, sentence in enumerate(sentences) if target in sentence), 0)
+        kept = sentences[max(0, at - 1) : max(0, at - 1) + 2]
+        fields[task.cut] = " ".join(kept)
+        quoted = fields[task.cut] if task.labels else next((sentence for sentence in kept if target in sentence), "")
+    if task.labels:
+        rationale = f'The {task.cut} to judge reads: "{quoted}" Of the labels {", ".join(task.labels)}, "{target}" fits it.'
+    elif quoted:
+        rationale = f'The {task.cut} says: "{quoted}" This gives the answer.'
+    else:
+        rationale = f"No sentence of the {task.cut} holds the answer word for word; taken together, what is given leads to it."
+    return Exemplar("und", fields, rationale, target)

@@ -1,0 +1,101 @@
+"""Rows → steps → micro-batches: nothing lost, nothing twice, always the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice, pairwise
+from pathlib import Path
+
+import pytest
+import tiny_model
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fiat_ray.augmented import Example
+from fiat_ray.recipe import RECIPES
+from fiat_ray.render import IGNORED, Piece, Prompt, Renderer
+from fiat_ray.tune.batches import Supervised, micro_batches, number_of_steps, pack, steps_of
+from fiat_ray.tune.tunable import DISTILLED_ALPHA, supervised
+
+CPU = torch.device("cpu")
+
+
+def examples(number: int) -> list[Example]:
+    return [Example(str(n), "train", "bn", f"row {n}", ("yes" * (1 + n % 3),), str(n)) for n in range(number)]
+
+
+def item(prompt: int, target: int, weight: float = 1.0) -> Supervised:
+    pieces = (Piece("input", "", tuple(range(prompt))), Piece("target", "", tuple(range(100, 100 + target))))
+    return Supervised(Prompt(pieces), weight)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))
+def test_every_epoch_has_every_row_once(rows: int, batch_size: int, epochs: int, seed: int) -> None:
+    steps = list(steps_of(examples(rows), batch_size, epochs, None, seed))
+    assert len(steps) == number_of_steps(rows, batch_size, epochs, None) == epochs * -(-rows // batch_size)
+    assert all(1 <= len(step) <= batch_size for step in steps)
+    for epoch in range(epochs):
+        of_epoch = steps[epoch * len(steps) // epochs : (epoch + 1) * len(steps) // epochs]
+        assert Counter(e.id for step in of_epoch for e in step) == Counter(map(str, range(rows)))
+
+
+@given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 30))
+def test_steps_count_instead_of_epochs(rows: int, batch_size: int, steps: int) -> None:
+    found = list(steps_of(examples(rows), batch_size, 1, steps, 0))
+    assert len(found) == steps == number_of_steps(rows, batch_size, 7, steps)
+    endless = steps_of(examples(rows), batch_size, 100, None, 0)
+    assert found == list(islice(endless, steps))  # the beginning of a longer tuning
+
+
+def test_the_order_is_of_the_seed_and_another_in_each_epoch() -> None:
+    def order(seed: int, epochs: float = 2) -> list[str]:
+        return [e.id for step in steps_of(examples(30), 8, epochs, None, seed) for e in step]
+
+    assert order(0) == order(0) != order(1)
+    assert order(0)[:30] != order(0)[30:]
+    assert order(0, 1) == order(0)[:30]
+    given_ = examples(30)
+    list(steps_of(given_, 8, 2, None, 0))
+    assert given_ == examples(30)
+
+
+def test_parts_of_an_epoch() -> None:
+    assert [number_of_steps(32, 8, epochs, None) for epochs in (0.25, 0.5, 1, 1.5, 3)] == [1, 2, 4, 6, 12]
+    assert number_of_steps(32, 8, 0.01, None) == 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 5)), max_size=30), st.integers(1, 60))
+def test_micro_batches_keep_all_items_in_order(sizes: list[tuple[int, int]], budget: int) -> None:
+    items = [item(*size) for size in sizes]
+    batches = micro_batches(items, budget)
+    assert [each for batch in batches for each in batch] == items
+    for batch, following in pairwise([*batches, []]):
+        size = sum(len(each.prompt) for each in batch)
+        assert batch and (size <= budget or len(batch) == 1)
+        assert not following or size + len(following[0].prompt) > budget  # as many together as stay within it
+
+
+def test_a_packed_batch_holds_the_prompts_one_behind_the_other() -> None:
+    packed = pack([item(3, 2, 0.5), item(1, 1, 0.25)], CPU)
+    assert packed.input_ids.tolist() == [[0, 1, 2, 100, 101, 0, 100]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
+    assert packed.labels.tolist() == [IGNORED, IGNORED, IGNORED, 100, 101, IGNORED, 100]
+    assert packed.weights.tolist() == [0.5] * 5 + [0.25] * 2 and packed.weights.dtype == torch.float32
+    assert packed.bounds == (0, 5, 7)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_weights_make_a_mean_over_supervised_tokens(tiny: Path, name: str) -> None:
+    renderer, recipe, rows = Renderer(tiny), RECIPES[name], examples(5)
+    rationales = ["a rationale", "", None, "Answer: x", "b"] if recipe.cot != "none" else [None] * 5
+    items = supervised(renderer, tiny_model.task(), recipe, rows, rationales)
+    total = sum(each.weight * each.tokens for each in items)
+    assert total == pytest.approx(1.0)
+    assert len({each.weight for each in items[:5]}) == 1  # a token counts the same in whichever row
+    if recipe.cot == "distilled":
+        assert len(items) == 5 + 3  # rows without a rationale explain nothing
+        assert sum(each.weight * each.tokens for each in items[:5]) == pytest.approx(DISTILLED_ALPHA)
+        assert sum(each.weight * each.tokens for each in supervised(renderer, tiny_model.task(), recipe, rows, [None] * 5)) == pytest.approx(1.0)
+    else:
+        assert len(items) == 5

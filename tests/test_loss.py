@@ -1,0 +1,193 @@
+"""Loss, attention and validation of packed prompts, against plain transformers with one prompt at a time. All in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_model
+import torch
+from torch.nn.functional import cross_entropy
+
+from fiat_ray.augmented import Example
+from fiat_ray.config import Lora
+from fiat_ray.recipe import RECIPES
+from fiat_ray.render import IGNORED, Prompt, Renderer
+from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.batches import Supervised, micro_batches, pack
+from fiat_ray.tune.loss import SupervisedLoss, token_losses
+from fiat_ray.tune.tunable import supervised
+from fiat_ray.tune.validate import answer, label_losses, subset, validate
+
+CPU = torch.device("cpu")
+TASK = tiny_model.task()
+INPUTS = ["short", "question: কোন শহর? context: " + "The town lies at the river. " * 8, "question: x context: " + "two roads " * 20, "q"]
+TARGETS = ["yes", "two roads meet", "no", "the town at the river"]
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny: Path) -> Renderer:
+    return Renderer(tiny)
+
+
+@pytest.fixture(scope="module")
+def packed_model(tiny: Path) -> Any:
+    return checkpoints.load(tiny, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def plain_model(tiny: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+@pytest.fixture(scope="module")
+def items(renderer: Renderer) -> list[Supervised]:
+    rows = [Example(str(n), "train", "bn", x, (y,), "") for n, (x, y) in enumerate(zip(INPUTS, TARGETS, strict=True))]
+    return supervised(renderer, TASK, RECIPES["fiat"], rows, ["because", None, "It says so. " * 5, ""])
+
+
+def plain_loss(model: Any, prompt: Prompt) -> torch.Tensor:
+    """Cross-entropy of each supervised token, as transformers alone computes it."""
+    ids, labels = torch.tensor([prompt.ids]), torch.tensor(prompt.labels)
+    losses = cross_entropy(model(ids).logits[0, :-1].float(), labels[1:], ignore_index=IGNORED, reduction="none")
+    return losses[labels[1:] != IGNORED]
+
+
+def test_a_packed_loss_is_the_sum_of_the_prompts_own(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:
+    expected = sum(plain_loss(plain_model, each.prompt).sum().item() * each.weight for each in items)
+    for budget in (1, 200, 10_000):
+        batches = micro_batches(items, budget)
+        assert budget < 10_000 or len(batches) == 1
+        found = sum(float(SupervisedLoss(packed_model)(pack(batch, CPU))) for batch in batches)
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_gradients_are_the_same(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:
+    for model in (packed_model, plain_model):
+        model.zero_grad()
+    SupervisedLoss(packed_model)(pack(items, CPU)).backward()
+    sum((plain_loss(plain_model, each.prompt) * each.weight).sum() for each in items).backward()  # type: ignore[union-attr]
+    for (name, ours), theirs in zip(packed_model.named_parameters(), plain_model.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-5), name
+        assert ours.grad.abs().max() > 0, name
+
+
+def test_prompts_do_not_see_each_other(packed_model: Any, items: list[Supervised]) -> None:
+    first = items[0].tokens
+    alone, _ = token_losses(packed_model, pack(items[:1], CPU))
+    for others in (items[1:2], items[2:], [items[0]] * 3):
+        before, _ = token_losses(packed_model, pack([*others, items[0]], CPU))
+        behind, _ = token_losses(packed_model, pack([items[0], *others], CPU))
+        assert torch.allclose(before[-first:], alone, atol=1e-5) and torch.allclose(behind[:first], alone, atol=1e-5)
+
+
+def test_only_the_target_counts(packed_model: Any, items: list[Supervised]) -> None:
+    losses, positions = token_losses(packed_model, pack(items, CPU))
+    assert len(losses) == sum(each.tokens for each in items)
+    ids = torch.tensor([token for each in items for token in each.prompt.ids])
+    targets = [token for each in items for token in each.prompt.pieces[-1].ids]
+    assert ids[positions].tolist() == targets
+    assert losses.dtype == torch.float32
+
+
+def test_an_adapter_has_the_same_loss_and_only_it_gets_gradients(tiny: Path, plain_model: Any, items: list[Supervised]) -> None:
+    model = checkpoints.add_lora(checkpoints.load(tiny, torch.float32), Lora(rank=4), 0)
+    loss = SupervisedLoss(model)(pack(items, CPU))
+    assert float(loss) == pytest.approx(sum(plain_loss(plain_model, each.prompt).sum().item() * each.weight for each in items), abs=1e-5)
+    loss.backward()
+    tuned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert tuned and all("lora_" in name for name in tuned)
+
+
+def test_without_bounds_attention_is_sdpa(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:
+    ids = torch.tensor([items[1].prompt.ids])
+    assert torch.allclose(packed_model(ids).logits, plain_model(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_answers_are_those_of_transformers_own_generation(tmp_path: Path, bos: bool) -> None:
+    """Prompts of different lengths, decoded side by side; the longest answers end at the bound, others at EOS."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_model.write(tmp_path / "model", seed=3, bos=bos)
+    renderer = Renderer(folder)
+    ours = checkpoints.load(folder, torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt.ids])
+        done = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=renderer.eos)
+        expected.append(renderer.decode(done[0, len(prompt.ids) :].tolist()))
+    with torch.no_grad():
+        found, loss = answer(ours, renderer, prompts, TARGETS, 12)
+        gold = [plain_loss(plain, prompt + [renderer.target(text)]) for prompt, text in zip(prompts, TARGETS, strict=True)]
+    assert found == expected and any(expected)
+    assert loss == pytest.approx(sum(float(losses.sum()) for losses in gold), abs=1e-3)
+
+
+def test_an_answer_ends_at_eos(tiny: Path, renderer: Renderer) -> None:
+    """A model made to say EOS after one token stops there, whatever the other rows still say."""
+    model = checkpoints.load(tiny, torch.float32).eval()
+    prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
+    tokens = iter([[70, 71, renderer.eos, 73], [renderer.eos, 71, renderer.eos, 74], [75, renderer.eos, 76, 70], [80, 81, 82, 83]])
+    said = torch.tensor(list(zip(*tokens, strict=True)))  # (step, row)
+    steps = iter(said)
+
+    def say(_: Any, __: Any, output: Any) -> Any:
+        rows = next(steps, None) if output.shape[-2] in (1, len(prompts)) else None
+        return output if rows is None else torch.nn.functional.one_hot(rows, output.shape[-1]).float().view(*output.shape)
+
+    hook = model.lm_head.register_forward_hook(say)
+    try:
+        with torch.no_grad():
+            found, _ = answer(model, renderer, prompts, TARGETS, 4)
+    finally:
+        hook.remove()
+    assert found == [renderer.decode(ids) for ids in ([70, 71], [], [75], [80, 81, 82, 83])]
+
+
+def test_label_losses_are_those_of_each_label_alone(packed_model: Any, plain_model: Any, renderer: Renderer) -> None:
+    labels = ["no", "yes", "the town at the river"]  # of different numbers of tokens
+    prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
+    with torch.no_grad():
+        found = label_losses(packed_model, renderer, prompts, labels)
+        expected = [[float(plain_loss(plain_model, prompt + [renderer.target(label)]).sum()) for label in labels] for prompt in prompts]
+    assert found.shape == (len(prompts), len(labels))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def examples(languages: dict[str, int], labels: tuple[str, ...] = ("yes",)) -> list[Example]:
+    return [
+        Example(f"{language}{n}", "validation", language, f"question: {n} context: {language}", (labels[n % len(labels)],), "g")
+        for language, number in languages.items()
+        for n in range(number)
+    ]
+
+
+def test_the_validated_rows_are_spread_over_languages_and_always_the_same() -> None:
+    rows = examples({"bn": 50, "hi": 5, "te": 50})
+    chosen = subset(rows, 30)
+    assert chosen == subset(list(reversed(rows)), 30) and len({e.id for e in chosen}) == 30
+    assert sorted(sum(e.language == language for e in chosen) for language in ("bn", "hi", "te")) == [5, 12, 13]
+    assert subset(rows, 12) == chosen[:12]
+    assert len(subset(rows, 1000)) == len(rows) and subset([], 5) == []
+
+
+@pytest.mark.parametrize("labels", [(), ("no", "yes")], ids=["text", "labels"])
+def test_validation_scores_what_test_will_and_leaves_the_model_in_training(tiny: Path, renderer: Renderer, labels: tuple[str, ...]) -> None:
+    model = checkpoints.load(tiny, torch.float32).train()
+    task = tiny_model.task(labels=labels)
+    rows = examples({"bn": 4, "hi": 4}, labels or ("two roads",))
+    found = validate(model, renderer, task, RECIPES["fiat"], rows, {rows[0].id: "because"}, 6)
+    assert model.training and found.metric == ("auc_pr" if labels else "f1")
+    assert found.value is not None and 0 <= found.value <= 100
+    prompts = [renderer.tunable_prompt(task, e.input, "because" if e is rows[0] else None, RECIPES["fiat"]) for e in rows]
+    gold = [prompt + [renderer.target(e.targets[0])] for prompt, e in zip(prompts, rows, strict=True)]
+    with torch.no_grad():
+        losses = torch.cat([token_losses(model, pack([Supervised(prompt, 1.0)], CPU))[0] for prompt in gold])
+    assert found.loss == pytest.approx(float(losses.mean()), abs=1e-4)

@@ -1,0 +1,199 @@
+"""A task from people's own rows: every form that rows come in, what is drafted, and that nothing stands in two splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fiat_ray import Task
+from fiat_ray.errors import UserError
+from fiat_ray.leakage import without_overlap
+from fiat_ray.task import SPLITS
+
+Rows = list[dict[str, Any]]
+
+
+def questions(count: int = 30, **changes: Any) -> Rows:
+    return [
+        {
+            "question": f"Which land is town {n} in?",
+            "context": f"Towns lie at rivers. Town {n} lies in Land {n}. It has a market. A road leads to it.",
+            "answer": f"Land {n}",
+            "lang": ("fi", "sw", "bn")[n % 3],
+        }
+        | changes
+        for n in range(count)
+    ]
+
+
+def films(count: int = 24) -> Rows:
+    return [{"text": f"Film {n} was {'good' if n % 2 else 'bad'}.", "label": ("no", "yes")[n % 2]} for n in range(count)]
+
+
+def task(rows: Any = None, **definition: Any) -> Task:
+    return Task.from_rows(questions() if rows is None else rows, **({"target": "answer", "language": "lang"} | definition))
+
+
+class Dataset:
+    """What of ``datasets.Dataset`` counts here: iterating gives dicts."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Any:
+        return iter(self._rows)
+
+
+def test_every_form_of_rows_gives_the_same_task(tmp_path: Path) -> None:
+    rows = questions()
+    frame = pd.DataFrame(rows)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    expected = task(rows)
+    files = [tmp_path / f"rows.{suffix}" for suffix in ("jsonl", "csv", "parquet")]
+    for form in (frame, Dataset(rows), iter(rows), *files, str(files[0])):
+        assert task(form) == expected
+
+
+def test_what_is_drafted_for_questions() -> None:
+    drafted = task()
+    assert (drafted.input, drafted.cut, drafted.metric) == ("question: {question} context: {context}", "context", "f1")
+    assert "Answer: " in drafted.i_beta and "English" in drafted.i_beta
+    assert "answer alone" in drafted.i_tau
+    assert not drafted.built_in
+    assert drafted.languages == ["bn", "fi", "sw"]
+    for split in SPLITS:
+        assert {row.language for row in drafted.split(split)} == {"bn", "fi", "sw"}
+    assert (len(drafted.split("validation")), len(drafted.split("test"))) == (6, 6)
+
+
+def test_the_template_holds_every_text_field_and_neither_target_nor_language_nor_ids() -> None:
+    rows = questions(title="Towns", doc_id="d", id="x", year=1999)
+    assert task(rows).input == "question: {question} title: {title} context: {context}"
+    given = task(rows, input="{context} | {question}", cut="question", i_beta="Think.", i_tau="Say.")
+    assert (given.input, given.cut, given.i_beta, given.i_tau) == ("{context} | {question}", "question", "Think.", "Say.")
+
+
+def test_labels_make_a_classification() -> None:
+    drafted = Task.from_rows(films(), target="label", labels=["no", "yes"])
+    assert (drafted.metric, drafted.labels, drafted.cut, drafted.languages) == ("accuracy", ("no", "yes"), "text", ["und"])
+    assert "no, yes" in drafted.i_beta and "no, yes" in drafted.i_tau
+    for split in SPLITS:
+        assert {row.targets[0] for row in drafted.split(split)} == {"no", "yes"}
+    assert {exemplar.target for exemplar in drafted.exemplars} == {"no", "yes"}
+    assert all(drafted.answer(exemplar.answer) == exemplar.target for exemplar in drafted.exemplars)
+
+
+def test_drafted_exemplars_are_nobodys_rows() -> None:
+    rows = questions() + [questions()[n] | {"lang": "te"} for n in range(30)]  # each question in a second language
+    drafted = task(rows)
+    assert len(drafted.exemplars) == 4
+    shown = {exemplar.fields["question"] for exemplar in drafted.exemplars}
+    assert not shown & {row.fields["question"] for row in drafted.rows}
+    assert len(drafted.rows) == 60 - 2 * 4
+    for exemplar in drafted.exemplars:
+        assert exemplar.target in exemplar.rationale and exemplar.target in exemplar.fields["context"]
+        assert exemplar.fields["context"].count(".") <= 2, "an exemplar's passage has two sentences at most"
+        assert drafted.answer(exemplar.answer) == exemplar.target
+    assert all(drafted.exemplars_for(language) == drafted.exemplars for language in drafted.languages)
+
+
+def test_a_split_column_is_respected() -> None:
+    names = ["train"] * 20 + ["validation"] * 4 + ["test"] * 6
+    rows = [row | {"split": name} for row, name in zip(questions(), names, strict=True)]
+    drafted = task(rows)
+    assert [len(drafted.split(split)) for split in SPLITS] == [20 - 4, 4, 6]
+    renamed = [{("part" if key == "split" else key): value for key, value in row.items()} for row in rows]
+    assert task(renamed, split="part") == drafted
+    with pytest.raises(UserError, match="split 'dev'"):
+        task([row | {"split": "dev"} for row in rows])
+    with pytest.raises(UserError, match="no rows in split validation"):
+        task([row for row in rows if row["split"] != "validation"])
+    with pytest.raises(UserError, match="also in a later split"):
+        task([*rows, rows[0] | {"split": "test"}])
+
+
+def test_no_test_row_is_lost_to_an_exemplar_of_the_same_input() -> None:
+    rows = [row | {"split": ("train", "train", "train", "test", "validation")[n % 5]} for n, row in enumerate(questions())]
+    rows += [row | {"split": "train", "answer": "another answer"} for row in rows if row["split"] == "test"]
+    assert len(task(rows).split("test")) == 6
+
+
+def test_given_exemplars() -> None:
+    one = {"question": "Which land is Oulu in?", "context": "Oulu lies in Finland.", "rationale": "It says so.", "answer": "Finland", "lang": "fi"}
+    given = task(exemplars=[one, one | {"lang": "sw"}])
+    assert [e.language for e in given.exemplars] == ["fi", "sw"]
+    assert given.exemplars_for("fi") == given.exemplars[:1]
+    assert len(given.rows) == 30, "no row is taken for an exemplar"
+    with pytest.raises(UserError, match="exemplars: row 1: no field 'rationale'"):
+        task(exemplars=[{key: value for key, value in one.items() if key != "rationale"}])
+    with pytest.raises(UserError, match="is also an exemplar"):
+        task(exemplars=[questions()[0] | {"rationale": "It says so."}])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    numbers=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 2)), min_size=16, max_size=60),
+    seed=st.integers(0, 5),
+    grouped=st.booleans(),
+)
+def test_nothing_stands_in_two_splits(numbers: list[tuple[int, int]], seed: int, grouped: bool) -> None:
+    rows = [questions(26)[n] | {"lang": ("fi", "sw", "bn")[language]} for n, language in numbers]
+    try:
+        drafted = task(rows, seed=seed, group="question" if grouped else None)
+    except UserError as error:
+        assert "no rows in split" in str(error)  # hardly any distinct rows
+        return
+    for key in ("question", "context"):
+        held = [{row.fields[key] for row in drafted.split(split)} for split in SPLITS]
+        assert not (held[0] & held[1] or held[0] & held[2] or held[1] & held[2])
+    assert without_overlap(drafted).rows == drafted.rows
+    assert all(row.fields["question"] not in {e.fields["question"] for e in drafted.exemplars} for row in drafted.rows)
+
+
+def test_the_split_follows_the_seed_and_not_the_order_of_rows() -> None:
+    assert task() == task()
+    split_of = {row.fields["question"]: row.split for row in task().rows}
+    assert {row.fields["question"]: row.split for row in task(questions()[::-1]).rows} == split_of
+    assert {row.fields["question"]: row.split for row in task(seed=1).rows} != split_of
+    assert len(task(test_share=0.5).split("test")) == 15
+
+
+@pytest.mark.parametrize(
+    ("rows", "definition", "said"),
+    [
+        (questions(11), {}, "own_task: 11 rows are too few: at least 12"),
+        ([*questions(20), {"question": "q", "answer": "a", "lang": "fi"}], {}, "row 21: no field 'context'"),
+        ([*questions(20), questions()[0] | {"context": None}], {}, "row 21: field 'context' must be text"),
+        (questions(answer=7), {}, "row 1: field 'answer' must be text"),
+        (questions(answer=" "), {}, "row 1: field 'answer' is empty"),
+        (questions(), {"language": "language"}, "row 1: no field 'language'"),
+        (questions(), {"target": "gold"}, "row 1: no field 'gold'"),
+        (questions(), {"group": "topic"}, "row 1: no field 'topic'"),
+        (questions(), {"cut": "passage"}, "cut: 'passage' is no field"),
+        (questions(), {"input": "{question} {answer}"}, "holds the target field 'answer'"),
+        (questions(), {"labels": ["no", "yes"]}, "row 1: field 'answer' is 'Land 0', none of the labels no, yes"),
+        (questions(), {"metric": "accuracy"}, "accuracy goes with labels"),
+        (questions(), {"name": "a/b"}, "name 'a/b'"),
+        (questions(), {"test_share": 0.9}, "leave something to train on"),
+        ([{"a question": "q", "answer": "a", "lang": "fi"}] * 12, {}, "field 'a question' can't stand in a template"),
+        ([{"answer": "a", "lang": "fi", "n": 1}] * 12, {}, "no text fields"),
+    ],
+)
+def test_errors_name_row_and_field(rows: Rows, definition: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        task(rows, **definition)
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*questions(20), {"question": "q"}]), "utf-8")
+    with pytest.raises(UserError, match="rows.jsonl, row 21: no field 'context'"):
+        task(path)

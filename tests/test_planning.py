@@ -1,0 +1,170 @@
+"""The plan: what it counts is what prompts and stores hold, it starts nothing, and it is quick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import tiny_model
+
+from fiat_ray import config as configs
+from fiat_ray import models, planning
+from fiat_ray.config import Config
+from fiat_ray.prepare import prepare
+from fiat_ray.reason.store import Store
+from fiat_ray.task import Task
+from fiat_ray.tune.batches import number_of_steps, steps_of
+
+
+def config(tiny: Path, **changes: Any) -> Config:
+    values = {
+        "task": "towns",
+        "reasoner": {"model": str(tiny), "max_tokens": 32},
+        "tunables": {"xs": {"model": str(tiny)}},
+        "methods": ["icl", "fiat", "no_cot", "no_instructions", "no_peft", "no_instruction_tuned", "distilled_cot"],
+        "batch_size": 4,
+        "where": {"gpus": 0},
+        **changes,
+    }
+    return configs.load(values)
+
+
+def towns() -> dict[str, Task]:
+    return {"towns": tiny_model.task()}
+
+
+def store(folder: Path, config: Config, keys: int, **changes: Any) -> None:
+    """Rationales of the first ``keys`` requests, each of 10 tokens."""
+    requests = prepare(config, towns()).requests["towns"]
+    row = {"status": "ok", "text": "The context names it.", "finish_reason": "stop", "prompt_tokens": 1, "output_tokens": 10, "seconds": 1.0}
+    Store(folder).write([{"key": key, "tries": 1, "error": "", **row, **changes} for key in list(requests.distinct)[:keys]])
+
+
+def test_rows_prompts_and_tokens_of_the_reasoner(tiny: Path) -> None:
+    asked = config(tiny)
+    planned = planning.plan(asked, towns())
+    task = planned["tasks"]["towns"]
+    assert task["rows"] == {split: {"bn": 3, "hi": 3} for split in ("train", "validation", "test")}
+    requests = prepare(asked, towns()).requests["towns"]
+    shared = sum(len(ids) for ids in requests.prefixes.values())
+    own = sum(len(request.ids) for request in requests.distinct.values())
+    reasoner = task["reasoner"]
+    # The rows of the three splits ask the same: a language has three prompts.
+    assert (reasoner["prompts"], reasoner["stored"], len(requests.prefixes)) == (6, 0, 2)
+    assert reasoner["all"]["tokens_in_prefix_once"] == own + shared
+    assert reasoner["all"]["tokens_in"] == own + 3 * shared
+    assert reasoner["all"]["tokens_out_most"] == 6 * 32
+    assert reasoner["all"]["tokens_out_estimate"] is None
+    assert json.loads(json.dumps(planned)) == planned
+
+
+@pytest.mark.parametrize("where", ["run", "store"])
+def test_what_is_stored_need_not_be_generated(tiny: Path, tmp_path: Path, where: str) -> None:
+    asked = config(tiny, **({"store": str(tmp_path / "rationales")} if where == "store" else {}))
+    store(tmp_path / "rationales", asked, 4)
+    reasoner = planning.plan(asked, towns(), run=tmp_path if where == "run" else None)["tasks"]["towns"]["reasoner"]
+    assert (reasoner["prompts"], reasoner["stored"], reasoner["missing"]["prompts"]) == (6, 4, 2)
+    assert reasoner["output_tokens_mean"] == 10
+    assert (reasoner["missing"]["tokens_out_estimate"], reasoner["missing"]["tokens_out_most"]) == (20, 64)
+
+
+def test_an_engine_error_is_to_be_tried_again(tiny: Path, tmp_path: Path) -> None:
+    store(tmp_path, config(tiny), 4, status="engine_error")
+    assert planning.plan(config(tiny, store=str(tmp_path)), towns())["tasks"]["towns"]["reasoner"]["stored"] == 0
+
+
+def test_tokens_trained_on_are_those_of_the_prompts(tiny: Path) -> None:
+    planned = planning.plan(config(tiny, epochs=2, seeds=[0, 1], learning_rate={"lora": [1e-4, 2e-4], "full": [1e-5, 2e-5]}), towns())
+    by_method = {trials["method"]: trials for trials in planned["trials"]}
+    assert list(by_method) == ["fiat", "no_cot", "no_instructions", "no_peft", "distilled_cot"]
+    assert [missing["method"] for missing in planned["not_run"]] == ["no_instruction_tuned"]
+    task, renderer = tiny_model.task(), planning.prepare.make_renderer("xs", tiny)
+    rows = task.split("train")
+    recipe = configs.RECIPES["no_cot"]
+    exact = [len(renderer.tunable_prompt(task, task.text(row.fields), None, recipe)) + len(renderer.target("yes").ids) for row in rows]
+    no_cot = by_method["no_cot"]
+    assert (no_cot["tokens_mean"], no_cot["tokens_max"]) == (fmean(exact), max(exact))
+    assert no_cot["tokens"] == sum(exact) * 2 * 2 * 2  # epochs, learning rates, seeds
+    assert by_method["fiat"]["tokens_max"] >= max(exact) + 32, "a rationale that is not stored counts as long as it may be"
+    assert by_method["no_instructions"]["tokens_mean"] < no_cot["tokens_mean"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "epochs", "steps"),
+    [(6, 4, 2, None), (7, 4, 1.5, None), (10, 3, 1, 9), (5, 8, 1, 3), (9, 4, 0.2, None)],
+)
+def test_rows_seen_are_those_of_the_batches(rows: int, batch_size: int, epochs: float, steps: int | None) -> None:
+    batches = list(steps_of([None] * rows, batch_size, epochs, steps, 0))  # type: ignore[list-item]
+    assert planning._rows_seen(rows, batch_size, number_of_steps(rows, batch_size, epochs, steps)) == sum(map(len, batches))
+
+
+def test_parameters_are_those_of_the_model(tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert planning.parameters(tiny) == AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
+
+
+def test_cuts_and_exemplars_that_do_not_fit_are_named(tiny: Path) -> None:
+    rows = tuple(
+        tiny_model.row(n, split, "bn", ("market",), context="The town lies at the river. " * 60 + "It has a market.")
+        for split in ("train", "validation", "test")
+        for n in range(2)
+    )
+    planned = planning.plan(config(tiny, reasoner={"model": str(tiny), "max_tokens": 32, "max_length": 260}), {"towns": tiny_model.task(rows)})
+    task = planned["tasks"]["towns"]
+    assert task["cut"] == {"bn": 6} and task["gold_cut"] == {"bn": 6}
+    assert task["exemplars"]["bn"] < task["exemplars_most"]["bn"] == 3
+    text = planning.describe(planned)
+    assert "6 passages cut to fit: bn 6" in text and "lost their gold answer: bn 6" in text and "fewer than 3 fit in bn" in text
+
+
+def test_described_in_110_columns(tiny: Path, tmp_path: Path) -> None:
+    asked = config(tiny, store=str(tmp_path))
+    for keys in (0, 4, 6):
+        store(tmp_path, asked, keys)
+        text = planning.describe(planning.plan(asked, towns()))
+        assert max(map(len, text.splitlines())) <= planning.WIDTH
+        for said in ("towns", f"{keys} stored", "no_peft", "tunables.xs.pretrained", "roughly", planning.MEASURED_ON):
+            assert said in text
+        assert ("reasoning" in text.split("roughly")[1]) == (keys < 6)
+
+
+def test_no_time_is_told_where_none_was_measured(tiny: Path) -> None:
+    planned = planning.plan(config(tiny, where={"gpus": 1}), towns())
+    assert planned["time"]["seconds"] is None
+    assert "no throughput was measured on a GPU" in planning.describe(planned)
+
+
+def test_a_script_needs_no_tokens(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("def reason(row): return 'Answer: ' + row['targets'][0]\n")
+    planned = planning.plan(config(tiny, reasoner={"kind": "scripted", "script": str(tmp_path / "script.py")}, methods=["icl", "majority"]), towns())
+    assert planned["tasks"]["towns"]["reasoner"]["missing"]["tokens_in"] == 0
+    assert "a script: 18 distinct prompts" in planning.describe(planned)
+    assert "0 trials; without tuning: icl, majority" in planning.describe(planned)
+
+
+def test_starts_nothing(tiny: Path) -> None:
+    """In a fresh process: neither Ray nor an engine is so much as imported."""
+    code = f"""
+import sys
+from fiat_ray import config, planning
+planning.plan(config.load(dict(task="country_facts", limit=dict(train=2, validation=1, test=2), methods=["icl", "fiat"],
+    reasoner=dict(model={str(tiny)!r}, max_tokens=16), tunables=dict(xs=dict(model={str(tiny)!r})), languages=["el"])))
+print([name for name in ("ray", "vllm", "deepspeed", "mlflow") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_thousands_of_real_rows_within_a_minute(data: Path) -> None:
+    models.find(models.EMBEDDED)  # its conversion, once for a machine, is no part of the plan
+    start = time.perf_counter()
+    planned = planning.plan(configs.load({"task": "xtreme_up_qa", "data": str(data / "xtreme_up"), "focus": "full", "where": {"gpus": 0}}))
+    assert sum(sum(rows.values()) for rows in planned["tasks"]["xtreme_up_qa"]["rows"].values()) > 6000
+    assert {trials["rows_sampled"] for trials in planned["trials"]} <= set(range(1, planning.SAMPLED + 1))
+    assert time.perf_counter() - start < 60

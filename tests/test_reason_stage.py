@@ -1,0 +1,226 @@
+"""The reasoning stage on Ray Data, with a scripted reasoner: what is generated, how often, and when it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import tiny_model
+
+from fiat_ray.errors import UserError
+from fiat_ray.length import measure
+from fiat_ray.reason import stage
+from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, load_script
+from fiat_ray.reason.requests import Requests, columns, scripted_requests, vllm_requests
+from fiat_ray.reason.stage import ReasonerActor, reason
+from fiat_ray.reason.store import Store
+from fiat_ray.render import Renderer
+from fiat_ray.task import Task
+
+SCRIPT = """
+import os, time
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+def reason(row):
+    question = row["fields"]["question"]
+    if question == "dies" and not (FOLDER / "died").exists():
+        (FOLDER / "died").touch()
+        os._exit(1)
+    if question.startswith("slow"):
+        time.sleep(float(question.split()[1]))
+    with open(FOLDER / "calls", "a", errors="replace") as calls:
+        calls.write(f"{time.time()} {question}\\n")
+    if question == "fails":
+        raise ValueError("as it was told to")
+    return "" if question == "empty" else f"{question}, {row['language']} \\ud800\\nAnswer: {row['targets'][0]}"
+"""
+
+
+class Bench:
+    """A script, a store, and a count of the calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.script = folder / "script.py"
+        self.script.write_text(SCRIPT)
+        self.store = Store(folder / "rationales")
+
+    def requests(self, *questions: str) -> Requests:
+        task = tiny_model.task(tuple(tiny_model.row(n, question=question, context="") for n, question in enumerate(questions)))
+        return scripted_requests(task, measure(task, []), self.script)
+
+    def run(self, requests: Requests, batch_size: int = 4) -> list[dict[str, str]]:
+        return list(reason(requests, self.store, partial(ScriptedReasoner, str(self.script)), batch_size=batch_size))
+
+    def calls(self) -> Counter[str]:
+        path = self.folder / "calls"
+        return Counter(line.partition(" ")[2] for line in path.read_text().splitlines()) if path.exists() else Counter()
+
+    def parts(self) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in self.store.folder.iterdir()}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def broken() -> Reasoner:
+    raise AssertionError("nothing was missing, yet a reasoner was started")
+
+
+def test_each_prompt_is_answered_once_and_a_rerun_generates_nothing(ray_local: None, bench: Bench) -> None:
+    questions = [f"q{n}" for n in range(9)] + ["empty", "odd \ud800"]
+    requests = bench.requests(*questions, *questions)  # each twice: identical prompts
+    assert len(requests.distinct) == len(questions) and len(requests.keys) == 2 * len(questions)
+    answered = bench.run(requests)
+    assert Counter(row["key"] for row in answered) == Counter(requests.distinct.keys())
+    assert Counter(row["status"] for row in answered) == {"ok": 10, "empty": 1}
+    assert set(bench.calls().values()) == {1}
+    stored = bench.store.read(requests.keys.values())
+    first = stored[requests.keys["row-bn-train-0"]]
+    assert (first["status"], first["text"], first["tries"], first["finish_reason"]) == ("ok", "q0, bn ?\nAnswer: yes", 1, "stop")
+    before = bench.parts()
+    assert list(reason(requests, bench.store, broken)) == []
+    assert bench.parts() == before
+
+
+def test_only_what_is_missing_is_generated(ray_local: None, bench: Bench) -> None:
+    half, whole = bench.requests("q0", "q1", "q2"), bench.requests("q0", "q1", "q2", "q3", "q4", "q5")
+    bench.store.write([{"key": key, "status": "ok", "text": "stored before", "tries": 1} for key in half.distinct])
+    before = bench.parts()
+    answered = bench.run(whole)
+    assert {row["key"] for row in answered} == whole.distinct.keys() - half.distinct.keys()
+    assert bench.calls() == {"q3": 1, "q4": 1, "q5": 1}
+    assert {path: content for path, content in bench.parts().items() if path in before} == before
+    assert Counter(row["text"] == "stored before" for row in bench.store.read(whole.distinct).values()) == {True: 3, False: 3}
+
+
+def test_a_failing_row_is_tried_again_at_most_twice_and_touches_no_other(ray_local: None, bench: Bench) -> None:
+    requests = bench.requests("q0", "fails", "q1")
+    statuses = Counter(row["status"] for row in bench.run(requests))
+    assert statuses == {"ok": 2, "engine_error": 1}
+    failing = requests.keys["row-bn-train-1"]
+    assert bench.store.read([failing])[failing]["error"] == "ValueError: as it was told to"
+    for tries in (2, 3):
+        assert bench.run(requests) == [{"key": failing, "status": "engine_error"}]
+        assert bench.store.states()[failing]["tries"] == tries
+    assert list(reason(requests, bench.store, broken)) == []
+    assert bench.calls() == {"q0": 1, "q1": 1, "fails": 3}
+
+
+def test_rows_are_durable_while_a_slow_one_is_still_running(ray_local: None, bench: Bench) -> None:
+    requests = bench.requests("q0", "q1", "slow 4.5", "q2")
+    running = threading.Thread(target=bench.run, args=(requests,), daemon=True)
+    running.start()
+    fast = {requests.keys[f"row-bn-train-{n}"] for n in (0, 1, 3)}
+    seen: dict[str, float] = {}
+    while running.is_alive() and len(seen) < 3:
+        seen |= dict.fromkeys(bench.store.finished() - seen.keys(), time.time())
+        time.sleep(0.05)
+    assert seen.keys() == fast and not bench.calls()["slow 4.5"]
+    called = min(float(line.split()[0]) for line in (bench.folder / "calls").read_text().splitlines())
+    assert max(seen.values()) - called < stage.FLUSH_SECONDS + 1
+    running.join(30)
+    assert bench.store.finished() == set(requests.distinct)
+
+
+def test_when_an_engine_dies_a_new_one_does_the_rest(ray_local: None, bench: Bench) -> None:
+    requests = bench.requests("q0", "q1", "dies", "q2", "q3", "q4")
+    answered = bench.run(requests, batch_size=2)
+    assert bench.store.finished() == set(requests.distinct) >= {row["key"] for row in answered}
+    assert {row["status"] for row in bench.store.states().values()} == {"ok"}
+
+
+def batch(requests: Requests) -> pa.Table:
+    return pa.table(columns(requests.ordered))
+
+
+def test_an_actor_keeps_rows_that_could_not_be_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first write fails, a later one does not: nothing is reported that is not stored."""
+    monkeypatch.setattr(stage, "FLUSH_SECONDS", 0.05)
+    actor = ReasonerActor(partial(ScriptedReasoner, str(bench.script)), {}, str(bench.store.folder))
+    bench.store.folder.write_text("no folder")  # as a full disk, for a while
+
+    async def work() -> dict[str, Any]:
+        answering = asyncio.create_task(actor(batch(bench.requests("q0", "q1", "slow 1.5"))))
+        while not answering.done() and bench.calls().total() < 2:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        bench.store.folder.unlink()
+        return dict(await answering)
+
+    done = asyncio.run(work())
+    assert bench.store.finished() == set(done["key"]) and len(done["key"]) == 3
+
+
+def test_a_stored_row_is_not_given_to_the_reasoner_again(bench: Bench) -> None:
+    """A new actor, in place of one that died, gets the same rows and asks the store first."""
+    requests = bench.requests("q0", "q1")
+    for _ in range(2):
+        actor = ReasonerActor(partial(ScriptedReasoner, str(bench.script)), {}, str(bench.store.folder))
+        done = asyncio.run(actor(batch(requests)))  # type: ignore[arg-type]
+        assert list(done["status"]) == ["ok", "ok"]
+    assert bench.calls() == {"q0": 1, "q1": 1}
+
+
+def test_a_scripts_key_is_of_script_and_row(bench: Bench) -> None:
+    keys = bench.requests("q0", "q1").keys
+    assert keys == bench.requests("q0", "q1").keys and len(set(keys.values())) == 2
+    assert bench.requests("q0", "other").keys["row-bn-train-0"] == keys["row-bn-train-0"]
+    bench.script.write_text(SCRIPT + "# changed\n")
+    assert not set(bench.requests("q0", "q1").keys.values()) & set(keys.values())
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "script.py: no such file"),
+        ("x = 1", r"script.py: defines no function reason\(row\)"),
+        ("def reason(row:", "script.py: SyntaxError when loaded"),
+        ("import no_such_module_here", "script.py: ModuleNotFoundError when loaded: No module named 'no_such_module_here'"),
+    ],
+)
+def test_a_script_that_is_none_is_named(tmp_path: Path, script: str | None, message: str) -> None:
+    if script is not None:
+        (tmp_path / "script.py").write_text(script)
+    with pytest.raises(UserError, match=message):
+        load_script(tmp_path / "script.py")
+
+
+def asked(tiny: Path, task: Task, **identity: Any) -> Requests:
+    return vllm_requests(task, measure(task, []), Renderer(tiny), {"model": "hash"} | identity, "row_language", {"bn": 2, "hi": 2})
+
+
+def test_a_models_requests_are_the_prompts_tokens(tiny: Path) -> None:
+    task, renderer = tiny_model.task(), Renderer(tiny)
+    requests = asked(tiny, task)
+    assert len(requests.prefixes) == 2  # one a language
+    for row in task.rows:
+        request = requests.distinct[requests.keys[row.id]]
+        prompt = renderer.reasoner_prompt(task, 2, task.text(row.fields), row.language)
+        assert requests.prefixes[request.prefix] + list(request.ids) == prompt.ids and request.row == ""
+    assert len(requests.distinct) == 6 < len(task.rows)  # the same question in three splits is one request
+    order = [request.prefix for request in requests.ordered]
+    assert order == sorted(order) and len(order) == len(requests.distinct)
+
+
+def test_a_models_key_is_of_all_that_decides_its_answer(tiny: Path) -> None:
+    task = tiny_model.task()
+    keys = set(asked(tiny, task).keys.values())
+    assert keys == set(asked(tiny, task).keys.values())
+    for change in ({"model": "other"}, {"max_tokens": 3}, {"stop": ["\n"]}, {"dtype": "float32"}):
+        assert not keys & set(asked(tiny, task, **change).keys.values())
+    assert not keys & set(asked(tiny, replace(task, i_beta="Other.")).keys.values())
+    renamed = replace(task, i_tau="Other.", name="other", rows=tuple(replace(row, id=f"{row.id}!", targets=("x",), group="g") for row in task.rows))
+    assert keys == set(asked(tiny, renamed).keys.values())  # what the reasoner does not read
