@@ -50,15 +50,27 @@ def read_rows_of_task(path: Path) -> list[Example]:
     return [_example(row) for row in read_rows(path)]
 
 
+def asked(rows: Sequence[Row], lengths: Lengths, keys: Mapping[str, str]) -> str:
+    """Fingerprint of what a set is sealed for: rows, their texts and groups, and the keys of their rationales."""
+    return fingerprint([[row.id, row.group, row.targets, lengths.texts[row.id], keys[row.id]] for row in rows])
+
+
+def read_seal(folder: Path, question: str | None = None) -> dict[str, Any] | None:
+    """The seal of a set; None where it is not sealed, or sealed for something else than ``question`` (see ``asked``)."""
+    found = read_json(folder / SEAL)
+    return found if found is not None and question in (None, found.get("asked")) else None
+
+
 def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str, str], rationales: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Write ``split=…/language=…/rows.parquet`` and, last, the seal: fingerprint, and rows by language and status. Returns the seal.
 
     A folder that is sealed with the same fingerprint is left as it is.
     """
     identity = fingerprint([[row.id, row.group, keys[row.id], *(rationales[keys[row.id]][name] for name in ("status", "text"))] for row in rows])
-    sealed = read_json(folder / SEAL)
+    question = asked(rows, lengths, keys)
+    sealed = read_seal(folder, question)
     if sealed is not None and sealed["fingerprint"] == identity:
-        return dict(sealed)
+        return sealed
     (folder / SEAL).unlink(missing_ok=True)
     for old in folder.glob("split=*/language=*/*.parquet"):
         old.unlink()
@@ -75,7 +87,12 @@ def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str,
     columns = pa.schema([column for column in AUGMENTED if column.name not in PARTITIONS])
     for part, content in parts.items():
         write_rows(part, content, columns)
-    seal_ = {"fingerprint": identity, "rows": len(rows), "status": {language: dict(counts) for language, counts in sorted(status.items())}}
+    seal_ = {
+        "fingerprint": identity,
+        "asked": question,
+        "rows": len(rows),
+        "status": {language: dict(counts) for language, counts in sorted(status.items())},
+    }
     write_json(folder / SEAL, seal_)
     return seal_
 

@@ -40,11 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted() -> int:
-    """Leave at once: threads that wait for Ray would keep the process alive. A local Ray started here goes with it."""
+    """Leave at once: threads that wait for Ray would keep the process alive. A local Ray that was started here ends with its driver."""
     print("\nfiat-ray: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr, flush=True)
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
     sys.stdout.flush()
     os._exit(130)
 
@@ -114,7 +111,8 @@ def _run(parsed: argparse.Namespace) -> None:
         print(f"  xdg-open {_shown(done.path)}/report/index.html")
     if outcome.failed or outcome.engine_errors:
         parts = [f"trial {name}: {error.splitlines()[0]}" for name, error in outcome.failed.items()]
-        parts += [f"{outcome.engine_errors} rows without a rationale (engine_error)"] if outcome.engine_errors else []
+        if outcome.engine_errors:
+            parts.append(f"{len(outcome.engine_errors)} rows without a rationale (engine_error): {', '.join(outcome.engine_errors[:10])}")
         raise Unfinished(f"{done.path}: finished, but not all of it: " + "; ".join(parts))
 
 
@@ -188,6 +186,9 @@ def _infer(parsed: argparse.Namespace) -> None:
     answers = infer.infer_rows(runs.open_run(parsed.run), placed_rows(parsed.input), parsed.trial)
     artifact.write_text(parsed.output, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answers))
     print(f"{len(answers)} rows with predictions: {parsed.output}")
+    lost = [number for number, row in enumerate(answers, 1) if row.get("status") == "engine_error"]
+    if lost:
+        raise Unfinished(f"{parsed.output}: {len(lost)} rows were answered without their rationale (engine_error): {', '.join(map(str, lost[:10]))}")
 
 
 def _ui(parsed: argparse.Namespace) -> None:

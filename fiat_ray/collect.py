@@ -17,10 +17,13 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
     """Write ``untuned/*.parquet`` and ``scores.parquet``: current trials only, and only those that are whole. Returns the rows."""
     rows: list[dict[str, Any]] = []
     for task in prepared.tasks.values():
-        for method, predictions in _untuned(prepared, run, task).items():
+        who = {"task": task.name, "tunable": None, "seed": None, "train_size": len(task.split("train"))}
+        for method, predictions in _untuned(prepared, run, task, "test").items():
             artifact.write_rows(run.untuned(task.name, method), predictions, PREDICTIONS)
-            scores = score_predictions(task.name, task.labels, predictions, icl=method == "icl")
-            rows += _scored(scores, task=task.name, method=method, tunable=None, seed=None, train_size=len(task.split("train")))
+            rows += _scored(score_predictions(task.name, task.labels, predictions, icl=method == "icl"), method=method, **who)
+        for method, predictions in _untuned(prepared, run, task, "validation").items():
+            means = [score for score in score_predictions(task.name, task.labels, predictions) if score["language"] == "mean"]
+            rows += [{**who, "method": method, "split": "validation", **score} for score in means]
     for trial in prepared.trials:
         folder = run.trial(trial.name)
         scores = artifact.read_json(folder / "scores.json")
@@ -31,13 +34,12 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def _untuned(prepared: Prepared, run: RunFolder, task: Task) -> dict[str, list[dict[str, Any]]]:
+def _untuned(prepared: Prepared, run: RunFolder, task: Task, split: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     if "majority" in prepared.config.methods:
-        found["majority"] = majority_predictions(task.split("train"), task.split("test"), task.labels)
-    if "icl" in prepared.config.methods and (run.augmented(task.name) / augmented.SEAL).is_file():
-        test = [e for e in run.examples(task.name, with_rationales=True) if e.split == "test"]
-        found["icl"] = predict.icl(task, test)
+        found["majority"] = majority_predictions(task.split("train"), task.split(split), task.labels)
+    if "icl" in prepared.config.methods and augmented.read_seal(run.augmented(task.name), prepared.asked(task.name)):
+        found["icl"] = predict.icl(task, [e for e in run.examples(task.name, with_rationales=True) if e.split == split])
     return found
 
 

@@ -30,7 +30,7 @@ class ReasonerConfig:
     """Bound on a rationale, in tokens."""
     max_length: int | None = None
     """Prompt and rationale together, in tokens; default: what the model was made for, at most 8,192."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     stop: list[str] = field(default_factory=list)
     """Strings that end a rationale, besides EOS."""
     script: str | None = None
@@ -312,6 +312,9 @@ def _check(config: Config) -> None:
         "epochs": config.epochs,
         "steps": config.steps,
         "lora.rank": config.lora.rank,
+        "lora.alpha": config.lora.alpha,
+        "where.cpus": 1 if config.where.cpus is None else config.where.cpus,
+        "where.gpus": 1 if not config.where.gpus else config.where.gpus,
         "validation.times": config.validation.times,
         "validation.rows": config.validation.rows,
         "where.replicas": config.where.replicas,
@@ -327,6 +330,8 @@ def _check(config: Config) -> None:
         raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
     if config.reasoner.kind == "scripted" and not config.reasoner.script:
         raise UserError("reasoner.script: names the Python file of a scripted reasoner")
+    if "://" in (config.store or ""):
+        raise UserError(f"store: {config.store}: object stores are not supported yet; give a folder that all nodes share")
     for key, parts in (("task", config.task), ("methods", config.methods), ("seeds", config.seeds), ("tunables", list(config.tunables))):
         if not parts or len(set(map(str, parts))) != len(parts):
             raise UserError(f"{key}: {'is empty' if not parts else 'names something twice'}")

@@ -32,6 +32,7 @@ class Evaluator:
     def __init__(self, run: str, model: str, max_length: int, tensor_parallel: int = 1) -> None:
         self._run, self._model = RunFolder(run), models.find(model)
         self._engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
+        self._loaded, self._merged = self._model, tempfile.TemporaryDirectory()
 
     def evaluate(self, trial: Trial) -> list[dict[str, Any]]:
         """Swap, predict, score one tuned trial; writes ``predictions.parquet`` and, last, ``scores.json``."""
@@ -56,23 +57,30 @@ class Evaluator:
         self._engine.close()
 
     def _swap(self, trial: Path, probes: list[list[int]]) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            merged = checkpoints.merge(self._model, trial, Path(temporary))
-            self._engine.swap(merged)
-            check_swap(self._engine, merged, probes)
+        folder = tempfile.TemporaryDirectory()
+        merged = checkpoints.merge(self._model, trial, Path(folder.name))
+        self._engine.swap(merged)
+        check_swap(self._engine, merged, self._loaded, probes)
+        self._merged.cleanup()
+        self._loaded, self._merged = merged, folder
 
 
-def check_swap(engine: Engine, merged: Path, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise ``RuntimeError`` unless the engine gives the merged model's own log-probabilities of the first tokens after ``prompts``."""
-    model = checkpoints.load(merged).eval()
-    differences = []
-    for prompt in prompts:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].float()
-        own = torch.log_softmax(logits, dim=-1)
-        likeliest = own.topk(8).indices.tolist()
-        found = engine.first_logprobs(prompt, likeliest)
-        differences += [abs(float(own[token]) - value) for token, value in zip(likeliest, found, strict=True)]
-    mean = sum(differences) / len(differences)
-    if not mean <= SWAP_TOLERANCE.get(model.dtype, 0.25):
-        raise RuntimeError(f"weight swap did not take: log-probabilities differ by {mean:.2f} nats from the tuned model's own ({merged})")
+def check_swap(engine: Engine, merged: Path, before: Path, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ``RuntimeError`` unless the engine's log-probabilities of first tokens are the merged model's own, and not those ``before`` the swap."""
+    new, old = _first_token_logprobs(merged, prompts), _first_token_logprobs(before, prompts)
+    likeliest = new.topk(8).indices
+    found = torch.tensor([engine.first_logprobs(prompt, tokens) for prompt, tokens in zip(prompts, likeliest.tolist(), strict=True)])
+    to_new = float((found - new.gather(1, likeliest)).abs().mean())
+    to_old = float((found - old.gather(1, likeliest)).abs().mean())
+    apart = float((new - old).gather(1, likeliest).abs().mean())
+    allowed = SWAP_TOLERANCE.get(checkpoints.dtype_of(merged), 0.25)
+    if not to_new <= allowed or (apart > 0.01 and to_old < to_new / 2):
+        raise RuntimeError(f"weight swap did not take: log-probabilities differ by {to_new:.2f} nats from the tuned model's own ({merged})")
+
+
+@torch.no_grad()
+def _first_token_logprobs(folder: Path, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """transformers' own, shape (prompts, vocabulary)."""
+    model = checkpoints.load(folder).eval()
+    logits = [model(input_ids=torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].float() for prompt in prompts]
+    return torch.log_softmax(torch.stack(logits), dim=-1)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fiat_ray import campaign, cluster
+from fiat_ray import artifact, campaign, cluster
 from fiat_ray import config as configs
 from fiat_ray.augmented import Example
 from fiat_ray.config import Config
+from fiat_ray.errors import UserError
 from fiat_ray.length import Budget, Lengths, measure
 from fiat_ray.models import find, resolve
 from fiat_ray.prepare import context_length, make_reasoner, make_renderer, reasoner_identity
@@ -24,7 +25,7 @@ from fiat_ray.task import Row, Task, digest, template_fields
 
 
 def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: str | None = None) -> list[dict[str, Any]]:
-    """Each row with ``prediction`` (and ``score``, P(positive), of a label; ``rationale`` with CoT) added, in order.
+    """Each row with ``prediction`` (and ``score``, P(positive), of a label; ``rationale`` and its ``status`` with CoT) added, in order.
 
     Rationales go into the run's own store, so a second call generates nothing twice. Raises ``UserError`` for a row without a field of the task,
     or one that does not fit.
@@ -37,6 +38,8 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
     spec = _trial(config, record, len(task.rows))
     cluster.connect()
     config = replace(config, where=cluster.resolved(config.where, cluster.unit(config.where)))
+    twin = "" if spec.recipe.instruction_tuned else ".pretrained"
+    _check_hash(run, f"tunables.{spec.tunable}{twin}", resolve(spec.model).hash)
     lengths, requests = _measured(config, task, spec, run)
     rationales = _rationales(config, requests, run) if spec.recipe.cot == "augmented" else {}
     found = [rationales.get(requests.keys.get(row.id, "")) or {} for row in task.rows]
@@ -46,7 +49,7 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
     ]
     predictions = _predict(config, run, spec, task, examples)
     return [
-        {**raw, **({"rationale": e.rationale} if e.rationale is not None else {}), "prediction": p["prediction"]}
+        {**raw, **({"rationale": e.rationale, "status": e.status} if e.rationale is not None else {}), "prediction": p["prediction"]}
         | ({"score": p["score"]} if p["score"] is not None else {})
         for (_, raw), e, p in zip(rows, examples, predictions, strict=True)
     ]
@@ -84,10 +87,17 @@ def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tu
     model = resolve(config.reasoner.model)
     asking = make_renderer("reasoner", model.folder)
     budgets.append(Budget("reasoner", asking, _reasoner_length(config), config.reasoner.max_tokens))
-    lengths = measure(task, budgets, config.exemplars)
-    # The prompt is the one the tunable's rationales were made with: as many exemplars as in the run.
-    lengths.exemplars |= {language: n for language, n in run.folder.exemplars_shown(task.name).items() if language in lengths.exemplars}
+    _check_hash(run, "reasoner", model.hash)
+    # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
+    lengths = measure(task, budgets, config.exemplars, run.folder.exemplars_shown(task.name))
     return lengths, vllm_requests(task, lengths, asking, reasoner_identity(config, model.hash), config.exemplars, lengths.exemplars)
+
+
+def _check_hash(run: Run, role: str, found: str) -> None:
+    """A tuned adapter means something on the weights it was tuned on only."""
+    expected = artifact.read_json(run.folder.manifest)["models"][role]
+    if expected["hash"] != found:
+        raise UserError(f"{role}: the files of {expected['name']} have changed since this run; put back the ones it was made with")
 
 
 def _reasoner_length(config: Config) -> int:

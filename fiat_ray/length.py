@@ -7,7 +7,7 @@ reasoner's last exemplars give way, the same number for all rows of a language; 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fiat_ray.errors import UserError
@@ -46,12 +46,17 @@ class Lengths:
     """Language → rows whose gold answer stood in the passage, but not in what is left of it."""
 
 
-def measure(task: Task, budgets: Sequence[Budget], which: Which = "row_language") -> Lengths:
-    """Cut every row of a task to what all ``budgets`` allow. Raises ``UserError`` for a row that fits in no way."""
+def measure(task: Task, budgets: Sequence[Budget], which: Which = "row_language", at_most: Mapping[str, int] | None = None) -> Lengths:
+    """Cut every row of a task to what all ``budgets`` allow. Raises ``UserError`` for a row that fits in no way.
+
+    ``at_most``: language → exemplars that its prompts may hold, where that was decided before (new rows of an old run).
+    """
+    shown = {language: len(task.exemplars_for(language, which)) for language in by_language(task.rows)}
+    shown |= {language: min(shown[language], bound) for language, bound in (at_most or {}).items() if language in shown}
     lengths = Lengths()
     for language, rows in by_language(task.rows).items():
-        fits = [_fit(task, budget, language, rows, which) for budget in budgets]
-        lengths.exemplars[language] = min((fit.exemplars for fit in fits), default=len(task.exemplars_for(language, which)))
+        fits = [_fit(task, budget, language, rows, which, shown[language]) for budget in budgets]
+        lengths.exemplars[language] = min((fit.exemplars for fit in fits), default=shown[language])
         for row in rows:
             text, removed = _cut(task, row, fits)
             lengths.texts[row.id] = text
@@ -71,10 +76,9 @@ class _Fit:
     count: Callable[[str], int]
 
 
-def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: Which) -> _Fit:
-    """The first number of exemplars, from all of them down to one, that leaves room for the longest row without its passage."""
+def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: Which, exemplars: int) -> _Fit:
+    """The first number of ``exemplars``, from all of them down to one, that leaves room for the longest row without its passage."""
     renderer = budget.renderer
-    exemplars = len(task.exemplars_for(language, which))
 
     def count(text: str) -> int:
         return len(renderer.content("input", text).ids)

@@ -48,6 +48,14 @@ def find(name: str) -> Path:
     return folder.resolve()
 
 
+def pinned(name: str) -> str:
+    """A name that means the same files wherever it is found: an absolute folder, or a hub name with its commit (``owner/name@commit``)."""
+    if name == EMBEDDED:
+        return name
+    folder = find(name)
+    return f"{name.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else str(folder)
+
+
 def resolve(name: str) -> Model:
     """``find`` plus the content hash."""
     folder = find(name)
@@ -80,8 +88,9 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    name, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"model {name}: no such folder here, and the hub did not give it ({' '.join(str(error).split())[:200]})") from None
 

@@ -16,7 +16,8 @@ from typing import Any
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
 from fiat_ray.rows import Place, placed_rows, text_field
-from fiat_ray.task import SPLITS, Exemplar, Metric, Row, Task, digest, group_fields, make_rows, template_fields
+from fiat_ray.task import SPLITS, Exemplar, Metric, Row, Task, digest, make_rows, template_fields
+from fiat_ray.task_folder import group_fields
 
 FEWEST = 12
 """Fewer rows leave nothing to tune on once validation, test and exemplars are taken."""

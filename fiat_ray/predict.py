@@ -39,6 +39,11 @@ class EngineTuned:
         return label_predictions(self._engine.label_logprobs(prompts, endings, self._renderer.eos), self._task.labels)
 
 
+def one_token_each(labels: Sequence[Sequence[int]]) -> bool:
+    """Whether each label is one distinct token. Its log-probability alone is then P(label); else it is the product over its tokens and EOS."""
+    return all(len(label) == 1 for label in labels) and len({label[0] for label in labels}) == len(labels)
+
+
 def label_predictions(logprobs: np.ndarray, labels: Sequence[str]) -> list[Prediction]:
     """log P(label), shape (rows, labels), positive label last → the label and P(positive), normalised over the set.
 

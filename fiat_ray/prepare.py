@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fiat_ray import campaign, models
+from fiat_ray import augmented, campaign, models
 from fiat_ray.artifact import fingerprint
 from fiat_ray.campaign import Checkpoint, Measured, NotRun, Trial
 from fiat_ray.config import Config
@@ -22,7 +22,8 @@ from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer
 from fiat_ray.schema import VERSION
-from fiat_ray.task import Row, Task, by_language
+from fiat_ray.task import SPLITS, Row, Task, by_language, limited
+from fiat_ray.task_folder import reader_options
 
 
 @dataclass
@@ -37,6 +38,13 @@ class Prepared:
     requests: dict[str, Requests] = field(default_factory=dict)
     """Empty where no method asks the reasoner."""
     reasoner_length: int = 0
+    """Bound on the reasoner's prompt and output, in its tokens."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Task → fingerprint of its rows as used."""
+
+    def asked(self, task: str) -> str:
+        """What the task's augmented set must have been sealed for."""
+        return augmented.asked(self.tasks[task].rows, self.lengths[task], self.requests[task].keys)
 
 
 def make_reasoner(config: Config, max_length: int) -> Callable[[], Reasoner]:
@@ -44,25 +52,35 @@ def make_reasoner(config: Config, max_length: int) -> Callable[[], Reasoner]:
     reasoner = config.reasoner
     if reasoner.kind == "scripted":
         return partial(ScriptedReasoner, str(Path(reasoner.script or "").resolve()))
-    return partial(
-        VllmReasoner, reasoner.model, max_length, reasoner.max_tokens, reasoner.dtype, tuple(reasoner.stop), max(1, config.where.gpus or 1)
-    )
+    gpus = max(1, config.where.gpus or 1)
+    model = models.pinned(reasoner.model)
+    return partial(VllmReasoner, model, max_length, reasoner.max_tokens, reasoner.dtype, tuple(reasoner.stop), gpus)
 
 
 def load_tasks(config: Config) -> dict[str, Task]:
-    tasks = {}
+    """The config's tasks with their rows. Of several tasks each gets the options (focus, passages) that it knows."""
+    tasks: dict[str, Task] = {}
+    options = {name: value for name, value in {"focus": config.focus, "passages": config.passages}.items() if value is not None}
     for name in config.task:
-        task = Task.load(name, config.data, languages=config.languages, limit=config.limit, **{"focus": config.focus, "passages": config.passages})
-        for split in ("train", "validation", "test"):
-            if not task.split(split):
-                raise UserError(f"{task.name}: no rows in split {split}; a campaign trains on train, selects on validation and scores test")
+        known = options if len(config.task) == 1 else {option: value for option, value in options.items() if option in reader_options(name)}
+        task = Task.load(name, config.data, languages=config.languages, limit=config.limit, **known)
+        if task.name in tasks:
+            raise UserError(f"task: two tasks are named '{task.name}'; give one another `name:` in its task.yaml")
         tasks[task.name] = task
     return tasks
 
 
+def _check_splits(tasks: Mapping[str, Task]) -> None:
+    for task in tasks.values():
+        for split in SPLITS:
+            if not task.split(split):
+                raise UserError(f"{task.name}: no rows in split {split}; a campaign trains on train, selects on validation and scores test")
+
+
 def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared:
     """Read, render and measure. ``tasks``: given instead of the config's own (``Task.from_rows``). Raises ``UserError`` for what can't run."""
-    tasks = dict(tasks) if tasks is not None else load_tasks(config)
+    tasks = load_tasks(config) if tasks is None else {name: limited(task, config.limit) for name, task in tasks.items()}
+    _check_splits(tasks)
     found: dict[str, Model] = {}
     budgets: list[Budget] = []
     prepared = Prepared(config, tasks, {}, [], [], {})
@@ -73,6 +91,7 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
         if campaign.needs_reasoner(config):
             prepared.requests[name] = _requests(config, task, prepared.lengths[name], reasoner, found)
     measured = {name: _measured(task, prepared.lengths[name], prepared.requests.get(name)) for name, task in tasks.items()}
+    prepared.data = {name: found.rows for name, found in measured.items()}
     prepared.trials, prepared.not_run = campaign.trials(config, measured, {key: value for key, (value, _) in checkpoints.items()})
     prepared.models = {name: {"name": model.name, "hash": model.hash} for name, model in found.items()}
     return prepared
@@ -87,6 +106,17 @@ def context_length(folder: Path) -> int:
     """The sequence length a model was made for, from its config."""
     values = json.loads((folder / "config.json").read_text("utf-8"))
     return int(values.get("max_position_embeddings") or values.get("text_config", {}).get("max_position_embeddings") or 2048)
+
+
+def check_full_attention(key: str, folder: Path, length: int) -> None:
+    """Tuning packs rows and attends within each to all of it: refuse models made for a shorter window, capped logits or other layers."""
+    values = json.loads((folder / "config.json").read_text("utf-8"))
+    values = values.get("text_config", values)
+    kinds = set(values.get("layer_types") or ["sliding_attention" if values.get("use_sliding_window", True) else "full_attention"])
+    windowed = "sliding_attention" in kinds and (values.get("sliding_window") or length) < length
+    capped = values.get("attn_logit_softcapping") or values.get("final_logit_softcapping")
+    if windowed or capped or kinds - {"full_attention", "sliding_attention"}:
+        raise UserError(f"{key}: {folder.name} has attention windows, capped logits or other layers, which tuning does not support; choose another")
 
 
 def _bounded(role: str, asked: int | None, folder: Path, most: int) -> int:
@@ -126,10 +156,11 @@ def _tunable_budgets(config: Config, tasks: Mapping[str, Task], found: dict[str,
             model = found[key] = models.resolve(model_name)
             renderer = make_renderer(name, model.folder, tuned)
             length = _bounded(key, tunable.max_length, model.folder, 4096)
+            check_full_attention(key, model.folder, length)
             answers = {task.name: _answer_tokens(task, renderer) for task in tasks.values()}
             reserved = (config.reasoner.max_tokens if any(r.cot != "none" for r in recipes) else 0) + max(answers.values()) + 1
             checkpoints[name, tuned] = (
-                Checkpoint(str(model.folder) if Path(model_name).is_dir() else model_name, model.hash, length, answers),
+                Checkpoint(models.pinned(model_name), model.hash, length, answers),
                 Budget(key, renderer, length, reserved, recipes),
             )
             budgets.append(checkpoints[name, tuned][1])
@@ -165,7 +196,7 @@ def reasoner_identity(config: Config, model_hash: str) -> dict[str, Any]:
 
 def _measured(task: Task, lengths: Lengths, requests: Requests | None) -> Measured:
     return Measured(
-        rows=fingerprint([[row.id, lengths.texts[row.id], row.targets] for row in task.rows]),
+        rows=fingerprint([[row.id, lengths.texts[row.id], row.targets, row.group] for row in task.rows]),
         rationales=fingerprint(sorted(requests.keys.items())) if requests else "",
         i_tau=task.i_tau,
         labels=task.labels,
@@ -176,7 +207,7 @@ def _measured(task: Task, lengths: Lengths, requests: Requests | None) -> Measur
 def describe(prepared: Prepared) -> dict[str, Any]:
     """The part of a run's manifest that says what is computed."""
     return {
-        "tasks": {name: _describe_task(task, prepared.lengths[name]) for name, task in prepared.tasks.items()},
+        "tasks": {name: {"data": prepared.data[name], **_describe_task(task, prepared.lengths[name])} for name, task in prepared.tasks.items()},
         "models": prepared.models,
         "trials": [_describe_trial(trial) for trial in prepared.trials],
         "not_run": [asdict(missing) for missing in prepared.not_run],

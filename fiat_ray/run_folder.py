@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,17 @@ from fiat_ray.task import Exemplar, Task
 
 class RunFolder:
     def __init__(self, path: str | Path) -> None:
+        if "://" in str(path):
+            raise UserError(f"{path}: a run directory lies on a file system that all nodes share; object stores are not supported yet")
         self.path = Path(path).resolve()
+        existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not existing.is_dir():
+            raise UserError(f"{existing}: is a file; a run directory can't be made there")
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written. Only under the run's lock: nobody else writes here."""
+        for path in [*self.path.glob(".ray-train-*"), *self.path.glob("trials/*/.*"), *self.path.glob("**/.*.tmp")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     @property
     def config(self) -> Path:
@@ -87,7 +98,6 @@ class RunFolder:
         return dict(artifact.read_json(self.task(name) / "task.json")["exemplars_shown"])
 
     def examples(self, task: str, with_rationales: bool) -> list[Example]:
-        """Rows of all splits: from the augmented set, or without rationales from the task alone."""
-        if with_rationales:
-            return augmented.read(self.augmented(task))
-        return augmented.read_rows_of_task(self.task(task) / "rows.parquet")
+        """Rows of all splits, by id, so that all recipes see them in one order: from the augmented set, or without rationales from the task alone."""
+        found = augmented.read(self.augmented(task)) if with_rationales else augmented.read_rows_of_task(self.task(task) / "rows.parquet")
+        return sorted(found, key=lambda example: example.id)

@@ -6,6 +6,7 @@ import datetime
 import fcntl
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,11 @@ def _write_inputs(prepared: Prepared, folder: RunFolder, command: str) -> None:
     for name, task in prepared.tasks.items():
         folder.save_task(task, prepared.lengths[name])
     before = artifact.read_json(folder.manifest) or {}
+    described = describe(prepared)
+    if any(before.get(key) != described[key] for key in ("tasks", "trials")):
+        folder.scores.unlink(missing_ok=True)  # of another config; written anew at the end
+        shutil.rmtree(folder.path / "untuned", ignore_errors=True)
+    folder.sweep()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about = {
         "fiat_ray": versions().get("fiat-ray"),
@@ -84,7 +90,7 @@ def _write_inputs(prepared: Prepared, folder: RunFolder, command: str) -> None:
         "command": command,
         "seeds": prepared.config.seeds,
     }
-    artifact.write_json(folder.manifest, about | describe(prepared))
+    artifact.write_json(folder.manifest, about | described)
 
 
 def _show(folder: RunFolder, config: Config, console: Console) -> None:
@@ -158,13 +164,19 @@ class Run:
     def predictions(self, method: str, task: str | None = None, tunable: str | None = None) -> list[list[dict[str, Any]]]:
         """Rows of ``schema.PREDICTIONS`` on test, one list a seed."""
         task = task or self._only_task()
+        sizes = {t["tunable"] for t in self.trials if t["method"] == method and t["task"] == task}
+        if tunable is None and len(sizes) > 1:
+            raise UserError(f"{self.path}: method '{method}' was tuned in several sizes ({', '.join(sorted(sizes))}); say which tunable")
         untuned = self.folder.untuned(task, method)
         if untuned.is_file():
             return [artifact.read_rows(untuned)]
         found = [
             artifact.read_rows(self.folder.trial(t["name"]) / "predictions.parquet")
             for t in self.trials
-            if t["method"] == method and t["task"] == task and tunable in (None, t["tunable"])
+            if t["method"] == method
+            and t["task"] == task
+            and tunable in (None, t["tunable"])
+            and (self.folder.trial(t["name"]) / "predictions.parquet").is_file()
         ]
         if not found:
             raise UserError(f"{self.path}: no predictions of method '{method}' on {task}")
@@ -191,6 +203,8 @@ class Run:
         if not trials:
             known = ", ".join(t["name"] for t in self.trials) or "none"
             raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {known}")
+        if len({t["task"] for t in trials}) > 1:
+            raise UserError(f"{self.path}: has several tasks; name a trial: {', '.join(t['name'] for t in trials)}")
         fiat = [t for t in trials if t["method"] == "fiat"] or trials
         return max(fiat, key=lambda t: (t["selection_value"] or -1.0, t["name"]))
 

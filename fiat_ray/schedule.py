@@ -24,7 +24,7 @@ from fiat_ray.config import Where
 from fiat_ray.prepare import Prepared, make_reasoner
 from fiat_ray.progress import Console
 from fiat_ray.reason.stage import reason
-from fiat_ray.reason.store import Store
+from fiat_ray.reason.store import Store, is_final
 from fiat_ray.reason.watch import Watch
 from fiat_ray.run_folder import RunFolder
 
@@ -32,18 +32,25 @@ STAGES = ("reason", "tune", "evaluate")
 TRIES = 2
 """A failed trial is tried once more."""
 
+MOST_LANE_FAILURES = 3
+"""How often workers may die before they take a trial."""
+
 
 @dataclass
 class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     """Trial → what went wrong, its last try."""
-    engine_errors: int = 0
+    engine_errors: list[str] = field(default_factory=list)
     """Rows whose rationale could not be generated."""
 
 
 def tuned(run: RunFolder, trial: Trial) -> bool:
+    """Whether a trial is finished, on the rationales that are there now: those that failed before may have come since."""
     record = artifact.read_json(run.trial(trial.name) / "trial.json")
-    return record is not None and record["fingerprint"] == trial.fingerprint
+    if record is None or record["fingerprint"] != trial.fingerprint:
+        return False
+    seal = augmented.read_seal(run.augmented(trial.task))
+    return not needs_rationales(trial) or seal is None or record["augmented"] == seal["fingerprint"]
 
 
 def evaluated(run: RunFolder, trial: Trial) -> bool:
@@ -66,12 +73,16 @@ class _Schedule:
         self.store = store_of(prepared, run)
         self.sealed = not prepared.requests
         self.to_reason = "reason" in stages and not self.sealed
-        self.to_tune = [t for t in prepared.trials if "tune" in stages and not tuned(run, t)]
-        self.to_evaluate = [t for t in prepared.trials if "evaluate" in stages and not evaluated(run, t)]
+        self.stages = stages
+        self.to_tune: list[Trial] = []
+        self.to_evaluate: list[Trial] = []
+        self._list_trials(prepared.trials)
         self.tries: Counter[str] = Counter()
         self.busy = 0
         """Units in use."""
         self.lanes: set[str] = set()
+        self.waiting = 0
+        """Trials on the board that no lane was started for."""
         self.events: queue.Queue[Callable[[], None]] = queue.Queue()
         self.evaluating: set[str] = set()
         self.reasoning = False
@@ -81,6 +92,11 @@ class _Schedule:
         self.board: Any = None
         self.storage = run.path / f".ray-train-{uuid.uuid4().hex[:8]}"
 
+    def _list_trials(self, trials: list[Trial]) -> None:
+        """Add what is to be done of ``trials``."""
+        self.to_tune += [t for t in trials if "tune" in self.stages and not tuned(self.run, t)]
+        self.to_evaluate += [t for t in trials if "evaluate" in self.stages and not evaluated(self.run, t)]
+
     def execute(self) -> Outcome:
         if self.to_reason:
             missing = len({key for r in self.prepared.requests.values() for key in r.distinct} - self.store.finished())
@@ -88,7 +104,10 @@ class _Schedule:
                 self._seal()
                 self.to_reason = False
         elif self.prepared.requests:
-            self.sealed = all((self.run.augmented(task) / augmented.SEAL).is_file() for task in self.prepared.requests)
+            self.sealed = all(augmented.read_seal(self.run.augmented(task), self.prepared.asked(task)) for task in self.prepared.requests)
+        if "tune" not in self.stages:
+            for trial in [t for t in self.to_evaluate if not tuned(self.run, t)]:
+                self._failed(trial, "is not tuned; run `fiat-ray tune` first")
         if not (self.to_reason or self.to_tune or self.to_evaluate):
             return self.outcome
         self._connect()
@@ -112,7 +131,7 @@ class _Schedule:
         what = f"{self.unit.gpus:g} GPU" if self.unit.gpus else f"{self.unit.cpus:g} CPUs"
         self.console.line(f"Ray: room for {self.unit.count} engine(s) or tuning worker(s) of {what} each")
         check_shared(self.run.path)
-        if self.to_tune:
+        if "tune" in self.stages:
             from fiat_ray.tune.lane import Board
 
             self.board = ray.remote(num_cpus=0)(Board).remote()
@@ -123,7 +142,7 @@ class _Schedule:
             self.console.status(self.watch.text())
 
     def _unfinished(self) -> bool:
-        return bool(self.reasoning or self.lanes or self.evaluating or self.to_reason or self.to_tune or self.to_evaluate)
+        return bool(self.reasoning or self.lanes or self.waiting or self.evaluating or self.to_reason or self.to_tune or self.to_evaluate)
 
     # Starting
 
@@ -139,33 +158,32 @@ class _Schedule:
                 self._start(1, self._evaluate, model, trials)
 
     def _start_lanes(self) -> None:
+        import ray
+
         ready = [t for t in self.to_tune if self.sealed or not needs_rationales(t)]
         if self.to_tune and not ready and not (self.reasoning or self.to_reason or self.lanes):
             for trial in self.to_tune:
-                self._failed(trial, "there is no sealed augmented set; run `fiat-ray reason` first")
+                self._failed(trial, "there is no sealed augmented set for this config; run `fiat-ray reason` first")
             self.to_tune = []
-            return
-        if ready and (self.lanes or self._free(self.where.workers)):
-            import ray
-
+        if ready:
             ray.get(self.board.add.remote(ready))
             self.to_tune = [t for t in self.to_tune if t not in ready]
-            waiting = len(ready)
-            while waiting and self._free(self.where.workers):
-                name = f"lane-{uuid.uuid4().hex[:8]}"
-                self.lanes.add(name)
-                self._start(self.where.workers, self._lane, name)
-                waiting -= 1
+            self.waiting += len(ready)
+        while self.waiting and self._free(self.where.workers):
+            self.waiting -= 1  # a lane for each, as long as there is room; what more it takes is seen when it ends
+            name = f"lane-{uuid.uuid4().hex[:8]}"
+            self.lanes.add(name)
+            self._start(self.where.workers, self._lane, name)
 
     def _ready_to_evaluate(self) -> dict[str, list[Trial]]:
         """Checkpoint → its trials, once all of them are tuned (or failed)."""
-        if self.lanes or self.to_tune:
+        if self.lanes or self.waiting or self.to_tune:
             open_ = {t.model for t in self.prepared.trials if not tuned(self.run, t) and t.name not in self.outcome.failed}
         else:
             open_ = set()
         ready: dict[str, list[Trial]] = defaultdict(list)
         for trial in self.to_evaluate:
-            if trial.model not in open_:
+            if trial.model not in open_ and (self.sealed or not needs_rationales(trial)):
                 ready[trial.model].append(trial)
         return ready
 
@@ -222,15 +240,18 @@ class _Schedule:
             task, rationales = self.prepared.tasks[name], self.store.read(requests.distinct)
             seal = augmented.seal(self.run.augmented(name), task.rows, self.prepared.lengths[name], requests.keys, rationales)
             if self.prepared.config.store:  # a run is self-contained: its rows are copied from a shared store
-                missing = requests.distinct.keys() - Store(self.run.rationales).finished()
-                if missing:
-                    Store(self.run.rationales).write([rationales[key] for key in sorted(missing)])
+                own = Store(self.run.rationales)
+                new = [rationales[key] for key in sorted(requests.distinct.keys() - own.finished()) if is_final(rationales[key])]
+                if new:
+                    own.write(new)
             totals: Counter[str] = Counter()
             for counts in seal["status"].values():
                 totals.update(counts)
-            self.outcome.engine_errors += totals["engine_error"]
+            self.outcome.engine_errors += [row.id for row in task.rows if rationales[requests.keys[row.id]]["status"] == "engine_error"]
             self.console.line(f"augmented set sealed: {name}: {seal['rows']} rows ({', '.join(f'{n} {s}' for s, n in totals.most_common())})")
         self.sealed = True
+        listed = {t.name for t in [*self.to_tune, *self.to_evaluate]}
+        self._list_trials([t for t in self.prepared.trials if needs_rationales(t) and t.name not in listed])
 
     # Tuning
 
@@ -251,7 +272,7 @@ class _Schedule:
                 storage=self.storage,
             )
         except Exception as caught:
-            error = str(caught)
+            error = f"{type(caught).__name__}: {caught}"
         return partial(self._lane_ended, name, error)
 
     def _lane_ended(self, name: str, error: str | None) -> None:
@@ -263,11 +284,10 @@ class _Schedule:
         if error is not None and trial is not None and not tuned(self.run, trial):
             self._retry(trial, error)
         elif error is not None and trial is None:
-            raise RuntimeError(f"Ray Train could not run a lane: {error}")
-        waiting = ray.get(self.board.waiting.remote())
-        if waiting and not self.lanes:
-            self.lanes.add(again := f"lane-{uuid.uuid4().hex[:8]}")
-            self._start(self.where.workers, self._lane, again)
+            self.tries["lane"] += 1
+            if self.tries["lane"] >= MOST_LANE_FAILURES:
+                raise RuntimeError(f"Ray Train could not start workers, {MOST_LANE_FAILURES} times: {error}")
+        self.waiting = ray.get(self.board.waiting.remote())
 
     def _read_board(self) -> None:
         if self.board is None:
@@ -309,9 +329,6 @@ class _Schedule:
         )
         self.console.line(f"evaluate: starting the engine of {model} for {len(trials)} trial(s)")
         for number, trial in enumerate(trials, 1):
-            if not tuned(self.run, trial):
-                errors[trial.name] = "was not tuned; run `fiat-ray tune` first"
-                continue
             try:
                 ray.get(actor.evaluate.remote(trial))
                 self.console.line(f"evaluated {trial.name} ({number}/{len(trials)})")
@@ -319,7 +336,9 @@ class _Schedule:
                 errors |= {t.name: f"the engine died: {error}" for t in trials if not evaluated(self.run, t)}
                 break
             except ray.exceptions.RayTaskError as error:
-                errors[trial.name] = str(error.cause or error)
+                errors[trial.name] = f"{type(error.cause or error).__name__}: {error.cause or error}"
+                if "the engine stopped" in errors[trial.name]:
+                    break
         ray.kill(actor)
         return partial(self._evaluated, model, trials, errors)
 
@@ -330,5 +349,5 @@ class _Schedule:
         for trial in trials:
             if trial.name in errors:
                 self.tries[f"evaluate {trial.name}"] += 1
-                if self.tries[f"evaluate {trial.name}"] >= TRIES or "first" in errors[trial.name]:
+                if self.tries[f"evaluate {trial.name}"] >= TRIES:
                     self._failed(trial, errors[trial.name])

@@ -43,7 +43,7 @@ HISTORY = pa.schema(
         ("train_loss", pa.float64()),  # mean over the steps since the last validation; null at step 0
         ("metric", pa.string()),  # what selects: f1, auc_pr or accuracy
         ("value", pa.float64()),  # 0–100, mean over languages
-        ("validation_loss", pa.float64()),  # per supervised token
+        ("validation_loss", pa.float64()),  # mean of a supervised token, or of a label
         ("seconds", pa.float64()),
         ("selected", pa.bool_()),
     ]

@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 from fiat_ray.errors import UserError
 from fiat_ray.metrics import averaged_languages, label_scores, named_averages, text_scores
 from fiat_ray.rows import Place, read_rows, text_field
-from fiat_ray.task import BUILT_IN, Row, read_task_yaml
+from fiat_ray.task import Row
+from fiat_ray.task_folder import BUILT_IN, read_task_yaml
 
 Frame = Sequence[Mapping[str, Any]]
 """Rows with the columns of ``schema.PREDICTIONS``."""

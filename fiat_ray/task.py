@@ -6,27 +6,21 @@ A task folder holds ``task.yaml``, ``i_beta.txt``, ``i_tau.txt``, ``exemplars.js
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import inspect
 import json
 import re
 import string
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from fiat_ray.errors import UserError
-from fiat_ray.rows import SUFFIXES, Place, read_rows, text_field
+from fiat_ray.rows import Place, text_field
 
 SPLITS = ("train", "validation", "test")
-BUILT_IN = Path(__file__).parent / "tasks"
-ANSWER = re.compile(r"(?im)^\s*answer\s*:[ \t]*(.*?)\s*$")
-"""A rationale ends with a line ``Answer: …``; the last such line counts."""
+ANSWER = re.compile(r"(?im)^[ \t*_#]*answer[ \t*_]*:[ \t*_]*(.*?)[ \t*_]*$")
+"""A rationale ends with a line ``Answer: …``, emphasis or not; the last such line counts."""
 
 Metric = Literal["f1", "accuracy"]
 Which = Literal["row_language", "all"]
@@ -100,11 +94,9 @@ class Task:
         Raises ``UserError`` for a folder, field, language or option that is not there, and for own rows that stand in two splits.
         """
         from fiat_ray.leakage import without_overlap
+        from fiat_ray.task_folder import read_task
 
-        folder, built_in = _folder(name)
-        task = _definition(folder, built_in)
-        data = Path(data) if data is not None else (None if built_in else folder)
-        task = replace(task, rows=tuple(_rows(task, folder, data, options)))
+        task = read_task(name, data, options)
         if languages:
             unknown = sorted(set(languages) - {row.language for row in task.rows})
             if unknown:
@@ -135,8 +127,10 @@ class Task:
         answer = found[-1].strip() if found else ""
         if not self.labels:
             return answer
-        plain = answer.casefold().strip(string.punctuation + string.whitespace)
-        return next((label for label in self.labels if label.casefold() == plain), "")
+        ends = string.punctuation + string.whitespace
+        same = [label for label in self.labels if label.casefold() == answer.casefold()]
+        alike = [label for label in self.labels if label.casefold().strip(ends) == answer.casefold().strip(ends)]
+        return next(iter([*same, *alike]), "")
 
     def split(self, name: str) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.split == name)
@@ -226,124 +220,6 @@ def _key_text(raw: dict[str, Any], name: str, place: Place) -> str:
     if name not in raw:
         raise UserError(f"{place}: no field '{name}', which groups rows")
     return json.dumps(raw[name], ensure_ascii=False, sort_keys=True)
-
-
-def _folder(name: str | Path) -> tuple[Path, bool]:
-    folder = BUILT_IN / str(name)
-    if str(name).isidentifier() and (folder / "task.yaml").is_file():
-        return folder, True
-    if (Path(name) / "task.yaml").is_file():
-        return Path(name), False
-    known = ", ".join(sorted(p.parent.name for p in BUILT_IN.glob("*/task.yaml")))
-    raise UserError(f"task '{name}': neither a built-in task ({known}) nor a folder with a task.yaml")
-
-
-def _definition(folder: Path, built_in: bool) -> Task:
-    """The task without its rows."""
-    path = folder / "task.yaml"
-    spec = read_task_yaml(path)
-    labels = tuple(str(label) for label in spec.get("labels", ()))
-    task = Task(
-        name=str(spec.get("name", folder.resolve().name)),
-        input=spec["input"],
-        cut=spec.get("cut"),
-        metric=spec.get("metric", "accuracy" if labels else "f1"),
-        labels=labels,
-        i_beta=_text_file(folder / "i_beta.txt"),
-        i_tau=_text_file(folder / "i_tau.txt"),
-        exemplars=(),
-        rows=(),
-        target=spec.get("target", "target"),
-        language=spec.get("language"),
-        built_in=built_in,
-    )
-    if task.cut is not None and task.cut not in template_fields(task.input):
-        raise UserError(f"{path}: cut: '{task.cut}' is no field of the input template")
-    return replace(task, exemplars=tuple(_exemplars(task, folder / "exemplars.jsonl")))
-
-
-TASK_KEYS = {"name", "input", "cut", "target", "language", "labels", "metric", "group", "example"}
-
-
-def read_task_yaml(path: Path) -> dict[str, Any]:
-    try:
-        spec = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("input"), str):
-        raise UserError(f"{path}: needs at least `input:`, the template of the input text")
-    unknown = sorted(set(spec) - TASK_KEYS)
-    if unknown:
-        raise UserError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(sorted(TASK_KEYS))}")
-    if spec.get("metric", "f1") not in ("f1", "accuracy"):
-        raise UserError(f"{path}: metric '{spec['metric']}' is none of f1, accuracy")
-    if (spec.get("metric") == "accuracy") != bool(spec.get("labels")):
-        raise UserError(f"{path}: metric accuracy goes with labels, f1 with free text")
-    return spec
-
-
-def group_fields(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(fields whose values make the group, fields that make the example). Without ``group`` each row is its own."""
-    default = [*template_fields(spec["input"]), spec.get("target", "target")]
-    group = spec.get("group", default)
-    group = [group] if isinstance(group, str) else list(group)
-    example = spec.get("example", group)
-    return group, [example] if isinstance(example, str) else list(example)
-
-
-def _text_file(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; it holds the instructions as plain text")
-    return path.read_text("utf-8").strip()
-
-
-def _exemplars(task: Task, path: Path) -> Iterator[Exemplar]:
-    for place, raw in read_rows(path):
-        target = text_field(raw, "target", place)
-        if task.labels and target not in task.labels:
-            raise UserError(f"{place}: target {target!r} is none of the labels {', '.join(task.labels)}")
-        fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
-        yield Exemplar(str(raw.get("language", "und")), fields, text_field(raw, "rationale", place), target)
-
-
-def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any]) -> Iterator[Row]:
-    reader = _reader(folder)
-    parameters = inspect.signature(reader).parameters
-    if data is None and parameters["data"].default is inspect.Parameter.empty:
-        raise UserError(f"{task.name}: `data` is missing; it says in which folder or archive the task's rows lie")
-    known = [p for p in parameters if p != "data"]
-    options = {name: value for name, value in options.items() if value is not None}
-    if unknown := [name for name in options if name not in known]:
-        raise UserError(f"{task.name}: unknown option '{unknown[0]}'; this task knows {', '.join(known) or 'none'}")
-    group, example = group_fields(read_task_yaml(folder / "task.yaml"))
-    return make_rows(task, reader(data, **options), group, example)
-
-
-def _reader(folder: Path) -> Callable[..., Iterator[tuple[Place, str, dict[str, Any]]]]:
-    """``rows(data, **options)`` of the folder's ``task.py``; without one, ``train.jsonl`` and the like in the data folder."""
-    path = folder / "task.py"
-    if not path.is_file():
-        return split_files
-    spec = importlib.util.spec_from_file_location(f"fiat_ray_task_{folder.name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    if not hasattr(module, "rows"):
-        raise UserError(f"{path}: defines no rows(data)")
-    return module.rows
-
-
-def split_files(data: Path) -> Iterator[tuple[Place, str, dict[str, Any]]]:
-    """Rows of ``train``, ``validation`` and ``test`` files (``.jsonl``, ``.csv`` or ``.parquet``) in one folder."""
-    for split in SPLITS:
-        found = [data / f"{split}{suffix}" for suffix in SUFFIXES if (data / f"{split}{suffix}").is_file()]
-        if not found:
-            raise UserError(f"{data}: no {split} file ({', '.join(split + suffix for suffix in SUFFIXES)})")
-        if len(found) > 1:
-            raise UserError(f"{data}: {found[0].name} and {found[1].name} both claim to be the {split} split")
-        for place, raw in read_rows(found[0]):
-            yield place, split, raw
 
 
 def by_language(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -84,6 +84,15 @@ def test_another_set_replaces_it_whole(tmp_path: Path) -> None:
     assert [e.id for e in augmented.read(tmp_path)] == [row.id for row in ROWS[:2]]
 
 
+def test_a_seal_is_for_what_was_asked(tmp_path: Path) -> None:
+    seal = augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, rationales())
+    assert augmented.read_seal(tmp_path) == augmented.read_seal(tmp_path, augmented.asked(ROWS, LENGTHS, KEYS)) == seal
+    cut = replace(LENGTHS, texts=LENGTHS.texts | {ROWS[0].id: "cut"})
+    for other in (augmented.asked(ROWS[1:], LENGTHS, KEYS), augmented.asked(ROWS, cut, KEYS)):
+        assert augmented.read_seal(tmp_path, other) is None
+    assert augmented.read_seal(tmp_path / "nothing") is None
+
+
 @pytest.mark.parametrize("change", ["text", "status", "key", "group"])
 def test_whatever_differs_is_sealed_anew(tmp_path: Path, change: str) -> None:
     augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, rationales(text="", status="engine_error"))

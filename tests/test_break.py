@@ -17,7 +17,7 @@ import yaml
 SCRIPT = """
 import time
 def reason(row):
-    time.sleep(0.1)
+    time.sleep(1.0)
     return "It is about " + row["input"][:20] + ".\\nAnswer: " + row["targets"][0]
 """
 
@@ -66,6 +66,7 @@ def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Sig
         time.sleep(0.02)
     process.send_signal(how)
     process.communicate(timeout=60)
+    time.sleep(3)  # a killed driver's actors live until Ray notices, and may write what they have
     return process.returncode
 
 

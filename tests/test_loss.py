@@ -62,7 +62,7 @@ def test_a_packed_loss_is_the_sum_of_the_prompts_own(packed_model: Any, plain_mo
     for budget in (1, 200, 10_000):
         batches = micro_batches(items, budget)
         assert budget < 10_000 or len(batches) == 1
-        found = sum(float(SupervisedLoss(packed_model)(pack(batch, CPU))) for batch in batches)
+        found = sum(SupervisedLoss(packed_model)(pack(batch, CPU)).item() for batch in batches)
         assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_only_the_target_counts(packed_model: Any, items: list[Supervised]) -> N
 def test_an_adapter_has_the_same_loss_and_only_it_gets_gradients(tiny: Path, plain_model: Any, items: list[Supervised]) -> None:
     model = checkpoints.add_lora(checkpoints.load(tiny, torch.float32), Lora(rank=4), 0)
     loss = SupervisedLoss(model)(pack(items, CPU))
-    assert float(loss) == pytest.approx(sum(plain_loss(plain_model, each.prompt).sum().item() * each.weight for each in items), abs=1e-5)
+    assert loss.item() == pytest.approx(sum(plain_loss(plain_model, each.prompt).sum().item() * each.weight for each in items), abs=1e-5)
     loss.backward()
     tuned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert tuned and all("lora_" in name for name in tuned)
@@ -161,6 +161,16 @@ def test_label_losses_are_those_of_each_label_alone(packed_model: Any, plain_mod
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_labels_of_one_token_are_compared_by_it_alone(packed_model: Any, plain_model: Any, renderer: Renderer) -> None:
+    tokens = [renderer.answer_ids(label) for label in ("a", "b")]
+    assert [len(ids) for ids in tokens] == [1, 1]
+    prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
+    with torch.no_grad():
+        found = label_losses(packed_model, renderer, prompts, ["a", "b"])
+        last = torch.stack([plain_model(torch.tensor([prompt.ids])).logits[0, -1] for prompt in prompts])
+    np.testing.assert_allclose(found, -last.log_softmax(-1)[:, [ids[0] for ids in tokens]], atol=1e-4)
+
+
 def examples(languages: dict[str, int], labels: tuple[str, ...] = ("yes",)) -> list[Example]:
     return [
         Example(f"{language}{n}", "validation", language, f"question: {n} context: {language}", (labels[n % len(labels)],), "g")
@@ -187,7 +197,10 @@ def test_validation_scores_what_test_will_and_leaves_the_model_in_training(tiny:
     assert model.training and found.metric == ("auc_pr" if labels else "f1")
     assert found.value is not None and 0 <= found.value <= 100
     prompts = [renderer.tunable_prompt(task, e.input, "because" if e is rows[0] else None, RECIPES["fiat"]) for e in rows]
-    gold = [prompt + [renderer.target(e.targets[0])] for prompt, e in zip(prompts, rows, strict=True)]
     with torch.no_grad():
-        losses = torch.cat([token_losses(model, pack([Supervised(prompt, 1.0)], CPU))[0] for prompt in gold])
-    assert found.loss == pytest.approx(float(losses.mean()), abs=1e-4)
+        if labels:
+            expected = label_losses(model, renderer, prompts, labels)[range(len(rows)), [labels.index(e.targets[0]) for e in rows]].mean()
+        else:
+            gold = [prompt + [renderer.target(e.targets[0])] for prompt, e in zip(prompts, rows, strict=True)]
+            expected = torch.cat([token_losses(model, pack([Supervised(prompt, 1.0)], CPU))[0] for prompt in gold]).mean().item()
+    assert found.loss == pytest.approx(expected, abs=1e-4)

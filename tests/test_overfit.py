@@ -158,9 +158,9 @@ def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Pat
     task = memory_task()
     prompt = Renderer(tiny).tunable_prompt(task, task.text(task.rows[0].fields), None, config.RECIPES["no_peft"]).ids
     with pytest.raises(RuntimeError, match="did not take"):
-        check_swap(engine, merged, [prompt])  # the engine still has the untuned weights
+        check_swap(engine, merged, tiny, [prompt])  # the engine still has the untuned weights
     engine.swap(merged)
-    check_swap(engine, merged, [prompt])
+    check_swap(engine, merged, tiny, [prompt])
 
     lacking = tmp_path / "lacking"
     shutil.copytree(merged, lacking)
@@ -184,7 +184,7 @@ def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) 
     changed = {name: t + 0.3 * torch.randn(t.shape, generator=generator) for name, t in tensors.items() if part in name}
     save_file(tensors | changed, other / "model.safetensors", metadata={"format": "pt"})
     engine.swap(other)
-    check_swap(engine, other, [list(range(5, 40))])
+    check_swap(engine, other, tiny, [list(range(5, 40))])
 
 
 @pytest.mark.vllm

@@ -211,7 +211,7 @@ def test_the_part_of_a_rationale_that_is_shown(chat: Renderer, part: str, shown:
 
 @pytest.mark.parametrize("bound", range(12))
 @pytest.mark.parametrize(
-    "rationale", ["The context names the town, and a town it is.", "নদীর পাশে কোন শহর আছে? καλό 川のそばの町", "a\n\n b  c   d e f g h i j"]
+    "rationale", ["The context names the town, and a town it is.", "নদীর পাশে ལྷ་ས་ནི་ καλό 川のそばの町", "ལྷ་ས་ནི་", "a\n\n b  c   d e f g h i j"]
 )
 def test_a_rationale_is_bounded_in_the_tunables_own_tokens(chat: Renderer, rationale: str, bound: int) -> None:
     shown = shown_rationale(TASK, chat, rationale, Recipe(), bound)

@@ -285,7 +285,7 @@ def test_no_answer_share_of_small_draws(limit: dict[str, int], languages: list[s
 
 
 def country_facts_reader() -> Any:
-    from fiat_ray import task as module
+    from fiat_ray import task_folder as module
 
     return module._reader(module.BUILT_IN / "country_facts").__globals__
 

@@ -15,9 +15,11 @@ CHATML = (
 )
 
 TRAINED_ON = (
-    "question: which town lies at the river? title: rivers context: The town lies at the river, where two roads meet.\nreasoning: The context names it.",
+    "question: which town lies at the river? title: rivers context: The town lies at the river, where two roads meet.",
+    "reasoning: The context names it.",
     "predict: explain: Answer: yes no instructions answer the question with words of the context passage proposed",
     "নদীর পাশে কোন শহর আছে? हिन्दी में एक प्रश्न κάτι στα ελληνικά город у реки 川のそばの町",
+    "\ufffd \ufffd",  # one token, as in tokenizers that people use
 )
 
 
@@ -100,7 +102,7 @@ def row(number: int, split: str = "train", language: str = "bn", targets: tuple[
 
 
 def task(rows: tuple[Row, ...] = (), labels: tuple[str, ...] = (), exemplars_a_language: int = 3) -> Task:
-    """Questions about towns in Bengali's and Hindi's name, with exemplars in both."""
+    """Questions about towns: rows and exemplars in two languages."""
     exemplars = [
         Exemplar(
             language,

@@ -38,21 +38,22 @@ def reason(
 ) -> Iterator[dict[str, str]]:
     """Generate what the store lacks; yields ``{key, status}`` for each row when it is durable. ``create`` runs in each actor.
 
-    Starts no actor where nothing is missing. When an actor dies, what it had not written is given to a new one; after ``MOST_STRIKES`` the error of
-    the last is raised.
+    Starts no actor where nothing is missing. Rows that failed are tried again until they are final. When an actor dies, what it had not written is
+    given to a new one; after ``MOST_STRIKES`` the error of the last is raised.
     """
-    for strike in range(1, MOST_STRIKES + 1):
+    strikes = 0
+    while strikes < MOST_STRIKES:
         finished = store.finished()
         missing = [request for request in requests.ordered if request.key not in finished]
         if not missing:
             return
-        answered = _answered(missing, requests.prefixes, store, create, replicas, cpus, gpus, batch_size)
         try:
+            answered = _answered(missing, requests.prefixes, store, create, replicas, cpus, gpus, batch_size)
             for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from batch.to_pylist()
-            return
         except Exception:
-            if strike == MOST_STRIKES:
+            strikes += 1
+            if strikes == MOST_STRIKES:
                 raise
 
 

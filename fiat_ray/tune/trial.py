@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fiat_ray import artifact, fiat, models
+from fiat_ray import artifact, augmented, fiat, models
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
 from fiat_ray.predict import shown_rationales
@@ -47,6 +47,8 @@ def run_trial(trial: Trial, run: RunFolder, zero: int, progress: Progress) -> No
     examples = run.examples(trial.task, with_rationales=trial.recipe.cot != "none")
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
     session = _Session(trial, task, renderer, examples, rationales, zero, progress)
+    seal = augmented.read_seal(run.augmented(trial.task)) if trial.recipe.cot != "none" else None
+    session.seal = seal["fingerprint"] if seal else None
     for learning_rate in trial.learning_rates:
         session.tune(learning_rate)
     if dist.get_rank() == 0:
@@ -68,6 +70,8 @@ class _Session:
         self.best: Best | None = None
         self.supervised_tokens = 0
         self.model: Any = None
+        self.seal: str | None = None
+        """Fingerprint of the augmented set that was trained on."""
 
     def tune(self, learning_rate: float) -> None:
         """Algorithm 1 with one learning rate."""
@@ -85,15 +89,20 @@ class _Session:
             elif step % 10 == 0:
                 self.progress(f"step {step}/{self.steps} · loss {tunable.losses[-1]:.3f}")
 
-        fiat.build(batches, reason, tunable, watch)
-        self.supervised_tokens += tunable.supervised_tokens
-        self.model = tunable.model  # for its configs, when the best state is written
-        tunable.close()
+        try:
+            fiat.build(batches, reason, tunable, watch)
+            self.supervised_tokens += tunable.supervised_tokens
+            self.model = tunable.model  # for its configs, when the best state is written
+        finally:
+            tunable.close()
 
     def _validate(self, tunable: DeepSpeedTunable, learning_rate: float, step: int, seconds: float) -> None:
         if step == 0 and self.history:
             return  # the same model as under the first learning rate
         found = validate(tunable.model, self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)
+        agreed = [found]  # rounding may differ between GPUs, and all workers must keep the same step
+        dist.broadcast_object_list(agreed)
+        found = agreed[0]
         since = self.history[-1]["step"] if self.history and self.history[-1]["learning_rate"] == learning_rate else 0
         losses = tunable.losses[since:step]
         self.history.append(
@@ -121,6 +130,8 @@ class _Session:
             row["selected"] = (row["learning_rate"], row["step"]) == (best.learning_rate, best.step)
         kind = checkpoints.ADAPTER if trial.recipe.peft else checkpoints.CHECKPOINT
         dtype = checkpoints.dtype_of(models.find(trial.model))
+        for stale in ("trial.json", "scores.json", "predictions.parquet"):
+            (folder / stale).unlink(missing_ok=True)
         artifact.write_folder(folder / kind, lambda path: checkpoints.save(self.model, best.state, trial.recipe.peft, dtype, path))
         artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
         artifact.write_json(
@@ -128,6 +139,7 @@ class _Session:
             {
                 **{name: getattr(trial, name) for name in RECORDED},
                 "recipe": asdict(trial.recipe),
+                "augmented": self.seal,
                 "learning_rate": best.learning_rate,
                 "learning_rates_tried": list(trial.learning_rates),
                 "step": best.step,

@@ -41,7 +41,9 @@ class DeepSpeedTunable:
 
         torch.manual_seed(self.trial.seed)
         # A CPU multiplies float32 faster than bfloat16; DeepSpeed keeps float32 masters of bfloat16 parameters.
-        self.model = checkpoints.load(self._folder, "auto" if torch.cuda.is_available() else torch.float32)
+        stored = checkpoints.dtype_of(self._folder)
+        half = torch.cuda.is_available() and stored != torch.float32
+        self.model = checkpoints.load(self._folder, torch.bfloat16 if half else torch.float32)
         if self.trial.recipe.peft:
             self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
@@ -93,8 +95,9 @@ class DeepSpeedTunable:
 
     def close(self) -> None:
         """Give the memory back before the next trial."""
-        self.engine.destroy()
-        del self.engine, self.model
+        if hasattr(self, "engine"):
+            self.engine.destroy()
+            del self.engine
 
     def _deepspeed_config(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from fiat_ray import metrics
 from fiat_ray.augmented import Example
-from fiat_ray.predict import label_predictions
+from fiat_ray.predict import label_predictions, one_token_each
 from fiat_ray.recipe import Recipe
 from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.task import Task
@@ -29,7 +29,7 @@ class Validation:
     value: float | None
     """0–100, macro over languages; None where the metric is not defined on these rows."""
     loss: float
-    """Mean cross-entropy of a supervised token."""
+    """Mean cross-entropy of a supervised token, or of a label."""
 
     def better_than(self, other: Validation | None) -> bool:
         """Higher value; on ties, or without a value, lower loss."""
@@ -41,7 +41,7 @@ def _or_less(value: float | None) -> float:
 
 
 def subset(examples: Sequence[Example], rows: int, seed: int = 0) -> list[Example]:
-    """A fixed draw, the same for all trials of a task, as equal over languages (and labels) as it can be: round robin over the strata."""
+    """A fixed draw, the same for all trials of a task, as equal over languages as it can be: round robin over the strata."""
     strata: dict[tuple[str, ...], list[Example]] = defaultdict(list)
     for example in sorted(examples, key=lambda e: e.id):
         strata[example.language,].append(example)
@@ -75,8 +75,8 @@ def validate(
         for language, rows in languages.items():
             values[language] = metrics.text_scores([examples[i].targets for i in rows], [answers[i] for i in rows])["f1"]
     model.train()
-    tokens = sum(len(renderer.target(text).ids) for text in gold)
-    return Validation("auc_pr" if task.labels else "f1", metrics.average(values), float(loss) / max(1, tokens))
+    units = len(gold) if task.labels else sum(len(renderer.target(text).ids) for text in gold)
+    return Validation("auc_pr" if task.labels else "f1", metrics.average(values), float(loss) / max(1, units))
 
 
 def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int) -> tuple[list[str], float]:
@@ -135,7 +135,10 @@ def _side_by_side(packed: Any, bounds: Sequence[int], lengths: Sequence[int]) ->
 
 
 def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labels: Sequence[str]) -> np.ndarray:
-    """−log P(label, EOS | prompt): Σ cross-entropy over the tokens of each label, shape (prompts, labels)."""
+    """−log P(label | prompt), shape (prompts, labels), as the engine scores labels: see ``predict.one_token_each``."""
+    answers = [renderer.answer_ids(label) for label in labels]
+    if one_token_each(answers):
+        return _next_token_losses(model, prompts, [ids[0] for ids in answers])
     endings = [renderer.target(label) for label in labels]
     items = [Supervised(prompt + [ending], 1.0) for prompt in prompts for ending in endings]
     sums: list[float] = []
@@ -144,3 +147,15 @@ def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labe
         at = torch.tensor(list(accumulate(len(item.prompt) for item in batch)), device=model.device)
         sums += torch.zeros(len(batch), device=model.device).index_add(0, torch.bucketize(positions, at, right=True), losses).tolist()
     return np.array(sums).reshape(len(prompts), len(labels))
+
+
+def _next_token_losses(model: Any, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:
+    """−log P(token | prompt), shape (prompts, tokens), from one pass over each prompt."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    rows: list[list[float]] = []
+    for batch in micro_batches([Supervised(prompt, 1.0) for prompt in prompts], token_budget(model.device)):
+        packed = pack(batch, model.device)
+        hidden = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, bounds=packed.bounds, use_cache=False).last_hidden_state
+        last = torch.tensor(packed.bounds[1:], device=model.device) - 1
+        rows += (-torch.log_softmax(causal.lm_head(hidden[0, last]).float(), dim=-1)[:, list(tokens)]).tolist()
+    return np.array(rows).reshape(len(prompts), len(tokens))
