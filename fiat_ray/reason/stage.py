@@ -10,6 +10,7 @@ import asyncio
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ class ReasonerActor:
         self._prefixes = prefixes
         self._unwritten: list[dict[str, Any]] = []
         self._writing = asyncio.Lock()
+        self._writer = ThreadPoolExecutor(1)  # its own: a reasoner may keep all threads of the loop's busy
         self._timer: asyncio.Task[None] | None = None
         self._reasoner = create()
 
@@ -131,5 +133,5 @@ class ReasonerActor:
         async with self._writing:
             if rows := list(self._unwritten):
                 # In a thread: an fsync must not hold up rows that finish meanwhile.
-                await asyncio.to_thread(self._store.write, rows)
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._store.write, rows)
                 del self._unwritten[: len(rows)]  # after a write that failed they are still there for the next
