@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself where that is missing or its pins have changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults lint clean
+.PHONY: help setup demo test test-slow lint clean
 
 INSTALLED := .venv/installed
 PYTEST := .venv/bin/python -m pytest --durations=10
@@ -17,14 +17,11 @@ setup: $(INSTALLED)  ## .venv with everything in it, at the pinned versions
 demo: $(INSTALLED)  ## the whole method on generated questions with the embedded model, into runs/demo
 	@.venv/bin/fiat-ray run demo
 
-test: $(INSTALLED)  ## the tests that take seconds
-	@$(PYTEST) -m "not slow and not fault"
+test: $(INSTALLED)  ## the tests
+	@$(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
-	@$(PYTEST) -m "slow and not fault"
-
-test-faults: $(INSTALLED)  ## interruptions and kills at every stage
-	@$(PYTEST) -m fault
+	@$(PYTEST) -m slow
 
 lint: $(INSTALLED)  ## ruff and mypy
 	@.venv/bin/ruff check .

@@ -121,11 +121,6 @@ class Config:
     def recipe(self, method: str) -> Recipe:
         return self.recipes.get(method) or RECIPES[method]
 
-    def computed(self) -> dict[str, Any]:
-        """All that decides results, as plain values: the config less ``where``, ``store`` and ``tracking_uri``."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ("where", "store", "tracking_uri", "notes")}
-
 
 def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """A config from a YAML file, the name of a built-in one, a run directory, or a mapping; ``overrides`` are ``key=value`` with dots.

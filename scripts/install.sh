@@ -119,4 +119,6 @@ step "${pip[@]}" install "${tools[@]}"
 step "${pip[@]}" install --no-deps "${torch_source[@]}" "$(pinned torch)"
 step "${pip[@]}" install --no-deps --no-build-isolation --progress-bar off -r "$requirements"
 step "${pip[@]}" install --no-deps --no-build-isolation --editable .
+# The embedded model as safetensors, in the user's cache: else the first run would do it.
+step "$venv/bin/python" -W ignore -c 'from fiat_ray.models import find; find("embedded")'
 $dry_run || { rm "$venv/unfinished"; touch "$venv/installed"; echo "Ready after $SECONDS s: $venv"; }
