@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fiat_ray.errors import UserError
+
 
 def fingerprint(*parts: Any) -> str:
     """sha256 of JSON-able parts, independent of the order of mapping keys: the identity of an artifact's content."""
@@ -55,7 +57,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in ``path``, or None where it is not there (yet)."""
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    except ValueError:
+        raise UserError(f"{path}: damaged; delete it and run again") from None
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
@@ -69,7 +74,11 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
+    """All rows of one Parquet file."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
+    except pa.ArrowInvalid:
+        raise UserError(f"{path}: damaged; delete it and run again") from None
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -16,6 +17,8 @@ from fiat_ray.errors import Unfinished, UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input, 3 rows or trials missing, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what no terminal takes
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     # Overrides may stand behind options too, which argparse does not take for the positionals they are.
@@ -35,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file or folder of the user's that can't be read or written
+        print(f"fiat-ray: {error}", file=sys.stderr)
+        return 2 if error.filename else 1
     except KeyboardInterrupt:
         return _interrupted()
 
@@ -64,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", "only predict and score what is tuned"),
     ):
         added = command(name, _run, text, config=True)
-        added.add_argument("--out", type=Path, help="run directory (default: runs/<name of the config>)")
+        added.add_argument("--out", help="run directory (default: runs/<name of the config>)")
         added.add_argument("override", nargs="*", metavar="key=value", help="changes to the config, such as data=../xtreme_up limit.train=100")
         added.set_defaults(stage=name)
     added = command("plan", _plan, "rows, tokens, what gets cut, and time; starts nothing", config=True)
@@ -75,12 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
     added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
     added = command("report", _report, "build a run's report anew, and send to MLflow what is missing there")
-    added.add_argument("run", type=Path, metavar="RUN")
+    added.add_argument("run", metavar="RUN")
     added = command("score", _score, "score any predictions: one JSON object on standard output")
     added.add_argument("file", type=Path, metavar="FILE.jsonl")
     added.add_argument("--task", help="whose labels and averages apply")
     added = command("infer", _infer, "Algorithm 2 on new rows")
-    added.add_argument("run", type=Path, metavar="RUN")
+    added.add_argument("run", metavar="RUN")
     added.add_argument("--trial", help="name of a trial, or its beginning (default: FIAT's best on validation)")
     added.add_argument("--input", type=Path, required=True, help="rows: .jsonl, .csv or .parquet")
     added.add_argument("--output", type=Path, required=True, help="where the rows go with predictions added (.jsonl)")

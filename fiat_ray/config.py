@@ -17,6 +17,7 @@ import yaml
 
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, RECIPES, UNTUNED, Recipe
+from fiat_ray.yaml_file import parse_yaml, read_yaml
 
 BUILT_IN = Path(__file__).parent / "configs"
 
@@ -131,7 +132,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     if isinstance(source, Mapping):
         return _checked(dict(source), overrides, "config")
     path = find(source)
-    values = _yaml(path)
+    values = read_yaml(path)
     for key, folder in _paths(values):
         values = _set(values, key, str(_relative(path, folder)))
     return _checked(values, overrides, str(path))
@@ -139,6 +140,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
 
 def find(source: str | Path) -> Path:
     """The config file that a command's CONFIG argument means."""
+    if not str(source):
+        raise UserError("CONFIG is empty; give a YAML file, a run directory or the name of a built-in config")
     path = Path(source)
     candidates = [path / "config.yaml", path, BUILT_IN / f"{source}.yaml"]
     for candidate in candidates:
@@ -180,25 +183,15 @@ def _relative(path: Path, folder: str) -> Path:
     return Path(folder).expanduser() if Path(folder).expanduser().is_absolute() else path.parent / folder
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values")
-    return values
-
-
 def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise UserError(f"{override!r}: an override has the form key=value, such as limit.train=100")
         try:
-            values = _set(values, key, yaml.safe_load(_number(text)))
-        except yaml.YAMLError:
-            raise UserError(f"{override!r}: the value is not valid YAML") from None
+            values = _set(values, key, parse_yaml(_number(text)))
+        except (ValueError, RecursionError):
+            raise UserError(f"{override[:200]!r}: the value is not valid YAML") from None
     if isinstance(values.get("task"), str):
         values = {**values, "task": [values["task"]]}
     methods = values.get("methods")
@@ -257,7 +250,8 @@ def _typed(kind: Any, value: Any, key: str) -> Any:
         return value
     if origin is list:
         if not isinstance(value, list):
-            raise UserError(f"{key}: must be a list, not {value!r}")
+            hint = f"; write [{value}]" if isinstance(value, (str, int)) else ""
+            raise UserError(f"{key}: must be a list, not {value!r}{hint}")
         return [_typed(arguments[0], part, f"{key}[{at}]") for at, part in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
@@ -325,6 +319,13 @@ def _check(config: Config) -> None:
         raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
     if config.reasoner.kind == "scripted" and not config.reasoner.script:
         raise UserError("reasoner.script: names the Python file of a scripted reasoner")
+    for seed in config.seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seeds: {seed} is none; take whole numbers from 0 to 2^32 - 1")
+    if config.languages == []:
+        raise UserError("languages: is empty; leave it out for all")
+    if config.epochs > 10**6:
+        raise UserError(f"epochs: {config.epochs} is more than anybody can wait for")
     if "://" in (config.store or ""):
         raise UserError(f"store: {config.store}: object stores are not supported yet; give a folder that all nodes share")
     for key, parts in (("task", config.task), ("methods", config.methods), ("seeds", config.seeds), ("tunables", list(config.tunables))):

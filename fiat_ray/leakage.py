@@ -29,7 +29,7 @@ def without_overlap(task: Task) -> Task:
         first = removed[0]
         raise UserError(
             f"{task.name}: {len(removed)} rows of train or validation are also in a later split (first: row {first['id']} of {first['split']}, "
-            f"language {first['language']}, is in {first['overlaps']}); remove them, or split the rows again with `fiat-ray init`"
+            f"language {first['language']}, is in {first['overlaps']}); remove them, or split the rows anew"
         )
     return replace(task, rows=tuple(kept), removed=tuple(removed))
 

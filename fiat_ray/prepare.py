@@ -74,7 +74,8 @@ def _check_splits(tasks: Mapping[str, Task]) -> None:
     for task in tasks.values():
         for split in SPLITS:
             if not task.split(split):
-                raise UserError(f"{task.name}: no rows in split {split}; a campaign trains on train, selects on validation and scores test")
+                left = f" ({len(task.removed)} rows were left out, because they stand in a later split too)" if task.removed else ""
+                raise UserError(f"{task.name}: no rows in split {split}{left}; a campaign trains on train, selects on validation and scores test")
 
 
 def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared:
@@ -99,7 +100,10 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
 
 def make_renderer(role: str, folder: Path, instruction_tuned: bool = True) -> Renderer:
     """The renderer of the reasoner, which replies with a rationale, or of a tunable, which replies with the answer."""
-    return Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
+    try:
+        return Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {folder}: its config or tokenizer can't be read ({' '.join(str(error).split())[:200]})") from None
 
 
 def context_length(folder: Path) -> int:

@@ -70,11 +70,11 @@ def source_files(data: str | Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     elif data.is_file() and (zipfile.is_zipfile(data) or tarfile.is_tarfile(data)):
         try:
             members = list((_zip_members if zipfile.is_zipfile(data) else _tar_members)(data, pattern))
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise UserError(f"{data}: cannot be read to its end ({error}); fetch the archive again") from None
         yield from members
     elif data.exists():
-        raise UserError(f"{data}: neither a folder nor a zip or tar archive")
+        raise UserError(f"{data}: neither a folder nor a zip or tar archive; if it should be one, fetch it again")
     else:
         raise UserError(f"{data}: no such folder or archive; `data` in the config says where the task's rows lie")
 
@@ -121,7 +121,8 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatch("/" + path, "*/" + pattern)
 
 
-def _text(name: str, content: bytes) -> str:
+def utf8(name: str, content: bytes) -> str:
+    """Bytes of a file as text, without a byte order mark; ``UserError`` naming the line where they are not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -131,7 +132,7 @@ def _text(name: str, content: bytes) -> str:
 
 def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     # Only \n separates rows: str.splitlines() would also split at U+2028 and others that are legal inside JSON strings.
-    lines = _text(name, content).split("\n")
+    lines = utf8(name, content).split("\n")
     number = 0
     for line in lines:
         if not line.strip():
@@ -141,15 +142,23 @@ def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{name}, row {number}: not JSON ({error.msg} at column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested by the thousand
+            raise UserError(f"{name}, row {number}: not JSON that can be read ({str(error)[:100]})") from None
         if not isinstance(row, dict):
             raise UserError(f"{name}, row {number}: a row must be a JSON object, not {type(row).__name__}")
         yield row
 
 
 def _csv_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
-    lines = csv.DictReader(io.StringIO(_text(name, content), newline=""))
+    lines = csv.DictReader(io.StringIO(utf8(name, content), newline=""))
     try:
-        yield from lines
+        header = list(lines.fieldnames or [])
+        if len(set(header)) < len(header):
+            raise UserError(f"{name}: two columns have the same name ({', '.join(header)})")
+        for number, row in enumerate(lines, 1):
+            if None in row or None in row.values():
+                raise UserError(f"{name}, row {number}: not as many columns as the header's {len(header)}; quote fields that hold commas")
+            yield row
     except csv.Error as error:
         raise UserError(f"{name}, line {lines.line_num + 1}: not CSV ({error})") from None
 
@@ -161,5 +170,5 @@ def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     try:
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{name}: not a Parquet file ({error})") from None
+        raise UserError(f"{name}: not a Parquet file ({' '.join(str(error).split())[:200]})") from None
     yield from table.to_pylist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,15 @@ from fiat_ray.task import Exemplar, Task
 
 class RunFolder:
     def __init__(self, path: str | Path) -> None:
-        if "://" in str(path):
+        if re.match(r"\w{2,}:/", str(path)):
             raise UserError(f"{path}: a run directory lies on a file system that all nodes share; object stores are not supported yet")
-        self.path = Path(path).resolve()
-        existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if str(path) in ("", "."):
+            raise UserError("a run directory needs a name; the working folder is none")
+        try:
+            self.path = Path(path).resolve()
+            existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{str(path)[:200]!r}: a run directory can't be made there ({error})") from None
         if not existing.is_dir():
             raise UserError(f"{existing}: is a file; a run directory can't be made there")
 

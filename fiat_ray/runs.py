@@ -107,8 +107,15 @@ def _show(folder: RunFolder, config: Config, console: Console) -> None:
 @contextmanager
 def _only_one(folder: RunFolder) -> Iterator[None]:
     """Two drivers in one run directory would tune the same trials twice. The lock goes with the process, however it ends."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with (folder.path / ".lock").open("w") as lock:
+    known = (folder.manifest, folder.path / ".lock")
+    if folder.path.is_dir() and any(folder.path.iterdir()) and not any(path.exists() for path in known):
+        raise UserError(f"{folder.path}: is not empty, and no run directory; give another --out")
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        opened = (folder.path / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder.path}: a run directory can't be made there ({error.strerror})") from None
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,6 +149,9 @@ class Run:
         self.folder = RunFolder(path)
         if not self.folder.manifest.is_file():
             raise UserError(f"{path}: no run directory (it has no manifest.json)")
+        manifest = artifact.read_json(self.folder.manifest)
+        if not isinstance(manifest, dict) or not {"tasks", "trials"} <= set(manifest):
+            raise UserError(f"{self.folder.manifest}: damaged; run the same config again")
 
     @property
     def path(self) -> Path:

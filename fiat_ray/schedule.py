@@ -32,8 +32,7 @@ STAGES = ("reason", "tune", "evaluate")
 TRIES = 2
 """A failed trial is tried once more."""
 
-MOST_LANE_FAILURES = 3
-"""How often workers may die before they take a trial."""
+MOST_LANE_FAILURES = 3  # before they take a trial
 
 
 @dataclass
@@ -78,11 +77,9 @@ class _Schedule:
         self.to_evaluate: list[Trial] = []
         self._list_trials(prepared.trials)
         self.tries: Counter[str] = Counter()
-        self.busy = 0
-        """Units in use."""
+        self.busy = 0  # units in use
         self.lanes: set[str] = set()
-        self.waiting = 0
-        """Trials on the board that no lane was started for."""
+        self.waiting = 0  # trials on the board that no lane was started for
         self.events: queue.Queue[Callable[[], None]] = queue.Queue()
         self.evaluating: set[str] = set()
         self.reasoning = False

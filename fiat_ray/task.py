@@ -140,16 +140,18 @@ class Task:
         return sorted({row.language for row in self.rows})
 
 
-def template_fields(template: str) -> list[str]:
-    """Names in a template. Only plain names: ``{context}``, not ``{context.x}`` or ``{0}``."""
+def template_fields(template: str, place: str = "") -> list[str]:
+    """Names in a template. Only plain names: ``{context}``, not ``{context.x}``, ``{0}`` or ``{context!r}``."""
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise UserError(f"input template {template!r}: {error}") from None
-    for name in names:
-        if not name.isidentifier():
-            raise UserError(f"input template: {{{name}}} is no field name")
-    return names
+        raise UserError(f"{place}input template {template!r}: {error}") from None
+    for name, spec, conversion in fields:
+        if not name.isidentifier() or spec or conversion:
+            raise UserError(f"{place}input template: {{{name}}} is no plain field name")
+    if not fields:
+        raise UserError(f"{place}input template {template!r} names no field")
+    return [name for name, _, _ in fields]
 
 
 def without_answer(rationale: str) -> str:
@@ -190,7 +192,7 @@ def make_rows(task: Task, source: Iterable[tuple[Place, str, dict[str, Any]]], g
             raise UserError(f"{place}: split '{split}' is none of {', '.join(SPLITS)}")
         fields = {name: text_field(raw, name, place) for name in names}
         targets = _targets(task, raw, place)
-        language = text_field(raw, task.language, place) if task.language else "und"
+        language = _language(text_field(raw, task.language, place), task.language, place) if task.language else "und"
         identity = digest(split, language, *(fields[name] for name in names), *targets)
         seen[identity] += 1
         yield Row(
@@ -202,6 +204,13 @@ def make_rows(task: Task, source: Iterable[tuple[Place, str, dict[str, Any]]], g
             group=digest(*(_key_text(raw, name, place) for name in group)),
             example=digest(*(_key_text(raw, name, place) for name in example)),
         )
+
+
+def _language(language: str, field: str, place: Place) -> str:
+    """A language stands in folder names, metric names and tables, beside averages that are named mean."""
+    if not re.fullmatch(r"\w[\w .()-]{0,49}", language) or re.fullmatch(r"mean(_\d+)?", language):
+        raise UserError(f"{place}: field '{field}' is {language[:60]!r}, no name for a language; take a code such as hi or zh-Hant")
+    return language
 
 
 def _targets(task: Task, raw: dict[str, Any], place: Place) -> tuple[str, ...]:
@@ -219,7 +228,7 @@ def _targets(task: Task, raw: dict[str, Any], place: Place) -> tuple[str, ...]:
 def _key_text(raw: dict[str, Any], name: str, place: Place) -> str:
     if name not in raw:
         raise UserError(f"{place}: no field '{name}', which groups rows")
-    return json.dumps(raw[name], ensure_ascii=False, sort_keys=True)
+    return json.dumps(raw[name], ensure_ascii=False, sort_keys=True, default=str)
 
 
 def by_language(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fiat_ray.errors import UserError
-from fiat_ray.rows import SUFFIXES, Place, read_rows, text_field
+from fiat_ray.rows import SUFFIXES, Place, read_rows, text_field, utf8
 from fiat_ray.task import SPLITS, Exemplar, Row, Task, make_rows, template_fields
+from fiat_ray.yaml_file import read_yaml
+
+Reader = Callable[..., Iterator[tuple[Place, str, dict[str, Any]]]]
+"""``rows(data, **options)``: place, split and raw row of each row."""
 
 BUILT_IN = Path(__file__).parent / "tasks"
 
@@ -41,9 +44,13 @@ def _definition(folder: Path, built_in: bool) -> Task:
     """The task without its rows."""
     path = folder / "task.yaml"
     spec = read_task_yaml(path)
-    labels = tuple(str(label) for label in spec.get("labels", ()))
+    labels = tuple(spec.get("labels") or ())
+    name = spec.get("name", folder.resolve().name)
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UserError(f"{path}: name '{name}' is no name for a task; give it a `name:` of letters, digits, _ . and -")
+    template_fields(spec["input"], f"{path}: ")
     task = Task(
-        name=str(spec.get("name", folder.resolve().name)),
+        name=name,
         input=spec["input"],
         cut=spec.get("cut"),
         metric=spec.get("metric", "accuracy" if labels else "f1"),
@@ -65,16 +72,24 @@ TASK_KEYS = {"name", "input", "cut", "target", "language", "labels", "metric", "
 
 
 def read_task_yaml(path: Path) -> dict[str, Any]:
-    try:
-        spec = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("input"), str):
+    """The values of a ``task.yaml``, their keys and types checked."""
+    spec = read_yaml(path)
+    if not isinstance(spec.get("input"), str):
         raise UserError(f"{path}: needs at least `input:`, the template of the input text")
-    unknown = sorted(set(spec) - TASK_KEYS)
+    unknown = sorted(str(key) for key in spec if key not in TASK_KEYS)
     if unknown:
         raise UserError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(sorted(TASK_KEYS))}")
-    if spec.get("metric", "f1") not in ("f1", "accuracy"):
+    for key in ("name", "cut", "target", "language"):
+        if not isinstance(spec.get(key, ""), str):
+            raise UserError(f"{path}: {key}: must be text, not {spec[key]!r}")
+    for key in ("group", "example", "labels"):
+        parts = [spec[key]] if isinstance(spec.get(key), str) and key != "labels" else spec.get(key, ["", "-"])
+        if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+            raise UserError(f"{path}: {key}: must be a list of texts, not {spec[key]!r}; write words such as no and yes in quotes")
+    if "labels" in spec and (len(set(spec["labels"])) < 2 or len(set(spec["labels"])) < len(spec["labels"]) or not all(spec["labels"])):
+        raise UserError(f"{path}: labels: must be two or more different texts, not {spec['labels']!r}")
+    spec.setdefault("metric", "accuracy" if "labels" in spec else "f1")
+    if spec["metric"] not in ("f1", "accuracy"):
         raise UserError(f"{path}: metric '{spec['metric']}' is none of f1, accuracy")
     if (spec.get("metric") == "accuracy") != bool(spec.get("labels")):
         raise UserError(f"{path}: metric accuracy goes with labels, f1 with free text")
@@ -93,7 +108,7 @@ def group_fields(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def _text_file(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file; it holds the instructions as plain text")
-    return path.read_text("utf-8").strip()
+    return utf8(str(path), path.read_bytes()).strip()
 
 
 def _exemplars(task: Task, path: Path) -> Iterator[Exemplar]:
@@ -115,7 +130,19 @@ def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any]) 
     if unknown := [name for name in options if name not in known]:
         raise UserError(f"{task.name}: unknown option '{unknown[0]}'; this task knows {', '.join(known) or 'none'}")
     group, example = group_fields(read_task_yaml(folder / "task.yaml"))
-    return make_rows(task, reader(data, **options), group, example)
+    return make_rows(task, _guarded(folder / "task.py", reader, data, options), group, example)
+
+
+def _guarded(path: Path, reader: Reader, data: Path | None, options: dict[str, Any]) -> Iterator[tuple[Place, str, dict[str, Any]]]:
+    """What ``rows()`` gives; whatever goes wrong in somebody's own code is one line that names their file."""
+    try:
+        for row in reader(data, **options):
+            place, split, raw = row
+            yield place, split, raw
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: rows(): {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 
 
 def reader_options(name: str | Path) -> list[str]:
@@ -123,7 +150,7 @@ def reader_options(name: str | Path) -> list[str]:
     return [p for p in inspect.signature(_reader(_folder(name)[0])).parameters if p != "data"]
 
 
-def _reader(folder: Path) -> Callable[..., Iterator[tuple[Place, str, dict[str, Any]]]]:
+def _reader(folder: Path) -> Reader:
     """``rows(data, **options)`` of the folder's ``task.py``; without one, ``train.jsonl`` and the like in the data folder."""
     path = folder / "task.py"
     if not path.is_file():
@@ -132,10 +159,14 @@ def _reader(folder: Path) -> Callable[..., Iterator[tuple[Place, str, dict[str, 
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    if not hasattr(module, "rows"):
-        raise UserError(f"{path}: defines no rows(data)")
-    return module.rows
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path}: {type(error).__name__} when loaded: {' '.join(str(error).split())[:300]}") from None
+    rows = getattr(module, "rows", None)
+    if not callable(rows) or "data" not in inspect.signature(rows).parameters:
+        raise UserError(f"{path}: defines no function rows(data)")
+    return rows
 
 
 def split_files(data: Path) -> Iterator[tuple[Place, str, dict[str, Any]]]:

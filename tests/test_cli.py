@@ -89,6 +89,15 @@ def test_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ({"test.jsonl": '{"question": "q0", "context": "c", "target": "t", "language": "en"}'}, ["train", "test", "1 rows"]),
         ({"task.yaml": "input: '{question}'\ncutt: context\n"}, ["task.yaml", "'cutt'"]),
         ({"task.yaml": "input: '{question.x}'\n"}, ["question.x"]),
+        ({"task.yaml": "input: '{question!r}'\n"}, ["task.yaml", "question"]),
+        ({"task.yaml": "input: '{question}'\nname: ../../escaped\n"}, ["task.yaml", "no name for a task"]),
+        ({"task.yaml": "input: '{question}'\nlabels: [no, yes]\n"}, ["task.yaml", "labels", "in quotes"]),
+        ({"task.yaml": "input: '{question}'\ngroup: 5\n"}, ["task.yaml", "group"]),
+        ({"task.yaml": "input: '{question}'\ninput: '{context}'\n"}, ["task.yaml", "'input' stands twice"]),
+        ({"task.py": "def rows(data:\n"}, ["task.py", "SyntaxError"]),
+        ({"task.py": "import sys\nsys.exit(0)\n"}, ["task.py", "SystemExit"]),
+        ({"task.py": "def rows(data):\n    raise ValueError('a\\nb')\n"}, ["task.py", "ValueError: a b"]),
+        ({"test.jsonl": '{"question": "q", "context": "c", "target": "t", "language": "mean"}'}, ["test.jsonl, row 1", "'language'", "'mean'"]),
     ],
 )
 def test_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], said: list[str]) -> None:
@@ -97,6 +106,13 @@ def test_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dic
     line = refused(capsys, "run", str(path), "--out", str(tmp_path / "out"))
     assert all(part in line for part in [*said, str(path)])
     assert not (tmp_path / "out").exists()
+
+
+def test_out_must_be_a_place_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(config_file(tmp_path))
+    assert "object stores" in refused(capsys, "run", config, "--out", "s3://bucket/run")
+    assert "is a file" in refused(capsys, "run", config, "--out", f"{config}/run")
+    assert "not empty" in refused(capsys, "run", config, "--out", str(tmp_path))
 
 
 def test_score_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,11 +92,19 @@ def test_a_field_that_is_no_text_is_named_with_its_row(row: dict[str, Any], mess
     assert text_field({"a": ""}, "a", Place("")) == ""
 
 
-def test_short_and_long_csv_lines() -> None:
-    (place, short), (_, long) = parse_rows("a.csv", b"a,b\n1\n1,2,3\n")
-    with pytest.raises(UserError, match="a.csv, row 1: field 'b' must be text, not NoneType"):
-        text_field(short, "b", place)
-    assert text_field(long, "b", place) == "2"
+@pytest.mark.parametrize("line", ["1", "1,2,3"])
+def test_csv_lines_have_the_headers_columns(line: str) -> None:
+    """A comma that nobody quoted would shift fields into wrong columns."""
+    with pytest.raises(UserError, match="a.csv, row 2: not as many columns as the header's 2"):
+        list(parse_rows("a.csv", f"a,b\n1,2\n{line}\n".encode()))
+    with pytest.raises(UserError, match="same name"):
+        list(parse_rows("a.csv", b"a,a\n1,2\n"))
+
+
+def test_json_that_no_reader_takes_is_named() -> None:
+    for text in ("[" * 100_000, '{"a": ' + "1" * 5000 + "}"):
+        with pytest.raises(UserError, match="a.jsonl, row 1: not JSON"):
+            list(parse_rows("a.jsonl", text.encode()))
 
 
 def packed(folder: Path, kind: str, files: dict[str, bytes]) -> Path:

@@ -1,0 +1,39 @@
+"""YAML files that people write: safely loaded, a key once, one clear line for what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fiat_ray.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    try:
+        values = parse_yaml(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values")
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML value. Raises ``ValueError`` with one line for whatever is wrong with the text."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
