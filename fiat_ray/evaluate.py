@@ -74,7 +74,7 @@ def check_swap(engine: Engine, merged: Path, before: Path, prompts: Sequence[Seq
     to_old = float((found - old.gather(1, likeliest)).abs().mean())
     apart = float((new - old).gather(1, likeliest).abs().mean())
     allowed = SWAP_TOLERANCE.get(checkpoints.dtype_of(merged), 0.25)
-    if not to_new <= allowed or (apart > 0.01 and to_old < to_new / 2):
+    if not to_new <= allowed or (apart > allowed and to_old < to_new):
         raise RuntimeError(f"weight swap did not take: log-probabilities differ by {to_new:.2f} nats from the tuned model's own ({merged})")
 
 

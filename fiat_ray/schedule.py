@@ -341,10 +341,10 @@ class _Schedule:
 
     def _evaluated(self, model: str, trials: list[Trial], errors: dict[str, str]) -> None:
         self.evaluating.discard(model)
-        done = {t.name for t in trials if t.name not in errors}
-        self.to_evaluate = [t for t in self.to_evaluate if t.name not in done]
-        for trial in trials:
-            if trial.name in errors:
-                self.tries[f"evaluate {trial.name}"] += 1
-                if self.tries[f"evaluate {trial.name}"] >= TRIES:
-                    self._failed(trial, errors[trial.name])
+        self.to_evaluate = [t for t in self.to_evaluate if not evaluated(self.run, t)]
+        for trial in [t for t in trials if t.name in errors]:
+            self.tries[f"evaluate {trial.name}"] += 1
+            if self.tries[f"evaluate {trial.name}"] >= TRIES:
+                self._failed(trial, errors[trial.name])
+            else:
+                self.console.line(f"evaluating {trial.name} failed, trying once more: {errors[trial.name].splitlines()[0][:200]}")
