@@ -105,22 +105,22 @@ def test_dry_run_changes_nothing(machine: Machine) -> None:
 )
 def test_other_platforms_are_refused_in_one_line(machine: Machine, system: str, processor: str, says: str) -> None:
     machine.command("uname", f'[ "$1" = -s ] && echo {system} || echo {processor}')
-    refused(machine, says)
+    assert_refused(machine, says)
 
 
 def test_another_python_is_refused_in_one_line(machine: Machine) -> None:
     machine.command("python3.11", "echo 'no such version' >&2; exit 127")
     for name in ("python3", "python"):
         machine.command(name, "echo 3 12")
-    refused(machine, "python3.11-venv")
+    assert_refused(machine, "python3.11-venv")
 
 
 def test_a_python_that_makes_no_environments_is_refused_in_one_line(machine: Machine) -> None:
     machine.command("python3.11", 'case "$2" in *version_info*) echo 3 11 ;; *) exit 1 ;; esac')
-    refused(machine, "apt install python3.11-venv")
+    assert_refused(machine, "apt install python3.11-venv")
 
 
-def refused(machine: Machine, says: str) -> None:
+def assert_refused(machine: Machine, says: str) -> None:
     result = machine.dry_run()
     assert (result.returncode, result.stdout) == (1, "")
     assert says in result.stderr and result.stderr.count("\n") == 1
