@@ -49,7 +49,7 @@ class Evaluator:
         """Predictions of a tuned trial for rows with their rationales."""
         renderer = Renderer(self._model, chat=trial.recipe.instruction_tuned)
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
-        probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids for e in examples[:4]]
+        probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids for e in examples[:2]]
         self._swap(self._run.trial(trial.name), probes)
         return predict(EngineTuned(self._engine, renderer, task, trial.recipe, trial.answer_tokens), examples, rationales, trial.recipe)
 
