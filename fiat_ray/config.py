@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from fiat_ray.draw import LanguageMix
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, RECIPES, UNTUNED, Recipe
 from fiat_ray.yaml_file import parse_yaml, read_yaml
@@ -106,6 +107,10 @@ class Config:
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rate: LearningRates = LearningRates()
     lora: Lora = Lora()
+    train_size: list[int] = field(default_factory=list)
+    """Train rows of each trial, for a scaling curve: nested draws by group, as equal over languages as can be. Default: all rows."""
+    language_mix: LanguageMix = "natural"
+    """``equal``: every language has the same share of an epoch."""
     batch_size: int = 16
     """Rows in one step, over all workers."""
     epochs: float = 1.0
@@ -299,6 +304,7 @@ def _check(config: Config) -> None:
         "reasoner.max_length": config.reasoner.max_length,
         "batch_size": config.batch_size,
         "epochs": config.epochs,
+        "train_size": min(config.train_size, default=1),
         "steps": config.steps,
         "lora.rank": config.lora.rank,
         "lora.alpha": config.lora.alpha,

@@ -19,7 +19,7 @@ from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.batches import Supervised, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
 from fiat_ray.tune.tunable import supervised
-from fiat_ray.tune.validate import answer, label_losses, subset, validate
+from fiat_ray.tune.validate import answer, label_losses, validate
 
 CPU = torch.device("cpu")
 TASK = tiny_model.task()
@@ -177,15 +177,6 @@ def examples(languages: dict[str, int], labels: tuple[str, ...] = ("yes",)) -> l
         for language, number in languages.items()
         for n in range(number)
     ]
-
-
-def test_the_validated_rows_are_spread_over_languages_and_always_the_same() -> None:
-    rows = examples({"bn": 50, "hi": 5, "te": 50})
-    chosen = subset(rows, 30)
-    assert chosen == subset(list(reversed(rows)), 30) and len({e.id for e in chosen}) == 30
-    assert sorted(sum(e.language == language for e in chosen) for language in ("bn", "hi", "te")) == [5, 12, 13]
-    assert subset(rows, 12) == chosen[:12]
-    assert len(subset(rows, 1000)) == len(rows) and subset([], 5) == []
 
 
 @pytest.mark.parametrize("labels", [(), ("no", "yes")], ids=["text", "labels"])
