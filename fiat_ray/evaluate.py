@@ -12,6 +12,7 @@ import torch
 from fiat_ray import artifact, models
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
+from fiat_ray.cluster import end_with_raylet
 from fiat_ray.engine import Engine, EngineOptions
 from fiat_ray.predict import EngineTuned, predict, shown_rationales
 from fiat_ray.render import Renderer
@@ -30,6 +31,7 @@ class Evaluator:
     """A running engine for all trials of one checkpoint."""
 
     def __init__(self, run: str, model: str, max_length: int, tensor_parallel: int = 1) -> None:
+        end_with_raylet()
         self._run, self._model = RunFolder(run), models.find(model)
         self._engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
 

@@ -171,6 +171,21 @@ def test_labels_of_one_token_are_compared_by_it_alone(packed_model: Any, plain_m
     np.testing.assert_allclose(found, -last.log_softmax(-1)[:, [ids[0] for ids in tokens]], atol=1e-4)
 
 
+def test_distilled_cot_weighs_answer_and_rationale_by_their_own_tokens(packed_model: Any, plain_model: Any, renderer: Renderer) -> None:
+    """Three tokens of an answer count as much as a hundred of a rationale (Hsieh et al. 2023: each part is a mean of its own)."""
+    answer_text = next(text for text in ("no road", "two roads", "x y", "yes no") if len(renderer.target(text).ids) == 3)
+    rationale = "It says so. " * 100
+    while len(renderer.target(rationale).ids) > 100:
+        rationale = rationale[:-1]
+    row = Example("0", "train", "bn", INPUTS[0], (answer_text,), "")
+    predict, explain = supervised(renderer, TASK, RECIPES["distilled_cot"], [row], [rationale])
+    assert (predict.tokens, explain.tokens) == (3, 100)
+    with torch.no_grad():
+        found = SupervisedLoss(packed_model)(pack([predict, explain], CPU))
+        parts = [plain_loss(plain_model, item.prompt).mean() for item in (predict, explain)]
+    assert float(found) == pytest.approx(0.5 * float(parts[0]) + 0.5 * float(parts[1]), abs=1e-5)
+
+
 def examples(languages: dict[str, int], labels: tuple[str, ...] = ("yes",)) -> list[Example]:
     return [
         Example(f"{language}{n}", "validation", language, f"question: {n} context: {language}", (labels[n % len(labels)],), "g")
