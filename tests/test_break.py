@@ -56,7 +56,7 @@ def finish(config: Path, out: Path) -> None:
     process = start(config, out)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr.decode()[-2000:]
-    assert b"FIAT" in stdout
+    assert b"change: to the row above" in stdout
 
 
 def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Signals) -> int:
