@@ -39,7 +39,7 @@ def validate(name: str | Path, data: str | Path | None = None) -> dict[str, Any]
         "task": task.name,
         "data": str(source) if source else None,
         "rows": {split: _by_language(task.split(split)) for split in SPLITS},
-        "paper_rows": published.SIZES.get(task.name) if task.built_in else None,
+        "paper_rows": published.ROWS.get(task.name) if task.built_in else None,
         "splits": {split: _split(task.split(split)) for split in SPLITS},
         "labels": {split: {label: _by_language(rows) for label, rows in _by_label(task, split)} for split in SPLITS} if task.labels else None,
         "overlaps": [_overlap(task, early, late) for early, late in combinations(SPLITS, 2)],
@@ -129,7 +129,7 @@ def _notes(task: Task) -> Iterator[str]:
             test = [row for row in task.split("test") if row.language == language]
             if all(row.targets[0] != task.labels[-1] for row in test):
                 yield f"language {language}: no test row is '{task.labels[-1]}', so its AUC-PR is not defined"
-    paper = published.SIZES[task.name]["test"] if task.built_in and task.name in published.SIZES else {}
+    paper = published.ROWS[task.name]["test"] if task.built_in and task.name in published.ROWS else {}
     if lacking := sorted(set(paper) - set(task.languages)):
         yield f"{len(lacking)} of the paper's {len(paper)} languages are not there: {' '.join(lacking)}"
 
