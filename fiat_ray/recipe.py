@@ -40,6 +40,8 @@ RECIPES: dict[str, Recipe] = {
     "fiat_without_instructions": replace(FIAT, instructions=False),
     "fiat_without_peft": replace(FIAT, peft=False),
     "fiat_without_instruction_tuned": replace(FIAT, instruction_tuned=False),
+    "fiat_without_answer": replace(FIAT, rationale="without_answer"),
+    "fiat_answer_only": replace(FIAT, rationale="answer_only"),
 }
 
 ABLATIONS = ("fiat", "no_cot", "no_instructions", "no_peft", "no_instruction_tuned")
@@ -63,5 +65,7 @@ TITLES: dict[str, str] = {
     "fiat_without_instructions": "FIAT less instructions only",
     "fiat_without_peft": "FIAT less PEFT only",
     "fiat_without_instruction_tuned": "FIAT less instruction tuning only",
+    "fiat_without_answer": "FIAT, rationale without its answer",
+    "fiat_answer_only": "FIAT, rationale's answer only",
 }
 """Row titles in the paper's words."""
