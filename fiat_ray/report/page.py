@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from string import Template
@@ -15,16 +16,19 @@ import yaml
 
 from fiat_ray.artifact import write_text
 from fiat_ray.metrics import FULL
-from fiat_ray.report import facts, figures, tables
+from fiat_ray.report import decision, facts, figures, scaling, tables, worth
 from fiat_ray.report.examples import examples
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, Table, signed
+from fiat_ray.report.section import Section
+from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, Table, missing, signed, title_of
 
 HERE = Path(__file__).parent
 PAGE = Template((HERE / "page.html").read_text("utf-8"))
 ALWAYS_HIDDEN = {"method", "compared_with", "train_size"}
 WORDS = {"row": "method", "what": "", "all": "all", "steps": "of steps", "config_key": "config key that adds it", "count": "number"}
+WORDS |= {"fiat": "FIAT", "no_cot": "w/o rationales", "same_answer": "same answer %: FIAT", "same_answer_no_cot": "same answer %: w/o rationales"}
+WORDS |= {"readable": "readable %", "latin": "Latin letters %", "answered": "has an answer %", "right": "answer right %"}
 
 
 def build(run_dir: str | Path) -> Path:
@@ -36,8 +40,10 @@ def build(run_dir: str | Path) -> Path:
     sizes = [facts.sizes(results, task) for task in results.run.tasks]
     curves, rest = facts.curves(results), [facts.trials(results), facts.rationales(results), facts.costs(results), facts.not_run(results)]
     drawn = figures.validation_figures(curves.frame)
+    beyond = {"worth": worth.section(results), "scaling": scaling.section(results), "decision": decision.section(results)}
     files = {f"{table.name}.csv": table.frame.to_csv(index=False) for table in (table2, table3, *per_language, *sizes, curves, *rest)}
-    files |= {f"{name}.svg": figures.standalone(svg) for name, svg, _ in drawn}
+    files |= {f"{table.name}.csv": table.frame.to_csv(index=False) for section in beyond.values() for table in section.tables}
+    files |= {f"{name}.svg": figures.standalone(svg) for name, svg, _ in (*drawn, *(f for section in beyond.values() for f in section.figures))}
     for name, text in files.items():
         write_text(folder / name, text)
     # An edited config shows only its own results: files of tasks and tables that it no longer has would contradict the page.
@@ -63,6 +69,7 @@ def build(run_dir: str | Path) -> Path:
         costs=_table(costs),
         paper=_table(tables.paper_overall(), linked=False),
         reproduce=_reproduce(results),
+        **{name: _section(section) for name, section in beyond.items()},
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
@@ -136,6 +143,23 @@ def _per_language(table: Table) -> str:
     )
 
 
+def _section(section: Section) -> str:
+    """Sentences, figures, and tables: of those with languages the averages, and below them the languages, folded away."""
+    figures = "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for _, svg, caption in section.figures)
+    parts = [*(f"<p>{escape(sentence)}</p>" for sentence in section.sentences), f'<div class="figures">{figures}</div>']
+    for table in section.tables:
+        alike = [name for name in ("task", "tunable", "metric") if name in table.frame and table.frame[name].nunique() == 1]
+        frame = table.frame.drop(columns=[*alike, "reason", "config_key"])
+        frame["note"] = [missing(row["reason"], row["config_key"]) if row["reason"] else row["note"] for row in records(table.frame)]
+        single = ~frame["language"].isin(["", *AVERAGE_TITLES]) if "language" in frame else pd.Series(False, frame.index)
+        parts.append(_table(Table(table.name, table.title, frame[~single], table.footnotes)))
+        if single.any():
+            what = frame["language"].map(language_name).str.cat(frame["what"], sep=" · ").str.removesuffix(" · ")
+            folded = Table(table.name, f"{table.title}, by language", frame.assign(what=what).drop(columns="language")[single])
+            parts.append(f"<details><summary>{escape(folded.title)}</summary>{_table(folded, linked=False)}</details>")
+    return "".join(parts)
+
+
 def _table(table: Table, linked: bool = True) -> str:
     """A table under its title, scrolling sideways in a region of its own, its footnotes and its CSV below."""
     frame = table.frame.dropna(axis="columns", how="all")
@@ -177,24 +201,28 @@ def _cell(row: dict[str, Any], name: str, first: bool) -> str:
     tag = 'th scope="row"' if first else "td"
     if isinstance(value, str):
         text = METRIC_TITLES.get(value, value) if name in ("metric", "selection_metric") else value
+        text = AVERAGE_TITLES.get(value, value) if name == "language" else text
         return f"<{tag}{' class=note' if name in ('note', 'reason') else ''}>{escape(text)}</{tag.split()[0]}>"
     if isinstance(value, bool):
         return f"<{tag}>{'yes' if value else 'no'}</{tag.split()[0]}>"
     if value is None or math.isnan(value):
         is_score = any(name == metric or name.startswith(f"{metric}_mean") for metric in ("f1", "exact_match", "accuracy", "auc_pr"))
         return f'<{tag} class="n">{"not run" if is_score and "absent" in _kinds(row) else ""}</{tag.split()[0]}>'
-    change = name.endswith("_change") or row.get("method") == "gain"
-    shown = signed(value) if change else _number(value, name)
+    change = name.endswith("_change") or "_from_" in name or row.get("method") == "gain"
+    write = signed if change else partial(_number, name=name)
+    shown = write(value)
     low, high, p = (row.get(f"{name}{end}", math.nan) for end in ("_low", "_high", "_p"))
     if low == low and low is not None:
-        shown += ("*" if p < 0.05 else "") + f"<small>{signed(low)} to {signed(high)}</small>"
+        shown += ("*" if p < 0.05 else "") + f"<small>{write(low)} to {write(high)}</small>"
     return f'<{tag} class="n">{shown}</{tag.split()[0]}>'
 
 
 def _number(value: float, name: str) -> str:
     if name == "learning_rate":
         return f"{value:g}"
-    whole = isinstance(value, int) or name in ("seeds", "count") or name.endswith("tokens")
+    if name.endswith("price"):
+        return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+    whole = isinstance(value, int) or name in ("seeds", "count", "rows", "questions", "characters") or "tokens" in name
     return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.1f}"
 
 
@@ -208,6 +236,9 @@ def _heading(name: str) -> str:
         return f"{escape(METRIC_TITLES[name.removeprefix(PAPER).strip()])} <small>{escape(PAPER)}</small>"
     if name.endswith("_change"):
         return f"Δ {_heading(name.removesuffix('_change'))} <small>to the row above</small>"
+    if "_from_" in name:
+        changed, _, method = name.partition("_from_")
+        return f"Δ {escape(METRIC_TITLES[changed])} <small>from {escape(title_of(method))}</small>"
     metric = next((m for m in METRIC_TITLES if name == m or name.startswith(f"{m}_mean")), None)
     if metric:
         average = name.removeprefix(metric).lstrip("_")
@@ -218,4 +249,4 @@ def _heading(name: str) -> str:
         return WORDS[name]
     if name in FULL or language_name(name) != name:
         return f'<abbr title="{escape(language_name(name))}">{escape(name)}</abbr>'
-    return escape(name.replace("_", " "))
+    return escape(name.replace("per_1000_", "1,000 predictions: ").replace("tuning_", "tuning: ").replace("_", " "))

@@ -44,6 +44,11 @@ def title_of(method: str) -> str:
     return TITLES.get(method, method)
 
 
+def missing(reason: str, config_key: str) -> str:
+    """Why something is not there, in words."""
+    return f"not run: {reason}" + (f" (config key that adds it: {config_key})" if config_key else "")
+
+
 def column(metric: str, average: str) -> str:
     return metric if average == "mean" else f"{metric}_{average}"
 
@@ -200,8 +205,7 @@ def _scores(results: Results, task: str, method: str, tunable: str, title: str) 
 
 def _row_note(results: Results, task: str, method: str, tunable: str) -> str:
     if not results.has(task, method, tunable):
-        reason, key = results.why_missing(task, method, tunable)
-        return f"not run: {reason}" + (f" (config key that adds it: {key})" if key else "")
+        return missing(*results.why_missing(task, method, tunable))
     finished = [trial for trial in results.trials(task, method, tunable) if trial["tuned"]] if method not in UNTUNED else []
     untouched = sum(trial["kept_step_0"] for trial in finished)
     return f"kept step 0 ({untouched} of {len(finished)} seeds): no step of tuning was better on validation" if untouched else ""
