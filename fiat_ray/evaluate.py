@@ -14,7 +14,7 @@ from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
 from fiat_ray.cluster import end_with_raylet
 from fiat_ray.engine import Engine, EngineOptions
-from fiat_ray.predict import EngineTuned, predict, shown_rationales
+from fiat_ray.predict import EngineTuned, Usage, predict, shown_rationales
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import PREDICTIONS
@@ -33,15 +33,19 @@ class Evaluator:
     def __init__(self, run: str, model: str, max_length: int, tensor_parallel: int = 1) -> None:
         end_with_raylet()
         self._run, self._model = RunFolder(run), models.find(model)
+        self._gpus = tensor_parallel if torch.cuda.is_available() else 0
+        self.usage = Usage()
+        """Of the last predictions."""
         self._engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
 
     def evaluate(self, trial: Trial) -> list[dict[str, Any]]:
-        """Swap, predict, score one tuned trial; writes ``predictions.parquet`` and, last, ``scores.json``."""
+        """Swap, predict, score one tuned trial; writes ``predictions.parquet``, ``evaluation.json`` and, last, ``scores.json``."""
         folder = self._run.trial(trial.name)
         task = self._run.load_task(trial.task)
         examples = [e for e in self._run.examples(trial.task, with_rationales=trial.recipe.cot == "augmented") if e.split == "test"]
         rows = self.infer(trial, task, examples)
         artifact.write_rows(folder / "predictions.parquet", rows, PREDICTIONS)
+        artifact.write_json(folder / "evaluation.json", {**vars(self.usage), "gpus": self._gpus})
         scores = [dict(score) for score in score_predictions(trial.task, task.labels, rows)]
         artifact.write_json(folder / "scores.json", scores)
         return scores
@@ -52,7 +56,9 @@ class Evaluator:
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
         probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids for e in examples[:2]]
         self._swap(self._run.trial(trial.name), probes)
-        return predict(EngineTuned(self._engine, renderer, task, trial.recipe, trial.answer_tokens), examples, rationales, trial.recipe)
+        tuned = EngineTuned(self._engine, renderer, task, trial.recipe, trial.answer_tokens)
+        self.usage = tuned.usage
+        return predict(tuned, examples, rationales, trial.recipe)
 
     def close(self) -> None:
         self._engine.close()

@@ -96,6 +96,8 @@ def test_overfit(texts: Run, method: str) -> None:
 def test_overfit_labels(labelled: Run) -> None:
     assert mean(labelled, "no_peft", "accuracy") == 100
     assert mean(labelled, "no_peft", "auc_pr") == pytest.approx(100)
+    [trial] = labelled.trials
+    assert json.loads((labelled.path / "trials" / trial["name"] / "evaluation.json").read_text())["answer_tokens"] == 0
 
 
 @pytest.mark.vllm
@@ -107,6 +109,10 @@ def test_run_directory_is_whole(texts: Run) -> None:
         history = pd.read_parquet(folder / "history.parquet")
         assert history.step.tolist() == [0, 25, 50, 75, 100]
         assert history.selected.sum() == 1
+        record, took = (json.loads((folder / name).read_text()) for name in ("trial.json", "evaluation.json"))
+        assert record["tokens"] > record["supervised_tokens"] > 0 == record["gpus"]
+        assert (took["rows"], took["gpus"]) == (16, 0) and took["seconds"] > 0
+        assert took["prompt_tokens"] > 16 and 16 <= took["answer_tokens"] <= 16 * (record["answer_tokens"] + 1)
     assert (texts.path / "report" / "index.html").is_file()
     assert not list(texts.path.rglob("*.tmp")) and not list(texts.path.glob(".ray-train*"))
     assert mean(texts, "icl", "f1") == 100  # the script gives the gold answer

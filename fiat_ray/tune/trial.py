@@ -68,7 +68,7 @@ class _Session:
         self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
-        self.supervised_tokens = 0
+        self.tokens = self.supervised_tokens = 0
         self.model: Any = None
         self.seal: str | None = None
         """Fingerprint of the augmented set that was trained on."""
@@ -92,6 +92,7 @@ class _Session:
 
         try:
             fiat.build(batches, reason, tunable, watch)
+            self.tokens += tunable.tokens
             self.supervised_tokens += tunable.supervised_tokens
             self.model = tunable.model  # for its configs, when the best state is written
         finally:
@@ -131,7 +132,7 @@ class _Session:
             row["selected"] = (row["learning_rate"], row["step"]) == (best.learning_rate, best.step)
         kind = checkpoints.ADAPTER if trial.recipe.peft else checkpoints.CHECKPOINT
         dtype = checkpoints.dtype_of(models.find(trial.model))
-        for stale in ("trial.json", "scores.json", "predictions.parquet"):
+        for stale in ("trial.json", "scores.json", "evaluation.json", "predictions.parquet"):
             (folder / stale).unlink(missing_ok=True)
         artifact.write_folder(folder / kind, lambda path: checkpoints.save(self.model, best.state, trial.recipe.peft, dtype, path))
         artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
@@ -153,5 +154,7 @@ class _Session:
                 "train_groups": len({e.group for e in self.train}),
                 "supervised_tokens": self.supervised_tokens,
                 "seconds": round(seconds, 2),
+                "tokens": self.tokens,
+                "gpus": dist.get_world_size() if torch.cuda.is_available() else 0,
             },
         )
