@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from fiat_ray.errors import UserError
-from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, RECIPES, UNTUNED, Recipe
+from fiat_ray.recipe import ABLATIONS, METHOD_LISTS, RECIPES, UNTUNED, Recipe
 from fiat_ray.yaml_file import parse_yaml, read_yaml
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -208,8 +208,8 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> C
     if isinstance(values.get("task"), str):
         values = {**values, "task": [values["task"]]}
     methods = values.get("methods")
-    if methods in ("ablations", "leave_one_out"):
-        values = {**values, "methods": list(ABLATIONS if methods == "ablations" else LEAVE_ONE_OUT)}
+    if isinstance(methods, str) and methods in METHOD_LISTS:
+        values = {**values, "methods": list(METHOD_LISTS[methods])}
     try:
         config: Config = _typed(Config, _floats(values), "")
         _check(config)

@@ -70,6 +70,16 @@ class Sample:
         return sums.astype(float).reshape(shape)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Scores of single rows, 0–100, in the order of their ids."""
+
+    groups: list[str]
+    languages: list[str]
+    values: Floats
+    """(seeds, rows)"""
+
+
 def compare(
     a: Sequence[Sequence[Mapping[str, Any]]],
     b: Sequence[Sequence[Mapping[str, Any]]],
@@ -98,6 +108,13 @@ def compare(
     else:
         scores, carriers = _language_means(sample, np.array([_values(frame, metric) for frame in frames])), np.ones(len(rows))
     return _comparison(sample, scores[: len(a)], scores[len(a) :], sample.table(carriers))
+
+
+def row_values(frames: Sequence[Sequence[Mapping[str, Any]]], metric: Literal["f1", "exact_match", "accuracy"]) -> Rows:
+    """Each row's own score under each of a method's seeds. ``frames``: as in ``compare``, of one method."""
+    ordered = [_by_id(frame, None) for frame in frames]
+    groups, languages = ([row[name] for row in ordered[0]] for name in ("group", "language"))
+    return Rows(groups, languages, np.array([_values(frame, metric) for frame in ordered]))
 
 
 def compare_values(
