@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--out", help="run directory (default: runs/<name of the config>)")
         added.add_argument("override", nargs="*", metavar="key=value", help="changes to the config, such as data=../xtreme_up limit.train=100")
         added.set_defaults(stage=name)
-    added = command("plan", _plan, "rows, tokens, what gets cut, and time; starts nothing", config=True)
+    added = command("plan", _plan, "rows, tokens, what gets cut, time and cost; starts nothing", config=True)
     added.add_argument("override", nargs="*", metavar="key=value")
     added = command("prompt", _prompt, "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
     added.add_argument("override", nargs="*", metavar="key=value")
@@ -186,11 +186,11 @@ def _tool() -> str:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from fiat_ray import config, planning
+    from fiat_ray import config, plan_text, planning
 
     with _config_named(parsed):
         loaded = config.load(parsed.config, parsed.override)
-        print(planning.describe(planning.plan(loaded, run=_default_out(parsed.config))))
+        print(plan_text.describe(planning.plan(loaded, run=_default_out(parsed.config))))
 
 
 def _prompt(parsed: argparse.Namespace) -> None:

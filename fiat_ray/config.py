@@ -75,6 +75,16 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """What a GPU does in a second: stated by whoever knows it, for ``plan`` alone. There are no defaults, since none was measured here."""
+
+    tflops: float
+    """TFLOP/s that one GPU reaches when it reads prompts or tunes: a part of its data sheet's, often a fifth to two fifths."""
+    decode: float
+    """Tokens a second that one engine of the reasoner generates, over all rows it has at once. Tunables are taken to be no faster."""
+
+
+@dataclass(frozen=True)
 class Where:
     """Where things run. Never part of what is computed."""
 
@@ -88,6 +98,9 @@ class Where:
     """Workers of one tuning, data-parallel."""
     zero: Literal[0, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
+    throughput: Throughput | None = None
+    gpu_hour_price: float | None = None
+    """What a GPU costs an hour, in a currency of your own."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +327,8 @@ def _check(config: Config) -> None:
         "validation.rows": config.validation.rows,
         "where.replicas": config.where.replicas,
         "where.workers": config.where.workers,
+        "where.gpu_hour_price": config.where.gpu_hour_price,
+        **{f"where.throughput.{key}": rate for key, rate in (dataclasses.asdict(config.where)["throughput"] or {}).items()},
         **{f"limit.{split}": rows for split, rows in config.limit.items()},
         **{f"tunables.{name}.max_length": tunable.max_length for name, tunable in config.tunables.items()},
         **{f"learning_rate.{kind}": min(rates, default=0) for kind, rates in dataclasses.asdict(config.learning_rate).items()},

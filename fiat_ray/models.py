@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import sys
@@ -78,6 +79,32 @@ def content_hash(folder: Path) -> str:
     temporary.write_text(total.hexdigest())
     temporary.rename(remembered)
     return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Parameters:
+    total: int
+    active: int
+    """What a token passes through: in a mixture of experts, all but the experts that it is not sent to. Embeddings count, as on model cards."""
+
+
+def parameters(folder: Path) -> Parameters:
+    """Parameters of a checkpoint, from the headers of its safetensors files. Experts are the tensors with ``.experts.`` in their names.
+
+    ``config.json`` says how many experts there are (``num_experts``, ``num_local_experts`` or ``n_routed_experts``) and how many a token is sent to
+    (``num_experts_per_tok``). Weights packed into fewer numbers (4 bit) count as the numbers they are packed into.
+    """
+    counts: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        counts |= {name: math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    values = json.loads((folder / "config.json").read_text("utf-8"))
+    values = values.get("text_config", values)
+    experts = next((values[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if values.get(key)), 1)
+    idle = sum(count for name, count in counts.items() if ".experts." in name) * (1 - values.get("num_experts_per_tok", experts) / experts)
+    total = sum(counts.values())
+    return Parameters(total, total - round(idle))
 
 
 def cache_folder() -> Path:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from textwrap import fill
 from typing import Any
 
-from fiat_ray import models, prepare
+from fiat_ray import costs, models, prepare
 from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
 from fiat_ray.draw import number_of_steps
@@ -22,26 +19,16 @@ from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer, shown_rationale
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.trials import evaluated, tuned
-from fiat_ray.task import SPLITS, Row, Task
+from fiat_ray.task import Row, Task
 
-WIDTH = 110
 SAMPLED = 500
 """Train rows that are rendered to measure a recipe's prompts; more would change the mean by less than the estimate's error."""
-
-UNKNOWN = "the mean of those stored, or as reasoner.max_tokens"
-
-MEASURED_ON = "2 CPU cores, SmolLM2-135M"
-MEASURED_PARAMETERS = 134_515_008
-SPEED = {"prefill": 1000.0, "decode": 600.0, "lora": 390.0, "full": 330.0}
-"""Tokens a second as measured there. Other models are taken to be slower by their number of parameters."""
-START = {"engine": 25.0, "tuning": 15.0}
-"""Seconds until an engine answers, and until a tuning worker takes its first step."""
 
 Rationales = dict[str, dict[str, Any]]
 
 
 def plan(config: Config, tasks: Mapping[str, Task] | None = None, *, run: str | Path | None = None) -> dict[str, Any]:
-    """Rows, cuts, reasoner and trials with their tokens, and a rough time; JSON-able.
+    """Rows, cuts, reasoner and trials with their tokens, rough time and cost (see ``costs.estimate``); JSON-able.
 
     ``tasks``: given instead of the config's own. ``run``: a run directory, finished in part or not there yet; what it holds need not be done again.
     Raises ``UserError`` for what can't run, as the run itself would.
@@ -53,10 +40,10 @@ def plan(config: Config, tasks: Mapping[str, Task] | None = None, *, run: str | 
         planned["tasks"][name]["exemplars_most"] = {x: len(task.exemplars_for(x, config.exemplars)) for x in task.languages}
         requests = prepared.requests.get(name)
         planned["tasks"][name]["reasoner"] = _asked(requests, found[name], config.reasoner.max_tokens) if requests else None
-    planned["models"] = {role: model | {"parameters": parameters(models.find(model["name"]))} for role, model in prepared.models.items()}
+    planned["models"] = {role: model | _size(model["name"]) for role, model in prepared.models.items()}
     planned["trials"] = _trials(prepared, found, RunFolder(run) if run else None)
     planned["untuned"] = [method for method in config.methods if method in UNTUNED]
-    planned["time"] = _time(config, planned)
+    planned["time"] = costs.estimate(config, planned)
     return planned
 
 
@@ -66,14 +53,9 @@ def stored(config: Config, requests: Requests, run: str | Path | None) -> Ration
     return {key: row for key, row in Store(folder).read(requests.distinct).items() if is_final(row)} if folder else {}
 
 
-def parameters(folder: Path) -> int:
-    """Parameters of a checkpoint, from the headers of its safetensors files."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total
+def _size(model: str) -> dict[str, int]:
+    found = models.parameters(models.find(model))
+    return {"parameters": found.total, "active_parameters": found.active}
 
 
 def _asked(requests: Requests, found: Rationales, max_tokens: int) -> dict[str, Any]:
@@ -116,7 +98,7 @@ def _trials(prepared: prepare.Prepared, found: Mapping[str, Rationales], run: Ru
         trials = list(same)
         trial = trials[0]
         task, recipe = prepared.tasks[trial.task], trial.recipe
-        tokens, sampled = _prompt_tokens(trial, prepared, found.get(trial.task, {}), renderer(trial.tunable, trial.model, recipe.instruction_tuned))
+        tokens, answers = _row_tokens(trial, prepared, found.get(trial.task, {}), renderer(trial.tunable, trial.model, recipe.instruction_tuned))
         steps = number_of_steps(trial.train_size, trial.batch_size, trial.epochs, trial.steps)
         rows = _rows_seen(trial.train_size, trial.batch_size, steps)
         planned.append(
@@ -132,13 +114,13 @@ def _trials(prepared: prepare.Prepared, found: Mapping[str, Rationales], run: Ru
                 "evaluated": sum(run is not None and evaluated(run, t) for t in trials),
                 "learning_rates": len(trial.learning_rates),
                 "steps": steps,
-                "rows_sampled": sampled,
+                "rows_sampled": len(tokens),
                 "tokens_mean": fmean(tokens),
                 "tokens_max": max(tokens),
                 "tokens": round(fmean(tokens) * rows * len(trial.learning_rates) * len(trials)),
                 "rows_validated": min(trial.validation_rows, len(task.split("validation"))) * (1 + trial.validations * len(trial.learning_rates)),
                 "rows_tested": len(task.split("test")),
-                "answer_tokens": trial.answer_tokens,
+                "answer_tokens_mean": 0.0 if task.labels else fmean(answers),  # labels are scored, not generated
             }
         )
     return planned
@@ -150,8 +132,8 @@ def _rows_seen(rows: int, batch_size: int, steps: int) -> int:
     return epochs * rows + rest * batch_size
 
 
-def _prompt_tokens(trial: Trial, prepared: prepare.Prepared, found: Rationales, renderer: Renderer) -> tuple[list[int], int]:
-    """Tokens of train rows, prompt and target, in a trial's recipe; and how many rows were sampled.
+def _row_tokens(trial: Trial, prepared: prepare.Prepared, found: Rationales, renderer: Renderer) -> tuple[list[int], list[int]]:
+    """Tokens of some train rows, prompt and target, in a trial's recipe; and those of their targets alone.
 
     A rationale that is not stored yet counts as long as the stored ones are on average; where there is none, as long as it may be.
     """
@@ -169,148 +151,4 @@ def _prompt_tokens(trial: Trial, prepared: prepare.Prepared, found: Rationales, 
             total += len(renderer.explain_prompt(task, text, recipe)) + (len(renderer.target(shown).ids) if shown else 0)
         return total + (expected if recipe.cot != "none" and shown is None else 0)
 
-    return [tokens(row) for row in sample], len(sample)
-
-
-# Time
-
-
-def _time(config: Config, planned: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of each part, one after the other on one machine like the one measured; none where a GPU does the work."""
-    if _on_gpu(config):
-        return {"seconds": None, "parts": {}, "note": "no throughput was measured on a GPU: count the tokens above"}
-    parts = {"reasoning": _reasoning_seconds(planned), "tuning": _tuning_seconds(planned), "evaluation": _evaluation_seconds(planned)}
-    note = f"measured with {MEASURED_ON}; scaled by parameters for other models, not scaled for other processors"
-    return {"seconds": sum(parts.values()), "parts": parts, "note": note}
-
-
-def _on_gpu(config: Config) -> bool:
-    import torch
-
-    return bool(config.where.gpus) if config.where.gpus is not None else torch.cuda.is_available()
-
-
-def _speed(what: str, of_parameters: int) -> float:
-    return SPEED[what] * MEASURED_PARAMETERS / of_parameters
-
-
-def _reasoning_seconds(planned: Mapping[str, Any]) -> float:
-    if "reasoner" not in planned["models"]:
-        return 0.0
-    size = planned["models"]["reasoner"]["parameters"]
-    missing = [task["reasoner"]["missing"] for task in planned["tasks"].values() if task["reasoner"]]
-    seconds = 0.0
-    for part in missing:
-        out = part["tokens_out_most"] if part["tokens_out_estimate"] is None else part["tokens_out_estimate"]
-        seconds += part["tokens_in_prefix_once"] / _speed("prefill", size) + out / _speed("decode", size)
-    return seconds + START["engine"] if any(part["prompts"] for part in missing) else 0.0
-
-
-def _tuning_seconds(planned: Mapping[str, Any]) -> float:
-    seconds = 0.0
-    for trials in planned["trials"]:
-        size = planned["models"][trials["model"]]["parameters"]
-        to_do = len(trials["seeds"]) - trials["tuned"]
-        seconds += to_do * trials["tokens"] / len(trials["seeds"]) / _speed("lora" if trials["peft"] else "full", size)
-        seconds += to_do * trials["rows_validated"] * _answer_seconds(trials, size)
-    return seconds + START["tuning"] if seconds else 0.0
-
-
-def _evaluation_seconds(planned: Mapping[str, Any]) -> float:
-    to_do = [trials for trials in planned["trials"] if trials["evaluated"] < len(trials["seeds"])]
-    seconds = START["engine"] * len({trials["model"] for trials in to_do})
-    for trials in to_do:
-        rows = trials["rows_tested"] * (len(trials["seeds"]) - trials["evaluated"])
-        seconds += rows * _answer_seconds(trials, planned["models"][trials["model"]]["parameters"])
-    return seconds
-
-
-def _answer_seconds(trials: Mapping[str, Any], size: int) -> float:
-    """One row read and answered by the tunable, its prompt as long as a train row's."""
-    return trials["tokens_mean"] / _speed("prefill", size) + trials["answer_tokens"] / _speed("decode", size)
-
-
-# For the terminal
-
-
-def describe(planned: Mapping[str, Any]) -> str:
-    """A plan as text, at most ``WIDTH`` columns wide."""
-    lines = [line for name, task in planned["tasks"].items() for line in (*_describe_task(name, task, planned["models"]), "")]
-    lines += _describe_trials(planned)
-    return "\n".join([*lines, "", *_describe_time(planned["time"])])
-
-
-def _describe_time(time: Mapping[str, Any]) -> Iterable[str]:
-    if time["seconds"] is None:
-        yield _line("time", time["note"])
-        return
-    parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in time["parts"].items() if seconds)
-    yield _line("time", f"roughly {_duration(time['seconds'])}: {parts}" if parts else "nothing is left to do")
-    yield _line("", time["note"])
-
-
-def _describe_task(name: str, task: Mapping[str, Any], of_models: Mapping[str, Any]) -> Iterable[str]:
-    yield f"{name} ({task['metric']}), {len(task['languages'])} languages"
-    for split in SPLITS:
-        yield _line(split, f"{sum(task['rows'][split].values()):,} rows: {_counts(task['rows'][split])}")
-    if task["removed"]:
-        yield _line("removed", f"{len(task['removed']):,} rows of train or validation, because they stand in a later split too")
-    cut = f"{sum(task['cut'].values()):,} passages cut to fit: {_counts(task['cut'])}" if task["cut"] else "no passage is cut"
-    gold = {language: rows for language, rows in task["gold_cut"].items() if rows}
-    yield _line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {_counts(gold)}" if gold else ""))
-    if not task["reasoner"]:
-        return
-    fewer = {x: shown for x, shown in task["exemplars"].items() if shown < task["exemplars_most"][x]}
-    most = max(task["exemplars_most"].values())
-    yield _line("exemplars", f"fewer than {most} fit in {_counts(fewer)}" if fewer else f"{most} in every prompt")
-    yield from _describe_reasoner(task["reasoner"], of_models.get("reasoner"))
-
-
-def _describe_reasoner(asked: Mapping[str, Any], model: Mapping[str, Any] | None) -> Iterable[str]:
-    who = f"{model['name']}, {_size(model['parameters'])} parameters" if model else "a script"
-    missing = asked["missing"]
-    yield _line("reasoner", f"{who}: {asked['prompts']:,} distinct prompts, {asked['stored']:,} stored, {missing['prompts']:,} to generate")
-    if not model:
-        return
-    for what, part in (("in all", asked["all"]), *([("to generate", missing)] if asked["stored"] and missing["prompts"] else [])):
-        tokens_in = f"{part['tokens_in']:,} tokens in ({part['tokens_in_prefix_once']:,} with each shared beginning counted once)"
-        estimate = part["tokens_out_estimate"]
-        by_store = "" if estimate is None else f" (about {estimate:,} by the mean of those stored, {asked['output_tokens_mean']:.0f})"
-        yield _line("", f"{what}: {tokens_in}, at most {part['tokens_out_most']:,} out{by_store}")
-
-
-def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
-    trials = planned["trials"]
-    yield f"{sum(len(t['seeds']) for t in trials)} trials" + (f"; without tuning: {', '.join(planned['untuned'])}" if planned["untuned"] else "")
-    if trials:
-        wide = min(34, max(len(t["method"]) for t in trials))
-        yield f"  {'method':<{wide}}  {'tunable':<8}  seeds  done  rates  steps  tokens a row: mean    max  tokens trained on"
-        for t in trials:
-            yield (
-                f"  {t['method']:<{wide}.{wide}}  {t['tunable']:<8.8}  {len(t['seeds']):>5}  {t['evaluated']:>4}  {t['learning_rates']:>5}"
-                f"  {t['steps']:>5}  {t['tokens_mean']:>18,.0f}  {t['tokens_max']:>5,}  {t['tokens']:>17,}"
-            )
-        yield _line("", f"tokens a row: prompt and target, of at most {SAMPLED} train rows; a rationale not stored yet counts as {UNKNOWN}")
-        yield _line("", "tokens trained on: rows × epochs × learning rates × seeds; done: trials that are tuned and evaluated")
-    for missing in planned["not_run"]:
-        where = f"{missing['method']} on {missing['task']} ({missing['tunable']})"
-        yield _line("not run", f"{where}: {missing['reason']}; config key {missing['config_key']}")
-
-
-def _line(label: str, text: str) -> str:
-    return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False)
-
-
-def _counts(by_language: Mapping[str, int]) -> str:
-    return ", ".join(f"{language} {count:,}" for language, count in sorted(by_language.items()))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
-
-
-def _duration(seconds: float) -> str:
-    """Two figures at most: it is an estimate."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    return [tokens(row) for row in sample], [len(renderer.target(row.targets[0]).ids) for row in sample]

