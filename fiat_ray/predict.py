@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,17 +25,39 @@ class Prediction(NamedTuple):
     """P(positive label); None for free text."""
 
 
+@dataclass
+class Usage:
+    """What predictions took. Starting the engine and swapping weights are not in it: they cost the same for one row and for a million."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    """Wall-clock, rows side by side in the engine."""
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    """Generated; none where labels are scored."""
+
+
 class EngineTuned:
     """θ'_τ in a running engine. Implements ``fiat.Tuned``."""
 
     def __init__(self, engine: Engine, renderer: Renderer, task: Task, recipe: Recipe, answer_tokens: int) -> None:
         self._engine, self._renderer, self._task, self._recipe, self._answer_tokens = engine, renderer, task, recipe, answer_tokens
+        self.usage = Usage()
 
     def predict(self, x: Sequence[Example], y_beta: Sequence[str | None]) -> list[Prediction]:
         """y = argmax_y P(y | x, ŷ_β; θ'_τ, I_τ): over all texts, or over the label set."""
         prompts = [self._renderer.tunable_prompt(self._task, e.input, r, self._recipe).ids for e, r in zip(x, y_beta, strict=True)]
+        start = time.perf_counter()
+        answers = self._answers(prompts)
+        self.usage.seconds += time.perf_counter() - start
+        self.usage.rows += len(prompts)
+        self.usage.prompt_tokens += sum(map(len, prompts))
+        return answers
+
+    def _answers(self, prompts: Sequence[Sequence[int]]) -> list[Prediction]:
         if not self._task.labels:
             done = self._engine.generate(prompts, self._answer_tokens, [self._renderer.eos])
+            self.usage.answer_tokens += sum(completion.output_tokens for completion in done)
             return [Prediction(completion.text.strip(), None) for completion in done]
         endings = [self._renderer.answer_ids(label) for label in self._task.labels]
         return label_predictions(self._engine.label_logprobs(prompts, endings, self._renderer.eos), self._task.labels)

@@ -42,6 +42,8 @@ class Row:
     """Rows of one group are not independent: the unit of resampling."""
     example: str
     """Rows that are the same example: must not stand in two splits."""
+    place: str = field(default="", compare=False)
+    """File and row number, for messages only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +125,7 @@ class Task:
 
     def answer(self, rationale: str) -> str:
         """ICL's prediction: the answer in a rationale; empty where there is none, or where it is none of the labels."""
-        found = ANSWER.findall(rationale)
-        answer = found[-1].strip() if found else ""
-        if not self.labels:
-            return answer
-        ends = string.punctuation + string.whitespace
-        same = [label for label in self.labels if label.casefold() == answer.casefold()]
-        alike = [label for label in self.labels if label.casefold().strip(ends) == answer.casefold().strip(ends)]
-        return next(iter([*same, *alike]), "")
+        return parse_answer(rationale, self.labels)
 
     def split(self, name: str) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.split == name)
@@ -152,6 +147,18 @@ def template_fields(template: str, place: str = "") -> list[str]:
     if not fields:
         raise UserError(f"{place}input template {template!r} names no field")
     return [name for name, _, _ in fields]
+
+
+def parse_answer(rationale: str, labels: Sequence[str] = ()) -> str:
+    """The answer in a rationale; empty where there is none, or where it is none of the labels."""
+    found = ANSWER.findall(rationale)
+    answer: str = found[-1].strip() if found else ""
+    if not labels:
+        return answer
+    ends = string.punctuation + string.whitespace
+    same = [label for label in labels if label.casefold() == answer.casefold()]
+    alike = [label for label in labels if label.casefold().strip(ends) == answer.casefold().strip(ends)]
+    return next(iter([*same, *alike]), "")
 
 
 def without_answer(rationale: str) -> str:
@@ -203,6 +210,7 @@ def make_rows(task: Task, source: Iterable[tuple[Place, str, dict[str, Any]]], g
             targets=targets,
             group=digest(*(_key_text(raw, name, place) for name in group)),
             example=digest(*(_key_text(raw, name, place) for name in example)),
+            place=place,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,52 @@ class Run:
 def write(path: Path, columns: pa.Schema, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=columns), path)
+
+
+def rewrite_rationales(folder: Path, text: Callable[[dict[str, Any]], str], tokens: int = 7) -> None:
+    """Gives each row of a written run the rationale ``text(row)``, in its augmented set and in its store; an empty text is an engine error."""
+    store = []
+    for path in sorted(folder.glob("augmented/*/*/*/*.parquet")):
+        rows = pq.ParquetFile(path).read().to_pylist()
+        for row in rows:
+            said = text(row)
+            row |= {"rationale": said, "status": "ok" if said else "engine_error"}
+            store.append({"key": row["key"], "status": row["status"], "text": said, "prompt_tokens": 100, "output_tokens": tokens, "tries": 1})
+        write(path, pa.schema([field for field in schema.AUGMENTED if field.name not in ("split", "language")]), rows)
+    write(folder / "rationales" / "part-0.parquet", schema.RATIONALES, store)
+
+
+def rewrite_predictions(folder: Path, method: str, answer: Callable[[dict[str, Any]], str]) -> None:
+    """Gives each test row of a method's trials in a written run the prediction ``answer(row)``, and scores them anew."""
+    [(name, of_task)] = json.loads((folder / "manifest.json").read_text())["tasks"].items()
+    scores = pq.ParquetFile(folder / "scores.parquet").read().to_pylist()
+    for path in folder.glob("trials/*/predictions.parquet"):
+        trial = json.loads((path.parent / "trial.json").read_text())
+        if trial["method"] == method:
+            rows = [row | {"prediction": answer(row)} for row in pq.ParquetFile(path).read().to_pylist()]
+            write(path, schema.PREDICTIONS, rows)
+            keys = {k: trial[k] for k in ("task", "method", "tunable", "seed", "train_size")}
+            scores = [s for s in scores if s["split"] != "test" or any(s[k] != value for k, value in keys.items())]
+            scores += [keys | {"split": "test"} | score for score in score_predictions(name, of_task["labels"], rows)]
+    write(folder / "scores.parquet", schema.SCORES, scores)
+
+
+def add_train_size(folder: Path, size: int, right: int, groups: int | None = None) -> None:
+    """Adds to a written run a smaller train size: each trial once more, with ``right`` rows of each language right."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    [(task, of_task)] = manifest["tasks"].items()
+    scores = pq.ParquetFile(folder / "scores.parquet").read().to_pylist()
+    for trial in [trial for trial in manifest["trials"] if trial["train_size"] == max(t["train_size"] for t in manifest["trials"])]:
+        source, smaller = folder / "trials" / trial["name"], trial | {"name": f"{trial['name']}-{size}", "train_size": size}
+        target = folder / "trials" / smaller["name"]
+        shutil.copytree(source, target)
+        record = json.loads((source / "trial.json").read_text()) | smaller | ({} if groups is None else {"train_groups": groups})
+        (target / "trial.json").write_text(json.dumps(record))
+        rows = pq.ParquetFile(source / "predictions.parquet").read().to_pylist()
+        rows = [row | {"prediction": row["targets"][0] if int(row["id"].rsplit("-", 1)[1]) < right else ""} for row in rows]
+        write(target / "predictions.parquet", schema.PREDICTIONS, rows)
+        keys = {k: smaller[k] for k in ("task", "method", "tunable", "seed", "train_size")}
+        scores += [keys | {"split": "test"} | score for score in score_predictions(task, of_task["labels"], rows)]
+        manifest["trials"].append(smaller)
+    write(folder / "scores.parquet", schema.SCORES, scores)
+    (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -96,6 +96,8 @@ def test_overfit(texts: Run, method: str) -> None:
 def test_overfit_labels(labelled: Run) -> None:
     assert mean(labelled, "no_peft", "accuracy") == 100
     assert mean(labelled, "no_peft", "auc_pr") == pytest.approx(100)
+    [trial] = labelled.trials
+    assert json.loads((labelled.path / "trials" / trial["name"] / "evaluation.json").read_text())["answer_tokens"] == 0
 
 
 @pytest.mark.vllm
@@ -107,6 +109,10 @@ def test_run_directory_is_whole(texts: Run) -> None:
         history = pd.read_parquet(folder / "history.parquet")
         assert history.step.tolist() == [0, 25, 50, 75, 100]
         assert history.selected.sum() == 1
+        record, took = (json.loads((folder / name).read_text()) for name in ("trial.json", "evaluation.json"))
+        assert record["tokens"] > record["supervised_tokens"] > 0 == record["gpus"]
+        assert (took["rows"], took["gpus"]) == (16, 0) and took["seconds"] > 0
+        assert took["prompt_tokens"] > 16 and 16 <= took["answer_tokens"] <= 16 * (record["answer_tokens"] + 1)
     assert (texts.path / "report" / "index.html").is_file()
     assert not list(texts.path.rglob("*.tmp")) and not list(texts.path.glob(".ray-train*"))
     assert mean(texts, "icl", "f1") == 100  # the script gives the gold answer
@@ -150,17 +156,17 @@ def engine(tiny: Path) -> Iterator[object]:
 
 
 @pytest.mark.vllm
-def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from fiat_ray.evaluate import check_swap
+def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    from fiat_ray.evaluate import checked_swap
     from fiat_ray.render import Renderer
 
     merged = next(texts.path.glob("trials/no_peft-*")) / "checkpoint"
     task = memory_task()
     prompt = Renderer(tiny).tunable_prompt(task, task.text(task.rows[0].fields), None, config.RECIPES["no_peft"]).ids
-    with pytest.raises(RuntimeError, match="did not take"):
-        check_swap(engine, merged, tiny, [prompt])  # the engine still has the untuned weights
-    engine.swap(merged)
-    check_swap(engine, merged, tiny, [prompt])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="did not take"):
+        patch.setattr(engine, "swap", lambda weights: None)
+        checked_swap(engine, merged, [prompt])
+    checked_swap(engine, merged, [prompt])
 
     lacking = tmp_path / "lacking"
     shutil.copytree(merged, lacking)
@@ -175,7 +181,7 @@ def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Pat
 @pytest.mark.parametrize("part", ["embed_tokens", "self_attn", "mlp", "norm"])
 def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) -> None:  # type: ignore[no-untyped-def]
     """The output layer too, which is tied to the embedding here."""
-    from fiat_ray.evaluate import check_swap
+    from fiat_ray.evaluate import checked_swap
 
     other = tmp_path / "other"
     shutil.copytree(tiny, other)
@@ -183,8 +189,7 @@ def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) 
     generator = torch.Generator().manual_seed(0)
     changed = {name: t + 0.3 * torch.randn(t.shape, generator=generator) for name, t in tensors.items() if part in name}
     save_file(tensors | changed, other / "model.safetensors", metadata={"format": "pt"})
-    engine.swap(other)
-    check_swap(engine, other, tiny, [list(range(5, 40))])
+    checked_swap(engine, other, [list(range(5, 40))])
 
 
 @pytest.mark.vllm

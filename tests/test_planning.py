@@ -16,10 +16,10 @@ import tiny_model
 from fiat_ray import config as configs
 from fiat_ray import costs, models, plan_text, planning
 from fiat_ray.config import Config
+from fiat_ray.draw import number_of_steps, steps_of
 from fiat_ray.prepare import prepare
 from fiat_ray.reason.store import Store
 from fiat_ray.task import Task
-from fiat_ray.tune.batches import number_of_steps, steps_of
 
 
 def config(tiny: Path, **changes: Any) -> Config:
@@ -119,7 +119,8 @@ def test_cuts_and_exemplars_that_do_not_fit_are_named(tiny: Path) -> None:
 
 
 def test_described_in_110_columns(tiny: Path, tmp_path: Path) -> None:
-    asked = config(tiny, store=str(tmp_path))
+    long = "a_recipe_whose_name_is_longer_than_any_column"
+    asked = config(tiny, store=str(tmp_path), recipes={long: {}}, methods=[long, "fiat_without_instructions", "no_peft", "no_instruction_tuned"])
     for keys in (0, 4, 6):
         store(tmp_path, asked, keys)
         text = plan_text.describe(planning.plan(asked, towns()))

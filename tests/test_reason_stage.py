@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import tiny_model
 from fiat_ray.errors import UserError
 from fiat_ray.length import measure
 from fiat_ray.reason import stage
+from fiat_ray.reason.measured import measured
 from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, load_script
 from fiat_ray.reason.requests import Requests, columns, scripted_requests, vllm_requests
 from fiat_ray.reason.stage import ReasonerActor, reason
@@ -44,6 +46,9 @@ def reason(row):
         raise ValueError("as it was told to")
     return "" if question == "empty" else f"{question}, {row['language']} \\ud800\\nAnswer: {row['targets'][0]}"
 """
+
+
+SLOW_START = 1.5
 
 
 class Bench:
@@ -75,6 +80,11 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+def slow_start(script: str) -> Reasoner:
+    time.sleep(SLOW_START)
+    return ScriptedReasoner(script)
+
+
 def broken() -> Reasoner:
     raise AssertionError("nothing was missing, yet a reasoner was started")
 
@@ -93,6 +103,18 @@ def test_each_prompt_is_answered_once_and_a_rerun_generates_nothing(ray_local: N
     before = bench.parts()
     assert list(reason(requests, bench.store, broken)) == []
     assert bench.parts() == before
+
+
+def test_what_reasoning_took_is_written_down_without_the_reasoners_start(ray_local: None, bench: Bench) -> None:
+    requests = bench.requests("q0", "slow 1", "q1")
+    began = time.time()
+    measured(bench.folder, "t", 2, reason(requests, bench.store, partial(slow_start, str(bench.script))))
+    took = json.loads((bench.folder / "reasoning.json").read_text())["t"]
+    assert took["rows"] == 3 and took["gpu_seconds"] == pytest.approx(2 * took["seconds"])
+    assert 1 <= took["seconds"] < time.time() - began - SLOW_START
+    before = (bench.folder / "reasoning.json").read_bytes()
+    measured(bench.folder, "t", 2, reason(requests, bench.store, broken))
+    assert (bench.folder / "reasoning.json").read_bytes() == before
 
 
 def test_only_what_is_missing_is_generated(ray_local: None, bench: Bench) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fiat_ray.cluster import end_with_raylet
 from fiat_ray.reason.reasoners import Reasoner
 from fiat_ray.reason.requests import Request, Requests, columns
 from fiat_ray.reason.store import Store, is_final
@@ -36,8 +38,10 @@ def reason(
     cpus: float = 1,
     gpus: float = 0,
     batch_size: int = 16,
-) -> Iterator[dict[str, str]]:
-    """Generate what the store lacks; yields ``{key, status}`` for each row when it is durable. ``create`` runs in each actor.
+) -> Iterator[dict[str, Any]]:
+    """Generate what the store lacks; yields ``{key, status, admitted}`` for each row when it is durable. ``create`` runs in each actor.
+
+    ``admitted``: when the row was given to a reasoner that was ready, in seconds since the epoch.
 
     Starts no actor where nothing is missing. Rows that failed are tried again until they are final. When an actor dies, what it had not written is
     given to a new one; after ``MOST_STRIKES`` the error of the last is raised.
@@ -99,6 +103,7 @@ class ReasonerActor:
     """Ray Data's callable: one reasoner, and the store it writes to."""
 
     def __init__(self, create: Callable[[], Reasoner], prefixes: dict[str, list[int]], store: str) -> None:
+        end_with_raylet()
         self._store = Store(Path(store))
         self._states = self._store.states()
         self._prefixes = prefixes
@@ -109,9 +114,11 @@ class ReasonerActor:
         self._reasoner = create()
 
     async def __call__(self, batch: Any) -> dict[str, np.ndarray]:
+        admitted = time.time()
         statuses = await asyncio.gather(*(self._row(row) for row in batch.to_pylist()))
         await self._flush()
-        return {"key": np.array(batch["key"].to_pylist(), dtype=object), "status": np.array(statuses, dtype=object)}
+        keys, times = np.array(batch["key"].to_pylist(), dtype=object), np.full(len(statuses), admitted)
+        return {"key": keys, "status": np.array(statuses, dtype=object), "admitted": times}
 
     async def _row(self, row: dict[str, Any]) -> str:
         key = row["key"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,14 @@ WORDS = {
     "reason": "why it is not there",
     "config_key": "config key that adds it",
     "count": "number",
+    "fiat": "FIAT",
+    "no_cot": "w/o rationales",
+    "same_answer": "same answer %: FIAT",
+    "same_answer_no_cot": "same answer %: w/o rationales",
+    "readable": "readable %",
+    "latin": "Latin letters %",
+    "answered": "has an answer %",
+    "right": "answer right %",
 }
 
 
@@ -73,7 +82,8 @@ def heading(name: str) -> Cell:
     metric = next((m for m in METRIC_TITLES if name == m or name.startswith(f"{m}_mean")), "")
     if metric:
         return Cell(METRIC_TITLES[metric], AVERAGE_TITLES.get(name.removeprefix(metric).lstrip("_"), ""))
-    return Cell(AVERAGE_TITLES.get(name) or WORDS.get(name, name.replace("_", " ")))
+    plain = name.replace("per_1000_", "1,000 predictions: ").replace("tuning_", "tuning: ").replace("_", " ")
+    return Cell(AVERAGE_TITLES.get(name) or WORDS.get(name, plain))
 
 
 def cell(row: dict[str, Any], name: str) -> Cell:
@@ -81,7 +91,9 @@ def cell(row: dict[str, Any], name: str) -> Cell:
     value = row[name]
     if isinstance(value, str):
         text = METRIC_TITLES.get(value, value) if name in ("metric", "selection_metric") else value
-        if name == "language" and language_name(value) != value:
+        if name == "language" and value in AVERAGE_TITLES:
+            text = AVERAGE_TITLES[value]
+        elif name == "language" and language_name(value) != value:
             text = f"{language_name(value)} ({value})"
         return Cell(text, is_prose=name in ("note", "reason"))
     if isinstance(value, bool):
@@ -92,8 +104,9 @@ def cell(row: dict[str, Any], name: str) -> Cell:
     is_change = name.endswith("_change") or "_from_" in name or row.get("method") == "gain"
     low, high, p = (row.get(f"{name}{end}", math.nan) for end in ("_low", "_high", "_p"))
     mark = "*" if p is not None and p < 0.05 else ""
-    interval = "" if low is None or math.isnan(low) else f"{signed(low)} to {signed(high)}"
-    return Cell((signed(value) if is_change else _number(value, name)) + mark, interval, is_number=True)
+    write = signed if is_change else partial(_number, name=name)
+    interval = "" if low is None or math.isnan(low) else f"{write(low)} to {write(high)}"
+    return Cell(write(value) + mark, interval, is_number=True)
 
 
 def rows(frame: pd.DataFrame, names: Sequence[str]) -> list[list[Cell]]:
@@ -107,5 +120,7 @@ def _rank(name: str) -> int:
 def _number(value: float, name: str) -> str:
     if name == "learning_rate":
         return f"{value:g}"
-    whole = isinstance(value, int) or name in ("seeds", "count") or name.endswith(("tokens", "rows"))
+    if name.endswith("price"):
+        return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+    whole = isinstance(value, int) or name in ("seeds", "count", "questions", "characters") or name.endswith("rows") or "tokens" in name
     return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.1f}"

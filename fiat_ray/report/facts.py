@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import pandas as pd
-import pyarrow.dataset as ds
 
 from fiat_ray import schema
 from fiat_ray.recipe import PAPER, UNTUNED
@@ -30,7 +29,7 @@ def sizes(results: Results, task: str) -> Table:
         {"what": name, **{language: int(of.get(language, 0)) for language in languages}, "all": sum(of.get(x, 0) for x in languages)}
         for name, of in counts.items()
     ]
-    for split, of in published.sizes(task).items():
+    for split, of in published.ROWS.get(task, {}).items():
         rows.append({"what": f"{split} rows in the paper", **{x: of.get(x) for x in languages}, "all": sum(of.get(x, 0) for x in languages)})
     name = SIZES.get(task) or ("sizes" if len(results.run.tasks) == 1 else f"sizes_{task}")
     number = {"table4_sizes": "Table 4 · ", "table5_sizes": "Table 5 · "}.get(name, "")
@@ -38,7 +37,7 @@ def sizes(results: Results, task: str) -> Table:
 
 
 def _size_notes(languages: list[str], task: str) -> list[str]:
-    of_paper = published.sizes(task).get("train", {})
+    of_paper = published.ROWS.get(task, {}).get("train", {})
     lacking = [language for language in of_paper if language not in languages]
     notes = [f"This run lacks {len(lacking)} of the paper's {len(of_paper)} languages: {' '.join(lacking)}."] if lacking else []
     return notes + [f"In the paper: {text}." for text in published.size_disagreements(task)] if of_paper else []
@@ -96,13 +95,9 @@ def rationales(results: Results) -> Table:
 def costs(results: Results) -> Table:
     """Tokens of the reasoner, tokens and seconds of tuning. Seconds are wall-clock of each trial, added up; trials may have run side by side."""
     rows: list[dict[str, Any]] = []
-    files = [str(path) for path in sorted((results.run.path / "rationales").rglob("*.parquet"))]
-    if files:
-        used = {row["key"] for task in results.run.tasks for row in results.run.augmented(task)}
-        table = ds.dataset(files).to_table(columns=["key", "prompt_tokens", "output_tokens"]).to_pandas()
-        table = table[table["key"].isin(used)].drop_duplicates("key")
-        prompt, output = int(table["prompt_tokens"].sum()), int(table["output_tokens"].sum())
-        rows.append({"what": "reasoner: rationales", "count": len(table), "prompt_tokens": prompt, "output_tokens": output})
+    if stored := results.run.rationales.values():
+        prompt, output = (sum(row[name] or 0 for row in stored) for name in ("prompt_tokens", "output_tokens"))
+        rows.append({"what": "reasoner: rationales", "count": len(stored), "prompt_tokens": prompt, "output_tokens": output})
     spent: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for trial in results.run.trials:
         if trial["tuned"]:

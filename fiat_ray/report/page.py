@@ -9,10 +9,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from fiat_ray.artifact import write_text
-from fiat_ray.report import facts, figures, per_language, tables
+from fiat_ray.report import decision, facts, figures, per_language, scaling, tables, worth
 from fiat_ray.report.cells import Cell, cell, columns, displayed, heading, is_numeric, language_name
 from fiat_ray.report.examples import examples
 from fiat_ray.report.paper_figures import Figure
@@ -20,7 +21,8 @@ from fiat_ray.report.paper_figures import figures as paper_figures
 from fiat_ray.report.picture import picture
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import METRIC_TITLES, PAPER, Table
+from fiat_ray.report.section import Section
+from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, Table
 
 HERE = Path(__file__).parent
 PAGE = Template((HERE / "page.html").read_text("utf-8"))
@@ -38,8 +40,12 @@ def build(run_dir: str | Path) -> Path:
     curves, rest = facts.curves(results), [facts.trials(results), facts.rationales(results), facts.costs(results), facts.not_run(results)]
     current = curves.frame["trial"].isin([trial["name"] for trial in results.trials()])
     validation, drawn = figures.validation_figures(curves.frame[current]), paper_figures(results, curves.frame[current])
-    files = {f"{table.name}.csv": table.frame.to_csv(index=False) for table in (*of_paper, *(figure.table for figure in drawn), curves, *rest)}
+    beyond = {"worth": worth.section(results), "scaling": scaling.section(results), "decision": decision.section(results)}
+    of_sections = [table for section in beyond.values() for table in section.tables]
+    all_tables = (*of_paper, *(figure.table for figure in drawn), *of_sections, curves, *rest)
+    files = {f"{table.name}.csv": table.frame.to_csv(index=False) for table in all_tables}
     pictures = {table.name: picture(table) for table in of_paper} | {figure.table.name: figure.svg for figure in drawn} | dict(validation)
+    pictures |= {name: svg for section in beyond.values() for name, svg, _ in section.figures}
     files |= {f"{name}.svg": figures.standalone(svg) for name, svg in pictures.items()}
     for name, text in files.items():
         write_text(folder / name, text)
@@ -53,6 +59,7 @@ def build(run_dir: str | Path) -> Path:
         "languages": "".join(map(_per_language, by_language)) + "".join(map(_table, absent)) + _by_task(differences, results),
         "figures": "".join(map(_figure, drawn)),
         "curves": "".join(f"<figure>{svg}</figure>" for _, svg in validation) or "<p>No trial has a history yet.</p>",
+        **{name: _section(section) for name, section in beyond.items()},
         **{table.name: _table(table) for table in rest},
     }
     write_text(folder / "index.html", _page(results, sections))
@@ -141,6 +148,22 @@ def _per_language(table: Table) -> str:
     return _table(Table(table.name, table.title, ours), linked=False) + _table(
         Table(table.name, f"{table.title} · {PAPER}", of_paper, table.footnotes)
     )
+
+
+def _section(section: Section) -> str:
+    """Sentences, figures, and tables: of those with languages the averages, and below them the languages, folded away."""
+    figures = "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for _, svg, caption in section.figures)
+    parts = [*(f"<p>{escape(sentence)}</p>" for sentence in section.sentences), f'<div class="figures">{figures}</div>']
+    for table in section.tables:
+        alike = [name for name in ("task", "tunable", "metric") if name in table.frame and table.frame[name].nunique() == 1]
+        frame = table.frame.drop(columns=alike)
+        single = ~frame["language"].isin(["", *AVERAGE_TITLES]) if "language" in frame else pd.Series(False, frame.index)
+        parts.append(_table(Table(table.name, table.title, frame[~single], table.footnotes)))
+        if single.any():
+            what = frame["language"].map(language_name).str.cat(frame["what"], sep=" · ").str.removesuffix(" · ")
+            folded = Table(table.name, f"{table.title}, by language", frame.assign(what=what).drop(columns="language")[single])
+            parts.append(f"<details><summary>{escape(folded.title)}</summary>{_table(folded, linked=False)}</details>")
+    return "".join(parts)
 
 
 def _table(table: Table, linked: bool = True) -> str:

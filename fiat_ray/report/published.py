@@ -144,27 +144,6 @@ _TABLE_8_OTHERS = _table("""
     s  no_instruction_tuned 81.9 85.8 84.0 85.0 88.8 91.9 82.1
 """)
 
-_TABLE_4 = _table("""
-                 bn   fi   ja   ru   te
-    - train      40   66   20   84   52
-    - validation 218  150  578  136  174
-    - test       2822 1318 1908 1268 2146
-""")
-
-_TABLE_5_INDIC = _table("""
-                 as  bho brx gbm gom gu  hi   hne kn  mai ml  mni mr  mwr or  pa  ps  sa  ta  ur
-    - train      323 326 326 326 326 326 326  326 326 326 326 326 326 326 326 326 326 326 326 326
-    - validation 356 358 357 365 365 371 519  372 373 369 373 380 385 386 386 385 384 385 384 387
-    - test       633 631 633 634 629 630 1049 629 631 635 629 628 633 632 632 624 633 630 630 634
-""")
-
-_TABLE_5_OTHERS = _table("""
-                 ar   bn  fi   ja   ko   ru   te
-    - train      3159 377 2467 2926 3327 2560 373
-    - validation 941  618 978  727  861  731  468
-    - test       582  397 606  471  548  448  333
-""")
-
 GAINS: dict[str, dict[str, float]] = {
     "xor_attriqa": {"accuracy": 3.5, "auc_pr": 26.0},
     "xtreme_up_qa_indic": {"f1": 8.4},
@@ -181,6 +160,28 @@ GAINS_OVER: dict[str, Key] = {
 
 FIGURE_4: dict[str, float] = {"no_cot": 70.7, "distilled_cot": 72.5, "fiat": 73.6}
 """F1 on Indic, size XS: the baseline, distilled CoT, CoT-augmented tuning."""
+
+
+def _counts(text: str) -> dict[str, dict[str, int]]:
+    header, *lines = text.strip().splitlines()
+    return {line.split()[0]: dict(zip(header.split(), map(int, line.split()[1:]), strict=True)) for line in lines}
+
+
+ROWS: dict[str, dict[str, dict[str, int]]] = {
+    "xor_attriqa": _counts("""
+                   bn   fi   ja   ru   te
+        train      40   66   20   84   52
+        validation 218  150  578  136  174
+        test       2822 1318 1908 1268 2146
+    """),
+    "xtreme_up_qa": _counts("""
+                   as  bho brx gbm gom gu  hi   hne kn  mai ml  mni mr  mwr or  pa  ps  sa  ta  ur  ar   bn  fi   ja   ko   ru   te
+        train      323 326 326 326 326 326 326  326 326 326 326 326 326 326 326 326 326 326 326 326 3159 377 2467 2926 3327 2560 373
+        validation 356 358 357 365 365 371 519  372 373 369 373 380 385 386 386 385 384 385 384 387 941  618 978  727  861  731  468
+        test       633 631 633 634 629 630 1049 629 631 635 629 628 633 632 632 624 633 630 630 634 582  397 606  471  548  448  333
+    """),
+}
+"""Tables 4 and 5: task → split → language → rows."""
 
 TABLE_OF_LANGUAGES = {"xor_attriqa": 6, "xtreme_up_qa_indic": 7, "xtreme_up_qa_full": 8}
 
@@ -214,19 +215,9 @@ def per_language(setting: str) -> dict[str, PerLanguage]:
     return {"f1": {key: row | _TABLE_8_OTHERS[key] for key, row in _TABLE_8_INDIC.items()}}
 
 
-def sizes(task: str) -> dict[str, dict[str, int]]:
-    """Split → language → rows: Table 4 or 5; empty for a task that is not the paper's."""
-    tables: dict[str, list[dict[Key, dict[str, float]]]] = {"xor_attriqa": [_TABLE_4], "xtreme_up_qa": [_TABLE_5_INDIC, _TABLE_5_OTHERS]}
-    found: dict[str, dict[str, int]] = {}
-    for table in tables.get(task, ()):
-        for (_, split), row in table.items():
-            found.setdefault(split, {}).update({language: int(rows) for language, rows in row.items()})
-    return found
-
-
 def size_disagreements(task: str) -> list[str]:
     """Where the paper's text (§3) and its Table 4 or 5 contradict each other."""
-    train = sizes(task)["train"]
+    train = ROWS[task]["train"]
     said = {"xor_attriqa": 262, "xtreme_up_qa": 22_500}[task]
     found = [] if sum(train.values()) == said else [f"the text says {said:,} train rows, the languages add up to {sum(train.values()):,}"]
     few = [language for language in train if task == "xtreme_up_qa" and language not in NAMED_AVERAGES["mean_22"] and train[language] <= 2500]

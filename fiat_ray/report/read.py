@@ -16,6 +16,7 @@ import yaml
 from fiat_ray import schema
 from fiat_ray.artifact import read_json, read_rows
 from fiat_ray.errors import UserError
+from fiat_ray.reason.store import Store
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,34 @@ class Run:
         return _rows(self.path / "task" / task / "rows.parquet")
 
     def augmented(self, task: str) -> list[dict[str, Any]]:
-        """The sealed augmented set, all splits: schema.AUGMENTED; empty before it is sealed."""
+        """The sealed augmented set, all splits: schema.AUGMENTED; empty before it is sealed. Read once: not to be changed."""
+        return self._augmented[task]
+
+    @cached_property
+    def _augmented(self) -> dict[str, list[dict[str, Any]]]:
+        return {task: self._read_augmented(task) for task in self.tasks}
+
+    def _read_augmented(self, task: str) -> list[dict[str, Any]]:
         folder = self.path / "augmented" / f"task={task}"
         result = []
         for path in sorted(folder.glob("split=*/language=*/*.parquet")):
             split, language = (unquote(part.partition("=")[2]) for part in path.relative_to(folder).parts[:2])
             result += [row | {"split": split, "language": language} for row in _rows(path)]
         return result
+
+    @cached_property
+    def rationales(self) -> dict[str, dict[str, Any]]:
+        """Key → row of the rationale store (schema.RATIONALES), of those that the augmented sets hold."""
+        return Store(self.path / "rationales").read(row["key"] for task in self.tasks for row in self.augmented(task))
+
+    def evaluation(self, trial: str) -> dict[str, Any] | None:
+        """What a trial's test predictions took: ``predict.Usage``, and ``gpus``."""
+        found: dict[str, Any] | None = read_json(self.path / "trials" / trial / "evaluation.json")
+        return found
+
+    def reasoning(self, task: str) -> dict[str, float] | None:
+        """What a task's rationales took in this run: ``rows``, ``seconds``, ``gpu_seconds``. None where all were stored before, or not measured."""
+        return (read_json(self.path / "reasoning.json") or {}).get(task)
 
 
 def read(run_dir: str | Path) -> Run:

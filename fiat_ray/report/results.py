@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,8 @@ from fiat_ray.significance import Comparison, Rows, compare, row_values
 
 METRICS: dict[str, tuple[str, str]] = {"f1": ("f1", "exact_match"), "accuracy": ("accuracy", "auc_pr")}
 """A task's metric → the scores its tables show; those of the first kind the paper reports too."""
+Frames = list[list[dict[str, Any]]]
+"""A method's predictions (schema.PREDICTIONS), one list of rows a seed."""
 TESTED = ("f1", "accuracy", "auc_pr")
 """Metrics whose differences get an interval."""
 
@@ -25,10 +27,12 @@ class Results:
     """Where a method or tunable plays no part its name is ``""``. All values are 0–100, means over the seeds that have one."""
 
     run: Run
+    train_size: int | None = None
+    """Rows that the trials were trained on; None: the largest size of each task."""
 
     @cached_property
     def _scores(self) -> dict[tuple[str, ...], dict[int | None, float]]:
-        """(split, task, method, tunable, language, metric) → seed → value, of current trials at their task's full train size."""
+        """(split, task, method, tunable, language, metric) → seed → value, of current trials of one train size."""
         current = {(t["task"], t["method"], t["tunable"], t["seed"], t["train_size"]) for t in self.trials()}
         result: dict[tuple[str, ...], dict[int | None, float]] = {}
         for score in records(self.run.scores):
@@ -54,10 +58,10 @@ class Results:
         return self.value(task, method, tunable, self.metrics(task)[0]) is not None
 
     def trials(self, task: str | None = None, method: str | None = None, tunable: str | None = None) -> list[dict[str, Any]]:
-        """Current trials at their task's largest train size."""
+        """Current trials of one train size."""
         full: dict[str, int] = {}
         for trial in self.run.trials:
-            full[trial["task"]] = max(trial["train_size"], full.get(trial["task"], 0))
+            full[trial["task"]] = self.train_size or max(trial["train_size"], full.get(trial["task"], 0))
         wanted = {"task": task, "method": method, "tunable": tunable}
         of_full = [trial for trial in self.run.trials if trial["train_size"] == full[trial["task"]]]
         return [trial for trial in of_full if all(value in (None, trial[name]) for name, value in wanted.items())]
@@ -112,7 +116,7 @@ class Results:
         known = {pair: value for pair, value in scored.items() if value is not None}
         return max(known, key=known.__getitem__, default=None) if len(known) == len(scored) else None
 
-    def predictions(self, task: str, method: str, tunable: str) -> list[list[dict[str, Any]]]:
+    def predictions(self, task: str, method: str, tunable: str) -> Frames:
         """Test predictions, one list a seed; those that are there."""
         if method in UNTUNED:
             found = [self.run.untuned_predictions(task, method)]
@@ -154,6 +158,27 @@ class Results:
         found = self.difference(task, a, b, metric, "mean")
         return found.by_language if found else {}
 
+    def differences(self, task: str, a: Frames, b: Frames) -> dict[str, Comparison]:
+        """The headline average, and each language → the headline score of predictions a less that of b, about the same rows, which may be some."""
+        metric, average = self.metrics(task)[0], self.averages(task)[0]
+        averaged = self.averaged(task, average)
+        found = compare(a, b, metric)  # type: ignore[arg-type]
+        differences = {language: _within(one, -100.0) for language, one in found.by_language.items()}
+        if set(differences) <= set(averaged):
+            return {average: _within(found, -100.0), **differences}
+        if not set(differences) & set(averaged):
+            return differences
+        return {average: _within(compare(a, b, metric, languages=averaged), -100.0), **differences}  # type: ignore[arg-type]
+
+    def interval(self, task: str, method: str, tunable: str) -> Comparison | None:
+        """The headline score with its interval: the difference from a method that has every row wrong."""
+        metric, average = self.metrics(task)[0], self.averages(task)[0]
+        frames = self.predictions(task, method, tunable)
+        if self.value(task, method, tunable, metric, average) is None or not frames:
+            return None
+        wrong = [[row | {"prediction": ""} for row in frame] for frame in frames]
+        return _within(compare(frames, wrong, metric, languages=self.averaged(task, average)), 0.0)  # type: ignore[arg-type]
+
     def why_missing(self, task: str, method: str, tunable: str) -> tuple[str, str]:
         """(reason, config key that adds it) of a method without scores."""
         for entry in self.run.manifest["not_run"]:
@@ -173,3 +198,8 @@ class Results:
     def why_no_size(self, size: str) -> tuple[str, str]:
         """(reason, config key that adds it) of one of the paper's sizes that no tunable of this run is called after."""
         return f"no tunable of this config is called {size}", f"tunables.{size}"
+
+
+def _within(found: Comparison, least: float) -> Comparison:
+    """An interval less what lies outside of what a score can be, which a t interval of few groups may reach."""
+    return found if found.low is None or found.high is None else replace(found, low=max(least, found.low), high=min(100.0, found.high))

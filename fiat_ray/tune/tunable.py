@@ -33,6 +33,8 @@ class DeepSpeedTunable:
         self._step = 0
         self.losses: list[float] = []
         """Mean loss of each step so far, per supervised token."""
+        self.tokens = 0
+        """Read so far, prompts and targets."""
         self.supervised_tokens = 0
 
     def initialize(self) -> None:
@@ -56,6 +58,7 @@ class DeepSpeedTunable:
         """g_τ, accumulated over micro-batches. All workers go through equally many: ZeRO's collectives must meet."""
         rank, world = dist.get_rank(), dist.get_world_size()
         items = supervised(self.renderer, self.task, self.trial.recipe, x, y_beta)
+        self.tokens += sum(len(item.prompt) for item in items)
         self.supervised_tokens += sum(item.tokens for item in items)
         batches = micro_batches(items, token_budget(self.device))
         idle = [Supervised(batches[-1][-1].prompt, 0.0)]
