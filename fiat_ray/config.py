@@ -6,18 +6,17 @@ import dataclasses
 import difflib
 import math
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 
 from fiat_ray.draw import LanguageMix
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import ABLATIONS, METHOD_LISTS, RECIPES, UNTUNED, Recipe
+from fiat_ray.typed import typed
 from fiat_ray.yaml_file import parse_yaml, read_yaml
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -76,7 +75,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a GPU does in a second: stated by whoever knows it, for ``plan`` alone. There are no defaults, since none was measured here."""
+    """A GPU's speed as somebody states it, for ``plan`` alone; none was measured here, so there is no default (docs/costs.md)."""
 
     tflops: float
     """TFLOP/s that one GPU reaches when it reads prompts or tunes: a part of its data sheet's, often a fifth to two fifths."""
@@ -216,7 +215,7 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> C
     if isinstance(methods, str) and methods in METHOD_LISTS:
         values = {**values, "methods": list(METHOD_LISTS[methods])}
     try:
-        config: Config = _typed(Config, _floats(values), "")
+        config: Config = typed(Config, _floats(values), "")
         _check(config)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
@@ -253,53 +252,6 @@ def _set(values: Any, key: str, value: Any) -> Any:
         return copy
     inner = values if isinstance(values, Mapping) else {}
     return {**inner, first: _set(inner.get(first), rest, value) if rest else value}
-
-
-def _typed(kind: Any, value: Any, key: str) -> Any:
-    """``value`` as ``kind``, a type annotation of the dataclasses above. Raises ``UserError`` naming the key."""
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, key)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _typed(next(a for a in arguments if a is not type(None)), value, key)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
-            raise UserError(f"{key}: {value!r} is none of {', '.join(map(str, arguments))}")
-        return value
-    if origin is list:
-        if not isinstance(value, list):
-            hint = f"; write [{value}]" if isinstance(value, (str, int)) else ""
-            raise UserError(f"{key}: must be a list, not {value!r}{hint}")
-        return [_typed(arguments[0], part, f"{key}[{at}]") for at, part in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{key}: must be a mapping, not {value!r}")
-        return {str(name): _typed(arguments[1], part, f"{key}.{name}") for name, part in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{key}: must be {_kind_name(kind)}, not {value!r}")
-    return value
-
-
-def _dataclass(kind: Any, value: Any, key: str) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"{key}: must be a mapping, not {value!r}")
-    annotations = typing.get_type_hints(kind)
-    for name in value:
-        if name not in annotations:
-            near = difflib.get_close_matches(str(name), list(annotations), 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(annotations)}"
-            raise UserError(f"unknown key '{key + '.' if key else ''}{name}'; {hint}")
-    for item in dataclasses.fields(kind):
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING and item.name not in value:
-            raise UserError(f"key '{key + '.' if key else ''}{item.name}' is missing")
-    prefix = f"{key}." if key else ""
-    return kind(**{name: _typed(annotations[name], part, f"{prefix}{name}") for name, part in value.items()})
-
-
-def _kind_name(kind: Any) -> str:
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
 
 
 def _check(config: Config) -> None:

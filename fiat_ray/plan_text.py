@@ -68,15 +68,15 @@ def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
     untuned = f"; without tuning: {', '.join(planned['untuned'])}" if planned["untuned"] else ""
     yield f"{sum(len(t['seeds']) for t in trials)} trials{tokens}{untuned}"
     if trials:
-        wide = min(34, max(len(t["method"]) for t in trials))
-        yield f"  {'method':<{wide}}  {'tunable':<8}  seeds  done  rates  steps  tokens a row: mean    max  tokens trained on"
+        wide = min(32, max(len(t["method"]) for t in trials))
+        yield f"  {'method':<{wide}}  {'tunable':<8}    rows  seeds  done  rates  steps  tokens    max     trained on"
         for t in trials:
             yield (
-                f"  {t['method']:<{wide}.{wide}}  {t['tunable']:<8.8}  {len(t['seeds']):>5}  {t['evaluated']:>4}  {t['learning_rates']:>5}"
-                f"  {t['steps']:>5}  {t['tokens_mean']:>18,.0f}  {t['tokens_max']:>5,}  {t['tokens']:>17,}"
+                f"  {t['method']:<{wide}.{wide}}  {t['tunable']:<8.8}  {t['train_size']:>6,}  {len(t['seeds']):>5}  {t['evaluated']:>4}"
+                f"  {t['learning_rates']:>5}  {t['steps']:>5}  {t['tokens_mean']:>6,.0f}  {t['tokens_max']:>5,}  {t['tokens']:>13,}"
             )
-        yield _line("", f"tokens a row: prompt and target, of at most {SAMPLED} train rows; a rationale not stored yet counts as {UNKNOWN}")
-        yield _line("", "tokens trained on: rows × epochs × learning rates × seeds; done: trials that are tuned and evaluated")
+        yield _line("", f"tokens: prompt and target of a row, mean of at most {SAMPLED}; a rationale not stored yet counts as {UNKNOWN}")
+        yield _line("", "trained on: tokens × rows × epochs × learning rates × seeds; done: trials that are tuned and evaluated")
     for missing in planned["not_run"]:
         where = f"{missing['method']} on {missing['task']} ({missing['tunable']})"
         yield _line("not run", f"{where}: {missing['reason']}; config key {missing['config_key']}")

@@ -119,7 +119,8 @@ def test_cuts_and_exemplars_that_do_not_fit_are_named(tiny: Path) -> None:
 
 
 def test_described_in_110_columns(tiny: Path, tmp_path: Path) -> None:
-    asked = config(tiny, store=str(tmp_path))
+    long = "a_recipe_whose_name_is_longer_than_any_column"
+    asked = config(tiny, store=str(tmp_path), recipes={long: {}}, methods=[long, "fiat_without_instructions", "no_peft", "no_instruction_tuned"])
     for keys in (0, 4, 6):
         store(tmp_path, asked, keys)
         text = plan_text.describe(planning.plan(asked, towns()))
