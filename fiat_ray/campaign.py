@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from fiat_ray.artifact import fingerprint
 from fiat_ray.config import Config, Lora
+from fiat_ray.draw import LanguageMix
 from fiat_ray.recipe import UNTUNED, Recipe
 from fiat_ray.schema import VERSION
 
@@ -20,7 +21,8 @@ class Trial:
     """Its name in the config: ``xs``, ``s``."""
     seed: int
     train_size: int
-    """Rows of the train split that are trained on."""
+    """Rows of the train split that are trained on (see ``draw.train_subset``)."""
+    language_mix: LanguageMix
     model: str
     """The checkpoint that is tuned, as the config names it."""
     learning_rates: tuple[float, ...]
@@ -64,6 +66,7 @@ class Measured:
     i_tau: str
     labels: tuple[str, ...]
     train_size: int
+    """Rows of the train split."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,22 @@ def trials(config: Config, tasks: Mapping[str, Measured], checkpoints: Mapping[t
                     reason = f"needs the pretrained twin of tunable {tunable}, a checkpoint without instruction tuning"
                     missing.append(NotRun(task, method, tunable, reason, f"tunables.{tunable}.pretrained"))
                     continue
-                found += [_trial(config, task, measured, method, recipe, tunable, checkpoint, seed) for seed in config.seeds]
+                for size in train_sizes(config, measured.train_size):
+                    found += [_trial(config, task, measured, method, recipe, tunable, checkpoint, size, seed) for seed in config.seeds]
     return found, missing
 
 
-def _trial(config: Config, task: str, measured: Measured, method: str, recipe: Recipe, tunable: str, checkpoint: Checkpoint, seed: int) -> Trial:
+def train_sizes(config: Config, rows: int) -> list[int]:
+    """Sizes of the scaling curve, smallest first; one that is larger than what is there is all of it. Without a curve all rows."""
+    return sorted({min(size, rows) for size in config.train_size or [rows]})
+
+
+def _trial(
+    config: Config, task: str, measured: Measured, method: str, recipe: Recipe, tunable: str, checkpoint: Checkpoint, train_size: int, seed: int
+) -> Trial:
     decides = {
+        "train_size": train_size,
+        "language_mix": config.language_mix,
         "learning_rates": tuple(config.learning_rate.lora if recipe.peft else config.learning_rate.full),
         "lora": config.lora,
         "batch_size": config.batch_size,
@@ -129,7 +142,7 @@ def _trial(config: Config, task: str, measured: Measured, method: str, recipe: R
             "max_length": None,  # decides where passages are cut, and the cut texts are in `rows`
         },
     )
-    return Trial(task, method, recipe, tunable, seed, measured.train_size, checkpoint.model, fingerprint=identity, **decides)  # type: ignore[arg-type]
+    return Trial(task, method, recipe, tunable, seed, model=checkpoint.model, fingerprint=identity, **decides)  # type: ignore[arg-type]
 
 
 def needs_rationales(trial: Trial) -> bool:

@@ -94,7 +94,43 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--port", type=int, default=5000)
     added.add_argument("--tracking-uri", help="default: ./mlruns/mlflow.db")
     command("doctor", _doctor, "is this machine or cluster fit")
+    _data_commands(commands)
     return parser
+
+
+def _data_commands(commands: Any) -> None:
+    text = "fetch the official archives of the paper's tasks; check a task's rows"
+    data = commands.add_parser("data", help=text, description=text).add_subparsers(required=True, metavar="fetch|validate")
+    text = "download a task's official archive, resumed and verified"
+    added = data.add_parser("fetch", help=text, description=text)
+    added.set_defaults(command=_data_fetch)
+    added.add_argument("task", metavar="TASK", help="xor_attriqa or xtreme_up_qa")
+    added.add_argument("folder", type=Path, metavar="DIR", help="where the archive goes")
+    added.add_argument("--url", help="a mirror of the archive")
+    added.add_argument("--sha256", help="what the archive must have (default: as at its first fetch)")
+    text = "count a task's rows; find what is twice, empty, or in two splits, with file and row number"
+    added = data.add_parser("validate", help=text, description=text)
+    added.set_defaults(command=_data_validate)
+    added.add_argument("task", metavar="TASK|FOLDER", help="a built-in task's name, or a task folder")
+    added.add_argument("--data", help="folder or archive that holds the rows (default: the task folder)")
+    added.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _data_fetch(parsed: argparse.Namespace) -> None:
+    from fiat_ray.data_fetch import fetch
+
+    fetched = fetch(parsed.task, parsed.folder, url=parsed.url, sha256=parsed.sha256)
+    print(f"{fetched.path}\nsha256 {fetched.sha256}, {fetched.checked}")
+    print(f"\nNext:\n  {_tool()} data validate {parsed.task} --data {fetched.path}")
+
+
+def _data_validate(parsed: argparse.Namespace) -> None:
+    from fiat_ray import data_validate
+
+    found = data_validate.validate(parsed.task, parsed.data)
+    print(json.dumps(found, ensure_ascii=False) if parsed.json else data_validate.describe(found))
+    if found["unfit"]:
+        raise UserError(found["unfit"])
 
 
 def _run(parsed: argparse.Namespace) -> None:

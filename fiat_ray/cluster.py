@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +28,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine take the engine's time
     import ray
 
     if ray.is_initialized():
@@ -33,6 +36,22 @@ def connect() -> None:
     # Without an address: RAY_ADDRESS, else the cluster that `ray start` started on this machine, else a new one, which has a token and listens on
     # loopback only.
     ray.init(include_dashboard=False, logging_level="error", log_to_driver=bool(os.environ.get("FIAT_RAY_WORKER_LOGS")))
+
+
+def end_with_raylet() -> None:
+    """Called in a worker: end at once when the raylet that started it is gone.
+
+    A driver that is killed takes its local Ray with it, and Ray's own workers notice seconds later. Until then they would write rows and trials that
+    the next run is at already.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with raylet").start()
 
 
 def unit(where: Where) -> Unit:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fiat_ray import artifact, augmented, predict
+from fiat_ray.augmented import Example
+from fiat_ray.draw import validation_subset
 from fiat_ray.prepare import Prepared
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import PREDICTIONS, SCORES
@@ -22,7 +24,9 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
             artifact.write_rows(run.untuned(task.name, method), predictions, PREDICTIONS)
             rows += _scored(score_predictions(task.name, task.labels, predictions, icl=method == "icl"), method=method, **who)
         for method, predictions in _untuned(prepared, run, task, "validation").items():
-            means = [score for score in score_predictions(task.name, task.labels, predictions) if score["language"] == "mean"]
+            chosen = {e.id for e in validation_subset(_validation_rows(run, task), prepared.config.validation.rows)}
+            scores = score_predictions(task.name, task.labels, [row for row in predictions if row["id"] in chosen])
+            means = [score for score in scores if score["language"] == "mean"]
             rows += [{**who, "method": method, "split": "validation", **score} for score in means]
     for trial in prepared.trials:
         folder = run.trial(trial.name)
@@ -47,8 +51,12 @@ def _scored(scores: Sequence[Mapping[str, Any]], **who: Any) -> list[dict[str, A
     return [{**who, "split": "test", **score} for score in scores]
 
 
+def _validation_rows(run: RunFolder, task: Task) -> list[Example]:
+    return [example for example in run.examples(task.name, with_rationales=False) if example.split == "validation"]
+
+
 def _validation(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The score that chose the step, so that methods can be chosen on validation too."""
+    """Scores of the chosen step, so that methods can be chosen on validation too."""
     who = {key: record[key] for key in ("task", "method", "tunable", "seed", "train_size")}
-    score = {"language": "mean", "split": "validation", "metric": record["selection_metric"], "value": record["selection_value"]}
-    return [{**who, **score, "n": record["validation_rows"]}]
+    where = {"language": "mean", "split": "validation", "n": record["validation_rows"]}
+    return [{**who, **where, "metric": metric, "value": value} for metric, value in record["validation"].items()]

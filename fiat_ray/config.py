@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from fiat_ray.draw import LanguageMix
 from fiat_ray.errors import UserError
-from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, RECIPES, UNTUNED, Recipe
+from fiat_ray.recipe import ABLATIONS, METHOD_LISTS, RECIPES, UNTUNED, Recipe
 from fiat_ray.yaml_file import parse_yaml, read_yaml
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -106,6 +107,10 @@ class Config:
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rate: LearningRates = LearningRates()
     lora: Lora = Lora()
+    train_size: list[int] = field(default_factory=list)
+    """Train rows of each trial, for a scaling curve: nested draws by group, as equal over languages as can be. Default: all rows."""
+    language_mix: LanguageMix = "natural"
+    """``equal``: every language has the same share of an epoch."""
     batch_size: int = 16
     """Rows in one step, over all workers."""
     epochs: float = 1.0
@@ -195,8 +200,8 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> C
     if isinstance(values.get("task"), str):
         values = {**values, "task": [values["task"]]}
     methods = values.get("methods")
-    if methods in ("ablations", "leave_one_out"):
-        values = {**values, "methods": list(ABLATIONS if methods == "ablations" else LEAVE_ONE_OUT)}
+    if isinstance(methods, str) and methods in METHOD_LISTS:
+        values = {**values, "methods": list(METHOD_LISTS[methods])}
     try:
         config: Config = _typed(Config, _floats(values), "")
         _check(config)
@@ -299,6 +304,7 @@ def _check(config: Config) -> None:
         "reasoner.max_length": config.reasoner.max_length,
         "batch_size": config.batch_size,
         "epochs": config.epochs,
+        "train_size": min(config.train_size, default=1),
         "steps": config.steps,
         "lora.rank": config.lora.rank,
         "lora.alpha": config.lora.alpha,

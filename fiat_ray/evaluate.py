@@ -12,6 +12,7 @@ import torch
 from fiat_ray import artifact, models
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
+from fiat_ray.cluster import end_with_raylet
 from fiat_ray.engine import Engine, EngineOptions
 from fiat_ray.predict import EngineTuned, Usage, predict, shown_rationales
 from fiat_ray.render import Renderer
@@ -30,12 +31,12 @@ class Evaluator:
     """A running engine for all trials of one checkpoint."""
 
     def __init__(self, run: str, model: str, max_length: int, tensor_parallel: int = 1) -> None:
+        end_with_raylet()
         self._run, self._model = RunFolder(run), models.find(model)
         self._gpus = tensor_parallel if torch.cuda.is_available() else 0
         self.usage = Usage()
         """Of the last predictions."""
         self._engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
-        self._loaded, self._merged = self._model, tempfile.TemporaryDirectory()
 
     def evaluate(self, trial: Trial) -> list[dict[str, Any]]:
         """Swap, predict, score one tuned trial; writes ``predictions.parquet``, ``evaluation.json`` and, last, ``scores.json``."""
@@ -63,24 +64,31 @@ class Evaluator:
         self._engine.close()
 
     def _swap(self, trial: Path, probes: list[list[int]]) -> None:
-        folder = tempfile.TemporaryDirectory()
-        merged = checkpoints.merge(self._model, trial, Path(folder.name))
-        self._engine.swap(merged)
-        check_swap(self._engine, merged, self._loaded, probes)
-        self._merged.cleanup()
-        self._loaded, self._merged = merged, folder
+        with tempfile.TemporaryDirectory() as folder:
+            checked_swap(self._engine, checkpoints.merge(self._model, trial, Path(folder)), probes)
 
 
-def check_swap(engine: Engine, merged: Path, before: Path, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise ``RuntimeError`` unless the engine's log-probabilities of first tokens are the merged model's own, and not those ``before`` the swap."""
-    new, old = _first_token_logprobs(merged, prompts), _first_token_logprobs(before, prompts)
-    likeliest = new.topk(8).indices
-    found = torch.tensor([engine.first_logprobs(prompt, tokens) for prompt, tokens in zip(prompts, likeliest.tolist(), strict=True)])
-    to_new = float((found - new.gather(1, likeliest)).abs().mean())
-    to_old = float((found - old.gather(1, likeliest)).abs().mean())
-    apart = float((new - old).gather(1, likeliest).abs().mean())
-    if not to_new <= SWAP_TOLERANCE or (apart > SWAP_TOLERANCE and to_old < to_new):
-        raise RuntimeError(f"weight swap did not take: log-probabilities differ by {to_new:.2f} nats from the tuned model's own ({merged})")
+def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]]) -> None:
+    """Swap weights. Raises ``RuntimeError`` unless the engine's log-probabilities of likely first tokens are then the new model's own, computed by
+    transformers, and no longer those from before the swap."""
+    own = _first_token_logprobs(weights, prompts)
+    likeliest = own.topk(8).indices
+
+    def engines() -> torch.Tensor:
+        return torch.tensor([engine.first_logprobs(prompt, tokens) for prompt, tokens in zip(prompts, likeliest.tolist(), strict=True)])
+
+    def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a - b).abs().mean())
+
+    own, before = own.gather(1, likeliest), engines()
+    engine.swap(weights)
+    after = engines()
+    took = apart(after, own) <= SWAP_TOLERANCE
+    stayed = apart(own, before) > SWAP_TOLERANCE and apart(after, before) < apart(after, own)
+    if not took or stayed:
+        raise RuntimeError(
+            f"weight swap did not take: log-probabilities differ by {apart(after, own):.2f} nats from the tuned model's own ({weights})"
+        )
 
 
 @torch.no_grad()

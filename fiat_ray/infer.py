@@ -68,10 +68,18 @@ def _trial(config: Config, record: Mapping[str, Any], rows: int) -> campaign.Tri
     model = tunable.model if recipe.instruction_tuned else tunable.pretrained
     assert model is not None, "a trial of a pretrained twin has one"
     length = tunable.max_length or min(4096, context_length(find(model)))
+    who = {key: record[key] for key in ("task", "method", "tunable", "seed", "train_size", "answer_tokens", "fingerprint")}
+    tuning: dict[str, Any] = {"learning_rates": (), "batch_size": 1, "epochs": 1, "steps": None, "validations": 1, "validation_rows": 1}
     return campaign.Trial(
-        record["task"], record["method"], recipe, record["tunable"], record["seed"], record["train_size"], model, (), config.lora, 1, 1, None, 1, 1,
-        record["answer_tokens"], config.reasoner.max_tokens, length, record["fingerprint"],
-    )  # fmt: skip
+        **who,
+        **tuning,
+        lora=config.lora,
+        recipe=recipe,
+        model=model,
+        language_mix="natural",
+        rationale_tokens=config.reasoner.max_tokens,
+        max_length=length,
+    )
 
 
 def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tuple[Lengths, Requests]:

@@ -26,10 +26,10 @@ def without_overlap(task: Task) -> Task:
         else:
             kept.append(row)
     if removed and not task.built_in:
-        first = removed[0]
+        first = next(row for row in task.rows if row.id == removed[0]["id"])
         raise UserError(
-            f"{task.name}: {len(removed)} rows of train or validation are also in a later split (first: row {first['id']} of {first['split']}, "
-            f"language {first['language']}, is in {first['overlaps']}); remove them, or split the rows anew"
+            f"{task.name}: {len(removed)} rows of train or validation are also in a later split (first: {_named(first)} "
+            f"is in {removed[0]['overlaps']}); remove them, or split the rows anew"
         )
     return replace(task, rows=tuple(kept), removed=tuple(removed))
 
@@ -46,4 +46,8 @@ def _check_exemplars(task: Task) -> None:
     exemplars = {tuple(exemplar.fields.items()) for exemplar in task.exemplars}
     for row in task.rows:
         if tuple(row.fields.items()) in exemplars:
-            raise UserError(f"{task.name}: row {row.id} of {row.split}, language {row.language}, is also an exemplar; write another exemplar")
+            raise UserError(f"{task.name}: {_named(row)} is also an exemplar; write another exemplar")
+
+
+def _named(row: Row) -> str:
+    return f"row {row.id} of {row.split}, language {row.language}{f' ({row.place})' if row.place else ''},"

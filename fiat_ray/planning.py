@@ -15,14 +15,14 @@ from typing import Any
 from fiat_ray import models, prepare
 from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
+from fiat_ray.draw import number_of_steps
 from fiat_ray.reason.requests import Request, Requests
 from fiat_ray.reason.store import Store, is_final
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer, shown_rationale
 from fiat_ray.run_folder import RunFolder
-from fiat_ray.schedule import evaluated, tuned
+from fiat_ray.schedule.trials import evaluated, tuned
 from fiat_ray.task import SPLITS, Row, Task
-from fiat_ray.tune.batches import number_of_steps
 
 WIDTH = 110
 SAMPLED = 500
@@ -112,7 +112,7 @@ def _trials(prepared: prepare.Prepared, found: Mapping[str, Rationales], run: Ru
         return prepare.make_renderer(tunable, models.find(model), instruction_tuned)
 
     planned = []
-    for _, same in groupby(prepared.trials, key=lambda t: (t.task, t.tunable, t.method)):
+    for _, same in groupby(prepared.trials, key=lambda t: (t.task, t.tunable, t.method, t.train_size)):
         trials = list(same)
         trial = trials[0]
         task, recipe = prepared.tasks[trial.task], trial.recipe
@@ -126,6 +126,7 @@ def _trials(prepared: prepare.Prepared, found: Mapping[str, Rationales], run: Ru
                 "tunable": trial.tunable,
                 "model": f"tunables.{trial.tunable}{'' if recipe.instruction_tuned else '.pretrained'}",
                 "peft": recipe.peft,
+                "train_size": trial.train_size,
                 "seeds": [t.seed for t in trials],
                 "tuned": sum(run is not None and tuned(run, t) for t in trials),
                 "evaluated": sum(run is not None and evaluated(run, t) for t in trials),

@@ -29,6 +29,7 @@ FIAT = Recipe()
 _NO_COT = replace(FIAT, cot="none")
 _NO_INSTRUCTIONS = replace(_NO_COT, instructions=False)
 _NO_PEFT = replace(_NO_INSTRUCTIONS, peft=False)
+_FULL_INSTRUCTED = replace(_NO_COT, peft=False)
 
 RECIPES: dict[str, Recipe] = {
     "fiat": FIAT,
@@ -37,11 +38,13 @@ RECIPES: dict[str, Recipe] = {
     "no_peft": _NO_PEFT,
     "no_instruction_tuned": replace(_NO_PEFT, instruction_tuned=False),
     "distilled_cot": replace(FIAT, cot="distilled"),
+    "full_instructed": _FULL_INSTRUCTED,
+    "full_instructed_pretrained": replace(_FULL_INSTRUCTED, instruction_tuned=False),
+    "fiat_without_answer": replace(FIAT, rationale="without_answer"),
+    "fiat_answer_only": replace(FIAT, rationale="answer_only"),
     "fiat_without_instructions": replace(FIAT, instructions=False),
     "fiat_without_peft": replace(FIAT, peft=False),
     "fiat_without_instruction_tuned": replace(FIAT, instruction_tuned=False),
-    "fiat_without_answer": replace(FIAT, rationale="without_answer"),
-    "fiat_answer_only": replace(FIAT, rationale="answer_only"),
 }
 
 ABLATIONS = ("fiat", "no_cot", "no_instructions", "no_peft", "no_instruction_tuned")
@@ -50,8 +53,17 @@ ABLATIONS = ("fiat", "no_cot", "no_instructions", "no_peft", "no_instruction_tun
 LEAVE_ONE_OUT = ("fiat", "no_cot", "fiat_without_instructions", "fiat_without_peft", "fiat_without_instruction_tuned")
 """FIAT less exactly one ingredient each; without rationales this is ``no_cot``."""
 
+FIGURE_6 = ("full_instructed", "no_peft", "full_instructed_pretrained", "no_instruction_tuned")
+"""Figure 6: with and without i_tau, first from the instruction-tuned checkpoint, then from its pretrained twin; no CoT, full tuning."""
+
 UNTUNED = ("icl", "majority")
 """Methods that tune nothing."""
+
+PAPER = tuple(dict.fromkeys((*UNTUNED, *ABLATIONS, "distilled_cot", *FIGURE_6, *LEAVE_ONE_OUT)))
+"""All that the paper's tables and figures hold, and leave-one-out."""
+
+METHOD_LISTS: dict[str, tuple[str, ...]] = {"ablations": ABLATIONS, "leave_one_out": LEAVE_ONE_OUT, "paper": PAPER}
+"""What a config may write as ``methods`` in place of a list."""
 
 TITLES: dict[str, str] = {
     "majority": "Majority label",
@@ -62,10 +74,12 @@ TITLES: dict[str, str] = {
     "no_peft": "w/o parameter-efficient tuning",
     "no_instruction_tuned": "w/o instruction-tuned base model",
     "distilled_cot": "Distilled CoT",
+    "full_instructed": "Instructions, full tuning, instruction-tuned base",
+    "full_instructed_pretrained": "Instructions, full tuning, pretrained base",
+    "fiat_without_answer": "FIAT, rationale without its answer",
+    "fiat_answer_only": "FIAT, only the rationale's answer",
     "fiat_without_instructions": "FIAT less instructions only",
     "fiat_without_peft": "FIAT less PEFT only",
     "fiat_without_instruction_tuned": "FIAT less instruction tuning only",
-    "fiat_without_answer": "FIAT, rationale without its answer",
-    "fiat_answer_only": "FIAT, rationale's answer only",
 }
 """Row titles in the paper's words."""

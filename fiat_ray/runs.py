@@ -22,6 +22,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared, describe, prepare
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.trials import Outcome
 from fiat_ray.task import Task
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run_config(
     stages: tuple[str, ...] = schedule.STAGES,
     console: Console | None = None,
     command: str = "",
-) -> tuple[Run, schedule.Outcome]:
+) -> tuple[Run, Outcome]:
     """Carry out a campaign, or some of its stages, in ``out``; what is there already is kept, what is missing is made.
 
     Raises ``UserError`` before anything starts where the config can't run. Failed trials are in the outcome, not raised.
@@ -172,22 +173,17 @@ class Run:
         return [record for record in records if record is not None]
 
     def predictions(self, method: str, task: str | None = None, tunable: str | None = None) -> list[list[dict[str, Any]]]:
-        """Rows of ``schema.PREDICTIONS`` on test, one list a seed."""
+        """Rows of ``schema.PREDICTIONS`` on test, one list a seed, of the trials on most train rows."""
         task = task or self._only_task()
-        sizes = {t["tunable"] for t in self.trials if t["method"] == method and t["task"] == task}
-        if tunable is None and len(sizes) > 1:
-            raise UserError(f"{self.path}: method '{method}' was tuned in several sizes ({', '.join(sorted(sizes))}); say which tunable")
         untuned = self.folder.untuned(task, method)
         if untuned.is_file():
             return [artifact.read_rows(untuned)]
-        found = [
-            artifact.read_rows(self.folder.trial(t["name"]) / "predictions.parquet")
-            for t in self.trials
-            if t["method"] == method
-            and t["task"] == task
-            and tunable in (None, t["tunable"])
-            and (self.folder.trial(t["name"]) / "predictions.parquet").is_file()
-        ]
+        trials = [t for t in self._on_most_rows(task) if t["method"] == method and tunable in (None, t["tunable"])]
+        sizes = sorted({t["tunable"] for t in trials})
+        if len(sizes) > 1:
+            raise UserError(f"{self.path}: method '{method}' was tuned in several sizes ({', '.join(sizes)}); say which tunable")
+        files = [self.folder.trial(t["name"]) / "predictions.parquet" for t in trials]
+        found = [artifact.read_rows(path) for path in files if path.is_file()]
         if not found:
             raise UserError(f"{self.path}: no predictions of method '{method}' on {task}")
         return found
@@ -215,8 +211,15 @@ class Run:
             raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {known}")
         if len({t["task"] for t in trials}) > 1:
             raise UserError(f"{self.path}: has several tasks; name a trial: {', '.join(t['name'] for t in trials)}")
+        if name is None:
+            trials = self._on_most_rows(trials[0]["task"])
         fiat = [t for t in trials if t["method"] == "fiat"] or trials
         return max(fiat, key=lambda t: (t["selection_value"] or -1.0, t["name"]))
+
+    def _on_most_rows(self, task: str) -> list[dict[str, Any]]:
+        trials = [t for t in self.trials if t["task"] == task]
+        most = max((t["train_size"] for t in trials), default=0)
+        return [t for t in trials if t["train_size"] == most]
 
     def _only_task(self) -> str:
         tasks = list(artifact.read_json(self.folder.manifest)["tasks"])

@@ -42,6 +42,8 @@ class Row:
     """Rows of one group are not independent: the unit of resampling."""
     example: str
     """Rows that are the same example: must not stand in two splits."""
+    place: str = field(default="", compare=False)
+    """File and row number, for messages only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ def make_rows(task: Task, source: Iterable[tuple[Place, str, dict[str, Any]]], g
             targets=targets,
             group=digest(*(_key_text(raw, name, place) for name in group)),
             example=digest(*(_key_text(raw, name, place) for name in example)),
+            place=place,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,9 +37,13 @@ def write_run(
     labels: tuple[str, ...] = (),
     rows: int = 12,
     right: dict[str, int] | None = None,
+    chance: Callable[[str, str], float] | None = None,
 ) -> Path:
-    """Writes a finished run of one task. ``rows``: test rows a language; ``right``: how many of each language a method gets right."""
-    run = Run(folder, task, list(languages), labels, rows)
+    """Writes a finished run of one task. ``rows``: test rows a language; ``right``: how many of each language a method gets right.
+
+    ``chance``: instead of ``right``, the probability that a row of a language is right under a method.
+    """
+    run = Run(folder, task, list(languages), labels, rows, chance)
     right = {"icl": 3, "majority": 1, "no_instructions": 5, "no_peft": 4, "no_cot": 8, "fiat": 11} | (right or {})
     trials = [run.trial(method, tunable, seed, right.get(method, 6)) for tunable in tunables for method in methods for seed in seeds]
     for method in ("icl", "majority"):
@@ -47,13 +52,17 @@ def write_run(
     run.augmented()
     write(folder / "scores.parquet", schema.SCORES, run.scores)
     missing = {"task": task, "method": "no_instruction_tuned", "reason": "no pretrained twin", "config_key": "tunables.{}.pretrained"}
-    not_run = [missing | {"tunable": t, "config_key": missing["config_key"].format(t)} for t in tunables]
+    twins = missing["method"] in methods
+    not_run = [] if twins else [missing | {"tunable": t, "config_key": missing["config_key"].format(t)} for t in tunables]
     run.manifest(trials, list(tunables), not_run)
     return folder
 
 
 class Run:
-    def __init__(self, folder: Path, task: str, languages: list[str], labels: tuple[str, ...], rows: int) -> None:
+    def __init__(
+        self, folder: Path, task: str, languages: list[str], labels: tuple[str, ...], rows: int, chance: Callable[[str, str], float] | None
+    ) -> None:
+        self.chance = chance
         self.folder, self.task, self.languages, self.labels, self.n = folder, task, languages, labels, rows
         self.scores: list[dict[str, Any]] = []
         self.rows = [self.row(split, language, number) for split in ("train", "test") for language in languages for number in range(rows)]
@@ -71,11 +80,14 @@ class Run:
             "cut_characters": 0,
         }
 
-    def predictions(self, right: int, status: str | None, scored: bool) -> list[dict[str, Any]]:
-        """The first languages get ``right`` rows right, each next pair of them one less."""
+    def predictions(self, method: str, right: int, status: str | None, scored: bool, seed: int = 0) -> list[dict[str, Any]]:
+        """The first languages get ``right`` rows right, each next pair of them one less; or as many as ``chance`` will have it."""
+        luck = random.Random(f"{method} {seed}")
         result = []
         for row in (row for row in self.rows if row["split"] == "test"):
             gold, is_right = row["targets"][0], int(row["id"].rsplit("-", 1)[1]) < right - self.languages.index(row["language"]) // 2
+            if self.chance:
+                is_right = luck.random() < self.chance(method, row["language"])
             wrong = next((label for label in self.labels if label != gold), "")
             prediction = gold if is_right else wrong
             score = (0.9 if prediction == self.labels[-1] else 0.1) if self.labels and scored else None
@@ -89,7 +101,7 @@ class Run:
         return scores
 
     def untuned(self, method: str, right: int) -> None:
-        predictions = self.predictions(right, "ok" if method == "icl" else None, scored=method != "icl")
+        predictions = self.predictions(method, right, "ok" if method == "icl" else None, scored=method != "icl")
         write(self.folder / "untuned" / f"{self.task}-{method}.parquet", schema.PREDICTIONS, predictions)
         self.score(predictions, method=method)
 
@@ -106,7 +118,7 @@ class Run:
         }
         folder = self.folder / "trials" / name
         recipe = RECIPES[method]
-        predictions = self.predictions(right, "ok" if recipe.cot == "augmented" else None, scored=True)
+        predictions = self.predictions(method, right, "ok" if recipe.cot == "augmented" else None, scored=True, seed=seed)
         write(folder / "predictions.parquet", schema.PREDICTIONS, predictions)
         keys = {k: which[k] for k in ("method", "tunable", "seed", "train_size")}
         (folder / "scores.json").write_text(json.dumps(self.score(predictions, **keys)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from fiat_ray.augmented import Example
 from fiat_ray.recipe import RECIPES
 from fiat_ray.render import IGNORED, Piece, Prompt, Renderer
-from fiat_ray.tune.batches import Supervised, micro_batches, number_of_steps, pack, steps_of
+from fiat_ray.tune.batches import Supervised, micro_batches, pack
 from fiat_ray.tune.tunable import DISTILLED_ALPHA, supervised
 
 CPU = torch.device("cpu")
@@ -28,41 +27,6 @@ def examples(number: int) -> list[Example]:
 def item(prompt: int, target: int, weight: float = 1.0) -> Supervised:
     pieces = (Piece("input", "", tuple(range(prompt))), Piece("target", "", tuple(range(100, 100 + target))))
     return Supervised(Prompt(pieces), weight)
-
-
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))
-def test_every_epoch_has_every_row_once(rows: int, batch_size: int, epochs: int, seed: int) -> None:
-    steps = list(steps_of(examples(rows), batch_size, epochs, None, seed))
-    assert len(steps) == number_of_steps(rows, batch_size, epochs, None) == epochs * -(-rows // batch_size)
-    assert all(1 <= len(step) <= batch_size for step in steps)
-    for epoch in range(epochs):
-        of_epoch = steps[epoch * len(steps) // epochs : (epoch + 1) * len(steps) // epochs]
-        assert Counter(e.id for step in of_epoch for e in step) == Counter(map(str, range(rows)))
-
-
-@given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 30))
-def test_steps_count_instead_of_epochs(rows: int, batch_size: int, steps: int) -> None:
-    found = list(steps_of(examples(rows), batch_size, 1, steps, 0))
-    assert len(found) == steps == number_of_steps(rows, batch_size, 7, steps)
-    endless = steps_of(examples(rows), batch_size, 100, None, 0)
-    assert found == list(islice(endless, steps))  # the beginning of a longer tuning
-
-
-def test_the_order_is_of_the_seed_and_another_in_each_epoch() -> None:
-    def order(seed: int, epochs: float = 2) -> list[str]:
-        return [e.id for step in steps_of(examples(30), 8, epochs, None, seed) for e in step]
-
-    assert order(0) == order(0) != order(1)
-    assert order(0)[:30] != order(0)[30:]
-    assert order(0, 1) == order(0)[:30]
-    given_ = examples(30)
-    list(steps_of(given_, 8, 2, None, 0))
-    assert given_ == examples(30)
-
-
-def test_parts_of_an_epoch() -> None:
-    assert [number_of_steps(32, 8, epochs, None) for epochs in (0.25, 0.5, 1, 1.5, 3)] == [1, 2, 4, 6, 12]
-    assert number_of_steps(32, 8, 0.01, None) == 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 5)), max_size=30), st.integers(1, 60))

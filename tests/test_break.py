@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -22,7 +23,7 @@ def reason(row):
 """
 
 
-def write_config(folder: Path, tiny: Path) -> Path:
+def write_config(folder: Path, tiny: Path, **changes: Any) -> Path:
     (folder / "script.py").write_text(SCRIPT)
     values = {
         "task": "country_facts",
@@ -36,6 +37,7 @@ def write_config(folder: Path, tiny: Path) -> Path:
         "steps": 12,
         "validation": {"times": 2, "rows": 8},
         "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+        **changes,
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -54,7 +56,7 @@ def finish(config: Path, out: Path) -> None:
     process = start(config, out)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr.decode()[-2000:]
-    assert b"FIAT" in stdout
+    assert b"change: to the row above" in stdout
 
 
 def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Signals) -> int:
@@ -66,7 +68,6 @@ def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Sig
         time.sleep(0.02)
     process.send_signal(how)
     process.communicate(timeout=60)
-    time.sleep(8)  # a killed driver's actors live until Ray notices, and may write what they have
     return process.returncode
 
 
@@ -108,3 +109,24 @@ def test_interrupted_in_every_stage(tmp_path: Path, tiny: Path) -> None:
     pd.testing.assert_frame_equal(comparable(out), comparable(undisturbed), check_exact=True)
     for path in undisturbed.glob("trials/*/predictions.parquet"):
         pd.testing.assert_frame_equal(pd.read_parquet(out / path.relative_to(undisturbed)), pd.read_parquet(path), check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_a_real_reasoner_killed_while_it_generates(tmp_path: Path, tiny: Path) -> None:
+    """What was finished is kept to the byte, every key comes once, and only what is missing is generated."""
+    limit = {"train": 30, "validation": 10, "test": 10}
+    config = write_config(tmp_path, tiny, reasoner={"model": "embedded", "max_tokens": 48, "max_length": 2048}, methods=["icl"], limit=limit)
+    out = tmp_path / "out"
+    for wanted in (1, 40):
+        assert interrupt(config, out, lambda wanted=wanted: len(stored(out)) >= wanted, signal.SIGKILL) == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in (out / "rationales").glob("*.parquet")}
+    first = stored(out)
+    assert 0 < len(first) < 100
+
+    finish(config, out)
+    rows = stored(out)
+    assert rows.key.is_unique and len(rows) == 100 and (rows.tries == 1).all()
+    assert {path: path.read_bytes() for path in before} == before
+    assert set(first.key) < set(rows.key)

@@ -10,7 +10,7 @@ import pytest
 from fiat_ray import config
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
-from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, RECIPES, Recipe
+from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, RECIPES, UNTUNED, Recipe
 
 
 def written(folder: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -25,6 +25,8 @@ def test_defaults_and_one_task_or_several() -> None:
     assert config.load({"task": ["xtreme_up_qa", "xor_attriqa"]}).task == ["xtreme_up_qa", "xor_attriqa"]
     assert config.load({"task": "t", "methods": "ablations"}).methods == list(ABLATIONS)
     assert config.load({"task": "t", "methods": "leave_one_out"}).methods == list(LEAVE_ONE_OUT)
+    of_paper = config.load({"task": "t", "methods": "paper"}).methods
+    assert {*ABLATIONS, *LEAVE_ONE_OUT, *UNTUNED, "distilled_cot", "full_instructed", "full_instructed_pretrained"} == set(of_paper)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in config.BUILT_IN.glob("*.yaml")])

@@ -125,7 +125,7 @@ def test_what_was_not_measured_is_empty_and_never_a_part(tmp_path: Path) -> None
     found = rows(of)
     assert pd.isna(found["fiat"]["per_1000_seconds"]) and found["no_peft"]["per_1000_seconds"] == pytest.approx(100)
     ratio = (110 + 53) / 53
-    assert f"FIAT costs {ratio:.1f} times fine-tuning per 1,000 predictions (tokens, of models of different size)" in of.sentences[0]
+    assert f"FIAT costs {ratio:.1f} times fine-tuning per 1,000 predictions (tokens, of both models together)" in of.sentences[0]
     for path in folder.glob("trials/*/evaluation.json"):
         path.unlink()
     assert "what FIAT costs beside fine-tuning was not measured, and it gains 50.0 points" in section(folder).sentences[0]

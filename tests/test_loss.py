@@ -19,7 +19,7 @@ from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.batches import Supervised, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
 from fiat_ray.tune.tunable import supervised
-from fiat_ray.tune.validate import answer, label_losses, subset, validate
+from fiat_ray.tune.validate import answer, label_losses, validate
 
 CPU = torch.device("cpu")
 TASK = tiny_model.task()
@@ -171,21 +171,27 @@ def test_labels_of_one_token_are_compared_by_it_alone(packed_model: Any, plain_m
     np.testing.assert_allclose(found, -last.log_softmax(-1)[:, [ids[0] for ids in tokens]], atol=1e-4)
 
 
+def test_distilled_cot_weighs_answer_and_rationale_by_their_own_tokens(packed_model: Any, plain_model: Any, renderer: Renderer) -> None:
+    """Three tokens of an answer count as much as a hundred of a rationale (Hsieh et al. 2023: each part is a mean of its own)."""
+    answer_text = next(text for text in ("no road", "two roads", "x y", "yes no") if len(renderer.target(text).ids) == 3)
+    rationale = "It says so. " * 100
+    while len(renderer.target(rationale).ids) > 100:
+        rationale = rationale[:-1]
+    row = Example("0", "train", "bn", INPUTS[0], (answer_text,), "")
+    predict, explain = supervised(renderer, TASK, RECIPES["distilled_cot"], [row], [rationale])
+    assert (predict.tokens, explain.tokens) == (3, 100)
+    with torch.no_grad():
+        found = SupervisedLoss(packed_model)(pack([predict, explain], CPU))
+        parts = [plain_loss(plain_model, item.prompt).mean() for item in (predict, explain)]
+    assert float(found) == pytest.approx(0.5 * float(parts[0]) + 0.5 * float(parts[1]), abs=1e-5)
+
+
 def examples(languages: dict[str, int], labels: tuple[str, ...] = ("yes",)) -> list[Example]:
     return [
         Example(f"{language}{n}", "validation", language, f"question: {n} context: {language}", (labels[n % len(labels)],), "g")
         for language, number in languages.items()
         for n in range(number)
     ]
-
-
-def test_the_validated_rows_are_spread_over_languages_and_always_the_same() -> None:
-    rows = examples({"bn": 50, "hi": 5, "te": 50})
-    chosen = subset(rows, 30)
-    assert chosen == subset(list(reversed(rows)), 30) and len({e.id for e in chosen}) == 30
-    assert sorted(sum(e.language == language for e in chosen) for language in ("bn", "hi", "te")) == [5, 12, 13]
-    assert subset(rows, 12) == chosen[:12]
-    assert len(subset(rows, 1000)) == len(rows) and subset([], 5) == []
 
 
 @pytest.mark.parametrize("labels", [(), ("no", "yes")], ids=["text", "labels"])

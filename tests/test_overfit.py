@@ -156,17 +156,17 @@ def engine(tiny: Path) -> Iterator[object]:
 
 
 @pytest.mark.vllm
-def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from fiat_ray.evaluate import check_swap
+def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    from fiat_ray.evaluate import checked_swap
     from fiat_ray.render import Renderer
 
     merged = next(texts.path.glob("trials/no_peft-*")) / "checkpoint"
     task = memory_task()
     prompt = Renderer(tiny).tunable_prompt(task, task.text(task.rows[0].fields), None, config.RECIPES["no_peft"]).ids
-    with pytest.raises(RuntimeError, match="did not take"):
-        check_swap(engine, merged, tiny, [prompt])  # the engine still has the untuned weights
-    engine.swap(merged)
-    check_swap(engine, merged, tiny, [prompt])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="did not take"):
+        patch.setattr(engine, "swap", lambda weights: None)
+        checked_swap(engine, merged, [prompt])
+    checked_swap(engine, merged, [prompt])
 
     lacking = tmp_path / "lacking"
     shutil.copytree(merged, lacking)
@@ -181,7 +181,7 @@ def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Pat
 @pytest.mark.parametrize("part", ["embed_tokens", "self_attn", "mlp", "norm"])
 def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) -> None:  # type: ignore[no-untyped-def]
     """The output layer too, which is tied to the embedding here."""
-    from fiat_ray.evaluate import check_swap
+    from fiat_ray.evaluate import checked_swap
 
     other = tmp_path / "other"
     shutil.copytree(tiny, other)
@@ -189,8 +189,7 @@ def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) 
     generator = torch.Generator().manual_seed(0)
     changed = {name: t + 0.3 * torch.randn(t.shape, generator=generator) for name, t in tensors.items() if part in name}
     save_file(tensors | changed, other / "model.safetensors", metadata={"format": "pt"})
-    engine.swap(other)
-    check_swap(engine, other, tiny, [list(range(5, 40))])
+    checked_swap(engine, other, [list(range(5, 40))])
 
 
 @pytest.mark.vllm

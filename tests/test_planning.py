@@ -16,10 +16,10 @@ import tiny_model
 from fiat_ray import config as configs
 from fiat_ray import models, planning
 from fiat_ray.config import Config
+from fiat_ray.draw import number_of_steps, steps_of
 from fiat_ray.prepare import prepare
 from fiat_ray.reason.store import Store
 from fiat_ray.task import Task
-from fiat_ray.tune.batches import number_of_steps, steps_of
 
 
 def config(tiny: Path, **changes: Any) -> Config:

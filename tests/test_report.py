@@ -16,7 +16,7 @@ from run_directory import write_run
 
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import ABLATIONS, TITLES
-from fiat_ray.report import figures, page, published, tables
+from fiat_ray.report import figures, page, per_language, published, tables
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
 
@@ -117,20 +117,20 @@ class TestTables:
         write_run(tmp_path)
         scores = pd.read_parquet(tmp_path / "scores.parquet")
         scores[scores["method"] != "majority"].to_parquet(tmp_path / "scores.parquet")
-        assert "not finished" in row(tables.table2_overall(Results(read(tmp_path))).frame, "majority", "")["note"]
+        assert "not finished" in row(tables.table2_overall(Results(read(tmp_path))).frame, "majority", "")["reason"]
         (tmp_path / "config.yaml").write_text("methods: [icl, fiat]")
-        assert "config key that adds it: methods" in row(tables.table2_overall(Results(read(tmp_path))).frame, "majority", "")["note"]
+        assert row(tables.table2_overall(Results(read(tmp_path))).frame, "majority", "")["config_key"] == "methods"
 
     def test_without_a_twin_full_tuning_is_not_called_the_papers_baseline(self, results: Results) -> None:
         frame = tables.table2_overall(results).frame
         assert row(frame, "no_peft")["row"].lower() == tables.NO_TWIN
         absent = row(frame, "no_instruction_tuned")
         assert pd.isna(absent["f1"])
-        assert absent["note"] == "not run: no pretrained twin (config key that adds it: tunables.xs.pretrained)"
+        assert (absent["note"], absent["reason"], absent["config_key"]) == ("", "no pretrained twin", "tunables.xs.pretrained")
 
     def test_table_3_is_cumulative(self, results: Results) -> None:
         frame = tables.table3_ablations(results).frame
-        assert list(frame["method"])[2:] == list(ABLATIONS)
+        assert list(frame["method"])[2:] == [*ABLATIONS, "", "", ""]  # the three settings of the paper, which this run is not of
         changed = row(frame, "no_instructions")
         assert changed["f1_change"] == pytest.approx(changed["f1"] - row(frame, "no_cot")["f1"])
         assert changed["compared_with"] == "no_cot"
@@ -141,7 +141,7 @@ class TestTables:
         other = row(frame, "distilled_cot")
         assert other["compared_with"] == "fiat"
         assert other["f1_change"] == pytest.approx(other["f1"] - row(frame, "fiat")["f1"])
-        assert row(frame, "no_cot")["note"] == "not run: not among this config's methods (config key that adds it: methods)"
+        assert (row(frame, "no_cot")["reason"], row(frame, "no_cot")["config_key"]) == ("not among this config's methods", "methods")
 
     def test_seeds_are_averaged_and_counted(self, tmp_path: Path) -> None:
         write_run(tmp_path, "xor_attriqa", ("bn", "te"), seeds=(0, 1, 2), labels=("no", "yes"))
@@ -170,7 +170,7 @@ class TestTables:
     )
     def test_the_per_language_table_is_the_papers(self, tmp_path: Path, task: str, languages: str, name: str) -> None:
         write_run(tmp_path, task, languages.split(), labels=("no", "yes") if task == "xor_attriqa" else ())
-        table = tables.per_language(Results(read(tmp_path)), task)
+        table = per_language.per_language(Results(read(tmp_path)), task)
         assert table.name.startswith(name)
         assert set(languages.split()) <= set(table.frame)
         assert (tables.PAPER in set(table.frame["source"])) == (task != "rivers")
@@ -299,7 +299,7 @@ class TestPage:
         assert not [path for path in report.iterdir() if path.name.startswith(".")]
 
     def test_a_rebuild_writes_the_same_bytes_and_drops_stale_tables(self, run_dir: Path, html: str) -> None:
-        stale = run_dir / "report" / "table7_per_language.csv"
+        stale = run_dir / "report" / "sizes_of_another_task.csv"
         stale.write_text("as,bho\n")
         assert page.build(run_dir).read_text("utf-8") == html
         assert not stale.exists()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from fiat_ray.metrics import f1
-from fiat_ray.significance import MIN_GROUPS, benjamini_hochberg, compare, compare_values, holm, mcnemar
+from fiat_ray.significance import MIN_GROUPS, TWO_SEEDS, benjamini_hochberg, compare, compare_values, holm, mcnemar
 
 DRAWS = 1000
 """Pairs of equal systems; a rate of 5 % is then measured to within 0.7 points (one standard error)."""
@@ -133,7 +133,8 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval() -> None:
     assert three.difference == pytest.approx(a.mean() - b.mean())
     assert one.p is not None and one.p < 0.001 and three.p is not None and three.p > 0.3
     assert (one.note, three.note) == ("test-sample error only", "seed error of one method only")
-    assert compare_values(group, language, a, np.array([b, b])).note == "seed error counted"
+    assert compare_values(group, language, a, np.array([b, b, b])).note == "seed error counted"
+    assert compare_values(group, language, a, np.array([b, b])).note == TWO_SEEDS
 
 
 def test_auc_pr_compares_rankings_and_names_a_language_without_positives() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fiat_ray.cluster import end_with_raylet
 from fiat_ray.reason.reasoners import Reasoner
 from fiat_ray.reason.requests import Request, Requests, columns
 from fiat_ray.reason.store import Store, is_final
@@ -102,6 +103,7 @@ class ReasonerActor:
     """Ray Data's callable: one reasoner, and the store it writes to."""
 
     def __init__(self, create: Callable[[], Reasoner], prefixes: dict[str, list[int]], store: str) -> None:
+        end_with_raylet()
         self._store = Store(Path(store))
         self._states = self._store.states()
         self._prefixes = prefixes

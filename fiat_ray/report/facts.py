@@ -7,27 +7,47 @@ from typing import Any
 
 import pandas as pd
 
+from fiat_ray import schema
+from fiat_ray.recipe import PAPER, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import Table, per_language_tables, title_of
+from fiat_ray.report.tables import Table, absent, not_held, title_of
 
 STATUSES = ("ok", "length", "prompt_too_long", "empty", "engine_error")
 SIZES = {"xor_attriqa": "table4_sizes", "xtreme_up_qa": "table5_sizes"}
 
 
 def sizes(results: Results, task: str) -> Table:
-    """Tables 4 and 5: rows of each split and language, and what was cut or removed."""
+    """Table 4 or 5: rows of each split and language, what was cut or removed, and the paper's rows."""
     of_task = results.run.manifest["tasks"][task]
+    languages = of_task["languages"]
     counts = {f"{split} rows": of_task["rows"][split] for split in ("train", "validation", "test") if split in of_task["rows"]}
     counts["passages cut to fit"] = of_task["cut"]
     counts["of these, gold answer cut away"] = of_task["gold_cut"]
     counts["removed: also in a later split"] = Counter(row["language"] for row in of_task["removed"])
     rows = [
-        {"what": name, **{language: int(of.get(language, 0)) for language in of_task["languages"]}, "all": sum(of.values())}
+        {"what": name, **{language: int(of.get(language, 0)) for language in languages}, "all": sum(of.get(x, 0) for x in languages)}
         for name, of in counts.items()
     ]
+    for split, of in published.ROWS.get(task, {}).items():
+        rows.append({"what": f"{split} rows in the paper", **{x: of.get(x) for x in languages}, "all": sum(of.get(x, 0) for x in languages)})
     name = SIZES.get(task) or ("sizes" if len(results.run.tasks) == 1 else f"sizes_{task}")
-    return Table(name, f"Rows · {task}", pd.DataFrame(rows))
+    number = {"table4_sizes": "Table 4 · ", "table5_sizes": "Table 5 · "}.get(name, "")
+    return Table(name, f"{number}Rows · {task}", pd.DataFrame(rows, columns=["what", *languages, "all"]), _size_notes(languages, task))
+
+
+def _size_notes(languages: list[str], task: str) -> list[str]:
+    of_paper = published.ROWS.get(task, {}).get("train", {})
+    lacking = [language for language in of_paper if language not in languages]
+    notes = [f"This run lacks {len(lacking)} of the paper's {len(of_paper)} languages: {' '.join(lacking)}."] if lacking else []
+    return notes + [f"In the paper: {text}." for text in published.size_disagreements(task)] if of_paper else []
+
+
+def absent_sizes(results: Results) -> list[Table]:
+    """Tables 4 and 5 where the run has no such task."""
+    lacking = {name: task for task, name in SIZES.items() if task not in results.run.tasks}
+    titles = {"table4_sizes": "Table 4 · Rows · xor_attriqa", "table5_sizes": "Table 5 · Rows · xtreme_up_qa"}
+    return [absent(name, titles[name], (f"{task} is not among this config's tasks", "task")) for name, task in lacking.items()]
 
 
 def trials(results: Results) -> Table:
@@ -51,7 +71,9 @@ def curves(results: Results) -> Table:
         of_trial = {**trial, "trial": trial["name"], "chosen": history["learning_rate"] == trial.get("learning_rate")}
         frames.append(history.assign(**{name: of_trial[name] for name in columns})[[*columns, *history.columns]])
     known = [frame for frame in frames if len(frame)]
-    return Table("validation_curves", "Validation through training", pd.concat(known) if known else pd.DataFrame(columns=columns))
+    return Table(
+        "validation_curves", "Validation through training", pd.concat(known) if known else pd.DataFrame(columns=[*columns, *schema.HISTORY.names])
+    )
 
 
 def rationales(results: Results) -> Table:
@@ -89,14 +111,19 @@ def costs(results: Results) -> Table:
 
 
 def not_run(results: Results) -> Table:
-    """What the paper reports and this run does not hold: one row each, with the reason and the config key that adds it."""
-    rows = [{key: entry.get(key) or "" for key in ("task", "method", "tunable", "reason", "config_key")} for entry in results.run.manifest["not_run"]]
-    rows = [{"what": title_of(row["method"]), **row} for row in rows]
-    there = {table.name for table in per_language_tables(results)}
-    for setting, title in published.SETTINGS.items():
-        number = published.TABLE_OF_LANGUAGES[setting]
-        if f"table{number}_per_language" not in there:
-            task, _, focus = setting.replace("qa_", "qa ").partition(" ")
-            key = f"task: {task}" + (f", focus: {focus}" if focus else "")
-            rows.append({"what": f"Table {number}, {title}", "task": task, "reason": "not among this config's tasks", "config_key": key})
-    return Table("not_run", "What was not run", pd.DataFrame(rows, columns=["what", "task", "method", "tunable", "reason", "config_key"]).fillna(""))
+    """What the paper reports and this run does not hold: the reason, and the config key that adds it."""
+    columns = ["what", "task", "method", "tunable", "reason", "config_key"]
+    rows: list[dict[str, Any]] = []
+    for task in results.run.tasks:
+        refused = [entry["method"] for entry in results.run.manifest["not_run"] if entry["task"] == task]
+        wanted = dict.fromkeys(method for method in (*PAPER, *refused) if method not in UNTUNED)
+        for tunable, methods in (("", UNTUNED), *((tunable, tuple(wanted)) for tunable in results.tunables(task))):
+            lacking: dict[tuple[str, str], list[str]] = defaultdict(list)
+            for method in (method for method in methods if not results.has(task, method, tunable)):
+                lacking[results.why_missing(task, method, tunable)].append(method)
+            for why, those in lacking.items():
+                rows.append(dict(zip(columns, (", ".join(map(title_of, those)), task, " ".join(those), tunable, *why), strict=True)))
+    for title, row in not_held(results):
+        number = next((published.TABLE_OF_LANGUAGES[setting] for setting in published.SETTINGS if setting == row["task"]), None)
+        rows.append({"what": f"Table {number}, {title}" if number else title, **{name: row[name] for name in columns[1:]}})
+    return Table("not_run", "What was not run", pd.DataFrame(rows, columns=columns).fillna(""))

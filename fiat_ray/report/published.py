@@ -1,6 +1,6 @@
 """The paper's own numbers, carried over digit by digit: what a run is compared with, and never asserted against.
 
-Source: "FIAT: Fusing Learning Paradigms with Instruction-Accelerated Tuning", Tables 2, 3, 6, 7, 8 and Figure 4. Models: PaLM-2 L as reasoner,
+Source: "FIAT: Fusing Learning Paradigms with Instruction-Accelerated Tuning", Tables 2 to 8 and Figure 4. Models: PaLM-2 L as reasoner,
 PaLM-2 XS and S as tunables; neither can be had, so no number here is a target.
 
 The tables disagree with each other in places; ``disagreements()`` finds them by recomputing. Two rows are shifted: they lack one language, all
@@ -23,6 +23,9 @@ SETTINGS: dict[str, str] = {
     "xtreme_up_qa_full": "XTREME-UP cross-lingual QA (Full)",
 }
 """The paper's three data settings: the columns of its Tables 2 and 3."""
+
+SIZES = ("xs", "s")
+"""The paper's two tunables."""
 
 Key = tuple[str, str]
 """(size, method): ``xs`` or ``s``, and a name of ``fiat_ray.recipe``; few-shot ICL has the size ``""``."""
@@ -158,6 +161,28 @@ GAINS_OVER: dict[str, Key] = {
 FIGURE_4: dict[str, float] = {"no_cot": 70.7, "distilled_cot": 72.5, "fiat": 73.6}
 """F1 on Indic, size XS: the baseline, distilled CoT, CoT-augmented tuning."""
 
+
+def _counts(text: str) -> dict[str, dict[str, int]]:
+    header, *lines = text.strip().splitlines()
+    return {line.split()[0]: dict(zip(header.split(), map(int, line.split()[1:]), strict=True)) for line in lines}
+
+
+ROWS: dict[str, dict[str, dict[str, int]]] = {
+    "xor_attriqa": _counts("""
+                   bn   fi   ja   ru   te
+        train      40   66   20   84   52
+        validation 218  150  578  136  174
+        test       2822 1318 1908 1268 2146
+    """),
+    "xtreme_up_qa": _counts("""
+                   as  bho brx gbm gom gu  hi   hne kn  mai ml  mni mr  mwr or  pa  ps  sa  ta  ur  ar   bn  fi   ja   ko   ru   te
+        train      323 326 326 326 326 326 326  326 326 326 326 326 326 326 326 326 326 326 326 326 3159 377 2467 2926 3327 2560 373
+        validation 356 358 357 365 365 371 519  372 373 369 373 380 385 386 386 385 384 385 384 387 941  618 978  727  861  731  468
+        test       633 631 633 634 629 630 1049 629 631 635 629 628 633 632 632 624 633 630 630 634 582  397 606  471  548  448  333
+    """),
+}
+"""Tables 4 and 5: task → split → language → rows."""
+
 TABLE_OF_LANGUAGES = {"xor_attriqa": 6, "xtreme_up_qa_indic": 7, "xtreme_up_qa_full": 8}
 
 
@@ -188,6 +213,15 @@ def per_language(setting: str) -> dict[str, PerLanguage]:
     if setting == "xtreme_up_qa_indic":
         return {"f1": _TABLE_7}
     return {"f1": {key: row | _TABLE_8_OTHERS[key] for key, row in _TABLE_8_INDIC.items()}}
+
+
+def size_disagreements(task: str) -> list[str]:
+    """Where the paper's text (§3) and its Table 4 or 5 contradict each other."""
+    train = ROWS[task]["train"]
+    said = {"xor_attriqa": 262, "xtreme_up_qa": 22_500}[task]
+    found = [] if sum(train.values()) == said else [f"the text says {said:,} train rows, the languages add up to {sum(train.values()):,}"]
+    few = [language for language in train if task == "xtreme_up_qa" and language not in NAMED_AVERAGES["mean_22"] and train[language] <= 2500]
+    return found + [f"the text says more than 2,500 train rows in each high-resource language, {x} has {train[x]:,}" for x in few]
 
 
 def average(setting: str, row: dict[str, float]) -> float:

@@ -10,8 +10,9 @@ from typing import Any
 
 from fiat_ray.metrics import FULL, NAMED_AVERAGES
 from fiat_ray.recipe import ABLATIONS, UNTUNED
+from fiat_ray.report import published
 from fiat_ray.report.read import Run, records
-from fiat_ray.significance import Comparison, compare
+from fiat_ray.significance import Comparison, Rows, compare, row_values
 
 METRICS: dict[str, tuple[str, str]] = {"f1": ("f1", "exact_match"), "accuracy": ("accuracy", "auc_pr")}
 """A task's metric → the scores its tables show; those of the first kind the paper reports too."""
@@ -86,7 +87,14 @@ class Results:
 
     def tunables(self, task: str) -> list[str]:
         entries = [*self.run.manifest["trials"], *self.run.manifest["not_run"]]
-        return list(dict.fromkeys(entry["tunable"] for entry in entries if entry["task"] == task and entry["tunable"]))
+        named = [entry["tunable"] for entry in entries if entry["task"] == task and entry["tunable"]]
+        return list(dict.fromkeys([*named, *self.run.config.get("tunables", ())]))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The paper's settings that this run is of, each with its task."""
+        found = {published.setting_of(task, self.languages(task)): task for task in self.run.tasks}
+        return {setting: task for setting, task in found.items() if setting}
 
     def methods(self, task: str) -> list[str]:
         """Methods with scores: those that tune nothing, the paper's ablations, then others as the config orders them."""
@@ -116,17 +124,39 @@ class Results:
             found = [self.run.predictions(trial["name"]) for trial in self.trials(task, method, tunable)]
         return [rows for rows in found if rows]
 
-    def difference(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str) -> Comparison | None:
-        """(method, tunable) a less b, over the task's headline average. None where a method has no such scores or the metric is not tested."""
-        average = self.averages(task)[0]
+    def row_values(self, task: str, method: str, tunable: str) -> Rows | None:
+        """Each test row's own score in the task's metric, F1 or accuracy, a line a seed; None where there are no predictions."""
+        frames = self.predictions(task, method, tunable)
+        return row_values(frames, self.metrics(task)[0]) if frames else None  # type: ignore[arg-type]
+
+    def difference(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, average: str = "") -> Comparison | None:
+        """(method, tunable) a less b, over an average of the task, its headline by default.
+
+        None where a method has no such scores or the metric is not tested.
+        """
+        average = average or self.averages(task)[0]
         if metric not in TESTED or any(self.value(task, *pair, metric, average) is None for pair in (a, b)):
             return None
-        frames = [self.predictions(task, *pair) for pair in (a, b)]
-        if not all(frames):
-            return None
-        labels = self.run.manifest["tasks"][task]["labels"]
         languages = self.averaged(task, average)
-        return compare(frames[0], frames[1], metric, positive=labels[-1] if labels else None, languages=languages)  # type: ignore[arg-type]
+        key = (task, a, b, metric, tuple(languages))
+        if key not in self._compared:
+            frames = [self.predictions(task, *pair) for pair in (a, b)]
+            labels = self.run.manifest["tasks"][task]["labels"]
+            positive = labels[-1] if labels else None
+            self._compared[key] = None
+            if all(frames):
+                self._compared[key] = compare(frames[0], frames[1], metric, positive=positive, languages=languages)  # type: ignore[arg-type]
+        return self._compared[key]
+
+    @cached_property
+    def _compared(self) -> dict[tuple[Any, ...], Comparison | None]:
+        """Differences computed so far: several tables show the same ones."""
+        return {}
+
+    def by_language(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str) -> dict[str, Comparison]:
+        """(method, tunable) a less b on each of the task's languages; empty where ``difference`` is None."""
+        found = self.difference(task, a, b, metric, "mean")
+        return found.by_language if found else {}
 
     def differences(self, task: str, a: Frames, b: Frames) -> dict[str, Comparison]:
         """The headline average, and each language → the headline score of predictions a less that of b, about the same rows, which may be some."""
@@ -156,6 +186,18 @@ class Results:
                 return entry["reason"], entry["config_key"]
         wanted = method in self.run.config.get("methods", ()) if method in UNTUNED else self.trials(task, method, tunable)
         return ("not finished; the same command goes on", "") if wanted else ("not among this config's methods", "methods")
+
+    def why_no_setting(self, setting: str) -> tuple[str, str]:
+        """(reason, config key that adds it) of one of the paper's settings that this run is not of."""
+        task = "xor_attriqa" if setting == "xor_attriqa" else "xtreme_up_qa"
+        if task not in self.run.tasks:
+            return f"{task} is not among this config's tasks", "task"
+        other = next(title for name, title in published.SETTINGS.items() if self.settings.get(name) == task)
+        return f"this run's languages are those of {other}", "languages" if self.run.config.get("languages") else "focus"
+
+    def why_no_size(self, size: str) -> tuple[str, str]:
+        """(reason, config key that adds it) of one of the paper's sizes that no tunable of this run is called after."""
+        return f"no tunable of this config is called {size}", f"tunables.{size}"
 
 
 def _within(found: Comparison, least: float) -> Comparison:

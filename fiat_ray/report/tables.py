@@ -1,4 +1,4 @@
-"""The paper's tables for a run: Table 2 (overall), Table 3 (ablations), Tables 6–8 (per language); the paper's own numbers beside them."""
+"""The paper's overall tables for a run: Table 2, Table 3 and leave-one-out; the paper's own numbers beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fiat_ray.metrics import NAMED_AVERAGES
-from fiat_ray.recipe import ABLATIONS, TITLES, UNTUNED
+from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, TITLES, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
@@ -49,6 +49,11 @@ def missing(reason: str, config_key: str) -> str:
     return f"not run: {reason}" + (f" (config key that adds it: {config_key})" if config_key else "")
 
 
+def absent(name: str, title: str, why: tuple[str, str]) -> Table:
+    """A table that this run does not hold: one row with the reason and the config key that adds it."""
+    return Table(name, title, pd.DataFrame([why], columns=["reason", "config_key"]))
+
+
 def column(metric: str, average: str) -> str:
     return metric if average == "mean" else f"{metric}_{average}"
 
@@ -73,70 +78,72 @@ def table2_overall(results: Results) -> Table:
                 rows.append(_scores(results, task, "no_peft", tunable, NO_TWIN[0].upper() + NO_TWIN[1:]))
             rows.append(_scores(results, task, "fiat", tunable, title_of("fiat")))
             rows += [_gain(results, task, tunable, baselines, split) for split in ("test", "validation")]
-    return Table("table2_overall", "Table 2 · FIAT and the baselines", _frame(rows), _notes(results))
+    rows += [{"row": title, **row} for title, row in not_held(results)]
+    return Table("table2_overall", "Table 2 · FIAT and the baselines", _frame(rows), [*_notes(results), "* Holds at 5 %."])
 
 
 def table3_ablations(results: Results) -> Table:
-    """The paper's cumulative ablations, each with its change from the row above; then other methods, with theirs from FIAT."""
+    """The paper's cumulative ablations, each with its change from the row above; then methods of no table, with theirs from FIAT."""
     rows: list[dict[str, Any]] = []
     for task in results.run.tasks:
         rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED]
-        others = [method for method in results.methods(task) if method not in (*UNTUNED, *ABLATIONS)]
+        others = [(method, "fiat") for method in results.methods(task) if method not in (*UNTUNED, *ABLATIONS, *LEAVE_ONE_OUT)]
         for tunable in results.tunables(task):
-            steps = [("fiat", None), *zip(ABLATIONS[1:], ABLATIONS, strict=False), *((method, "fiat") for method in others)]
-            block = [_scores(results, task, method, tunable, title_of(method)) for method, _ in steps]
-            for row, (method, above) in zip(block, steps, strict=True):
-                row["compared_with"] = above or ""
-                if above:
-                    _compare(results, row, method, above)
-            rows += _holm(block, [f"{name}_change_p" for name, _, _ in score_columns(results, task)])
-    return Table("table3_ablations", "Table 3 · Ablations: each removal is cumulative with the one above", _frame(rows), _notes(results))
+            rows += _block(results, task, tunable, [("fiat", None), *zip(ABLATIONS[1:], ABLATIONS, strict=False)], "change")
+            rows += _block(results, task, tunable, others, "change")
+    rows += [{"row": title, **row} for title, row in not_held(results)]
+    holds = "* Holds at 5 % after Holm's correction over the adjacent differences of a block; differences from FIAT are a block of their own."
+    return Table("table3_ablations", "Table 3 · Ablations: each removal is cumulative with the one above", _frame(rows), [*_notes(results), holds])
 
 
-def _compare(results: Results, row: dict[str, Any], method: str, above: str) -> None:
-    """Adds a row's change from method ``above`` in both headline metrics, with intervals and what they leave out."""
+def leave_one_out(results: Results) -> Table:
+    """FIAT less exactly one ingredient each, with its difference from FIAT."""
+    rows: list[dict[str, Any]] = []
+    for task in results.run.tasks:
+        for tunable in results.tunables(task):
+            rows += _block(results, task, tunable, [(method, None if method == "fiat" else "fiat") for method in LEAVE_ONE_OUT], "from_fiat")
+    rows += [{"row": title, **row} for title, row in not_held(results)]
+    holds = "* Holds at 5 % after Holm's correction over the four differences from FIAT."
+    return Table("leave_one_out", "Leave one out: FIAT less one ingredient each", _frame(rows), [*_notes(results), holds])
+
+
+def not_held(results: Results, settings: Iterable[str] = published.SETTINGS) -> list[tuple[str, dict[str, Any]]]:
+    """(title, row) of each of the paper's settings, and of its two sizes in a setting, that this run does not hold."""
+    found = []
+    for setting in settings:
+        task, title = results.settings.get(setting), published.SETTINGS[setting]
+        lacking = published.SIZES if task else ("",)
+        there = [tunable.lower() for tunable in results.tunables(task)] if task else []
+        for size in lacking:
+            if size not in there:
+                reason, key = results.why_no_size(size) if task else results.why_no_setting(setting)
+                about = f"{title}, size {size.upper()}" if task else title
+                found.append((about, {"task": task or setting, "tunable": size, "method": "", "note": "", "reason": reason, "config_key": key}))
+    return found
+
+
+def _block(results: Results, task: str, tunable: str, steps: Iterable[tuple[str, str | None]], suffix: str) -> list[dict[str, Any]]:
+    """A row for each (method, what it is compared with); the differences of the block are tested together."""
+    rows = []
+    for method, other in steps:
+        row = _scores(results, task, method, tunable, title_of(method)) | {"compared_with": other or ""}
+        rows.append(row | _compared(results, row, method, other, suffix) if other else row)
+    return _holm(rows, [f"{name}_{suffix}_p" for name, _, _ in score_columns(results, task)])
+
+
+def _compared(results: Results, row: dict[str, Any], method: str, other: str, suffix: str) -> dict[str, Any]:
+    """A row's change from method ``other`` in both headline metrics, with intervals and, in its note, what they leave out."""
     task, tunable = row["task"], row["tunable"]
-    notes = [f"change: from {title_of(above)}"] if method not in ABLATIONS else []
+    notes = [f"change: from {title_of(other)}"] if suffix == "change" and method not in ABLATIONS else []
+    changes: dict[str, Any] = {}
     for name, metric, average in score_columns(results, task)[:2]:
-        new, old = (results.value(task, which, tunable, metric, average) for which in (method, above))
+        new, old = (results.value(task, which, tunable, metric, average) for which in (method, other))
         if new is None or old is None:
             continue
-        found = results.difference(task, (method, tunable), (above, tunable), metric)
-        row |= {f"{name}_change": new - old} | _interval(f"{name}_change", found)
+        found = results.difference(task, (method, tunable), (other, tunable), metric)
+        changes |= {f"{name}_{suffix}": new - old} | interval(f"{name}_{suffix}", found)
         notes += [found.note] if found and found.note not in notes else []
-    row["note"] = "; ".join(filter(None, [row["note"], *notes]))
-
-
-def per_language(results: Results, task: str) -> Table:
-    """Table 6, 7 or 8: every method on every language, the paper's rows below."""
-    languages, averages = results.languages(task), results.averages(task)
-    rows: list[dict[str, Any]] = []
-    for method in results.methods(task):
-        for tunable in results.places(task, method):
-            for metric in results.metrics(task) if results.has(task, method, tunable) else ():
-                row = {"tunable": tunable, "method": method, "row": title_of(method), "metric": metric, "source": "this run"}
-                rows.append(row | {name: results.value(task, method, tunable, metric, name) for name in (*languages, *averages)})
-    setting = published.setting_of(task, languages)
-    name = f"table{published.TABLE_OF_LANGUAGES[setting]}_per_language" if setting else "per_language"
-    for metric, table in published.per_language(setting).items() if setting else ():
-        for (size, method), values in table.items():
-            printed = published.overall(setting or "")[metric][size, method]
-            row = {"tunable": size, "method": method, "row": title_of(method), "metric": metric, "source": PAPER}
-            rows.append(row | {language: values.get(language) for language in languages} | {averages[0]: printed})
-    columns = ["tunable", "method", "row", "metric", "source", *languages, *averages]
-    tested = f" · Table {published.TABLE_OF_LANGUAGES[setting]}" if setting else ""
-    return Table(name, f"Per language{tested} · {task}", pd.DataFrame(rows, columns=columns), _language_notes(results, task, setting))
-
-
-def per_language_tables(results: Results) -> list[Table]:
-    """One a task; names of further tasks that are not the paper's get the task's name added."""
-    tables = [per_language(results, task) for task in results.run.tasks]
-    taken: set[str] = set()
-    for i, (table, task) in enumerate(zip(tables, results.run.tasks, strict=True)):
-        if table.name in taken:
-            tables[i] = Table(f"{table.name}_{task}", table.title, table.frame, table.footnotes)
-        taken.add(table.name)
-    return tables
+    return changes | {"note": "; ".join(filter(None, [row["note"], *notes]))}
 
 
 def paper_overall() -> Table:
@@ -192,7 +199,7 @@ def _baseline_title(method: str) -> str:
 
 
 def _scores(results: Results, task: str, method: str, tunable: str, title: str) -> dict[str, Any]:
-    """A table row; without scores its note says why, and which config key adds it."""
+    """A table row; without scores it holds the reason, and the config key that adds them."""
     row: dict[str, Any] = {"task": task, "tunable": tunable, "method": method, "row": title, "seeds": results.seeds(task, method, tunable) or None}
     row |= {name: results.value(task, method, tunable, metric, average) for name, metric, average in score_columns(results, task)}
     if method == "icl":
@@ -200,12 +207,11 @@ def _scores(results: Results, task: str, method: str, tunable: str, title: str) 
     setting = published.setting_of(task, results.languages(task))
     of_paper = published.overall(setting) if setting and title[: len(NO_TWIN)].lower() != NO_TWIN.lower() else {}
     row |= {f"{PAPER} {metric}": of_paper[metric].get((tunable.lower(), method)) for metric in results.metrics(task) if metric in of_paper}
-    return row | {"note": _row_note(results, task, method, tunable)}
+    reason, key = ("", "") if results.has(task, method, tunable) else results.why_missing(task, method, tunable)
+    return row | {"note": _row_note(results, task, method, tunable), "reason": reason, "config_key": key}
 
 
 def _row_note(results: Results, task: str, method: str, tunable: str) -> str:
-    if not results.has(task, method, tunable):
-        return missing(*results.why_missing(task, method, tunable))
     finished = [trial for trial in results.trials(task, method, tunable) if trial["tuned"]] if method not in UNTUNED else []
     untouched = sum(trial["kept_step_0"] for trial in finished)
     return f"kept step 0 ({untouched} of {len(finished)} seeds): no step of tuning was better on validation" if untouched else ""
@@ -223,18 +229,18 @@ def _gain(results: Results, task: str, tunable: str, baselines: Iterable[tuple[s
         if best is None or value is None or base is None:
             continue
         found = results.difference(task, ("fiat", tunable), best, metric)
-        row |= {name: value - base} | _interval(name, found)
+        row |= {name: value - base} | interval(name, found)
         over.setdefault(_baseline_title(best[0]), []).append(METRIC_TITLES[metric])
         doubts |= {found.note: None} if found and found.note else {}
     setting = published.setting_of(task, results.languages(task))
     if setting and tunable.lower() == "s" and split == "test":
         row |= {f"{PAPER} {metric}": gain for metric, gain in published.GAINS[setting].items()}
-    missing = "not every baseline has a score on validation to choose by" if split == "validation" else "not run"
+    unknown = "not every baseline has a score on validation to choose by" if split == "validation" else "FIAT or a baseline has no score"
     notes = [f"over {title} ({', '.join(metrics)})" for title, metrics in over.items()]
-    return row | {"note": "; ".join([*notes, *doubts]) or missing}
+    return row | {"note": "; ".join([*notes, *doubts]) or unknown, "reason": "", "config_key": ""}
 
 
-def _interval(name: str, found: Comparison | None) -> dict[str, float | None]:
+def interval(name: str, found: Comparison | None) -> dict[str, float | None]:
     return {f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_p": found.p} if found else {}
 
 
@@ -250,7 +256,7 @@ def _holm(block: list[dict[str, Any]], columns: Iterable[str]) -> list[dict[str,
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Columns in order of first appearance, the paper's and the note last."""
     names = dict.fromkeys(name for row in rows for name in row)
-    rank = {name: (name == "note") * 3 + name.startswith(PAPER) * 2 + (name in ("unparsed", "length")) for name in names}
+    rank = {name: (name in ("note", "reason", "config_key")) * 3 + name.startswith(PAPER) * 2 + (name in ("unparsed", "length")) for name in names}
     return pd.DataFrame(rows, columns=sorted(names, key=rank.__getitem__))
 
 
@@ -265,21 +271,6 @@ def _notes(results: Results) -> list[str]:
                 named = METRIC_TITLES[metric] + (f" ({AVERAGE_TITLES[average]})" if average != "mean" else "")
                 notes.append(f"{task}: {named} is the mean of {len(languages)} languages ({' '.join(languages)}){lacking}.")
     notes.append("Scores are 0–100 on test, means over seeds; intervals are 95 %, from resampled groups of rows.")
-    notes.append("* Holds at 5 % (Table 3: after Holm's correction over the adjacent differences of a block).")
-    return notes
-
-
-def _language_notes(results: Results, task: str, setting: str | None) -> list[str]:
-    notes = []
-    undefined = [x for x in results.languages(task) if results.value(task, "fiat", (results.tunables(task) or [""])[0], "auc_pr", x) is None]
-    if "auc_pr" in results.metrics(task) and undefined and len(undefined) < len(results.languages(task)):
-        notes.append(f"AUC-PR is not defined without positive test rows; left out of its mean: {' '.join(undefined)}.")
-    if setting:
-        of_paper = next(iter(next(iter(published.per_language(setting).values())).values()))
-        absent = [language for language in of_paper if language not in results.languages(task)]
-        notes += [f"This run lacks {len(absent)} of the paper's {len(of_paper)} languages: {' '.join(absent)}."] if absent else []
-        number = f"Table {published.TABLE_OF_LANGUAGES[setting]} "
-        notes += [f"In the paper: {text}." for text in published.disagreements() if text.startswith(number)]
     return notes
 
 
@@ -302,7 +293,7 @@ def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
             change, p = row.get(f"{name}_change"), row.get(f"{name}_change_p")
             cells.append("–" if pd.isna(row[name]) else f"{row[name]:.1f}")
             cells.append("" if pd.isna(change) else signed(change) + (" " if pd.isna(p) or p >= 0.05 else "*"))
-        notes = [row["note"]] if row["note"] else []
+        notes = [missing(row["reason"], row["config_key"]) if row["reason"] else row["note"]] if row["reason"] or row["note"] else []
         if row["method"] == "icl" and not pd.isna(row["unparsed"]):
             notes.append(f"{row['unparsed']:.0f} % unparsed, {row['length']:.0f} % cut off at the token limit")
         marks = "".join(f"[{footnotes.setdefault(note, len(footnotes) + 1)}]" for note in notes)

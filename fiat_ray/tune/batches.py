@@ -1,34 +1,14 @@
-"""Rows → batches: which rows make a step, and which of them go through the model together."""
+"""Micro-batches: which prompts of a step go through the model together, and how they are packed."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
-from fiat_ray.augmented import Example
 from fiat_ray.render import Prompt
-
-
-def steps_of(examples: Sequence[Example], batch_size: int, epochs: float, steps: int | None, seed: int) -> Iterator[list[Example]]:
-    """The rows of each step, ``steps`` or ``epochs`` long: every epoch in an order of its own, the last batch of an epoch as small as it is."""
-    order = random.Random(seed)
-    done, bound = 0, number_of_steps(len(examples), batch_size, epochs, steps)
-    while done < bound:
-        rows = list(examples)
-        order.shuffle(rows)
-        for start in range(0, len(rows), batch_size):
-            if done == bound:
-                return
-            yield rows[start : start + batch_size]
-            done += 1
-
-
-def number_of_steps(rows: int, batch_size: int, epochs: float, steps: int | None) -> int:
-    return steps if steps is not None else max(1, round(epochs * -(-rows // batch_size)))
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,11 @@ def _work(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
+    from fiat_ray.cluster import end_with_raylet
     from fiat_ray.run_folder import RunFolder
     from fiat_ray.tune.trial import run_trial
 
+    end_with_raylet()
     _quiet_deepspeed()
     if not torch.cuda.is_available():
         torch.set_num_threads(config["threads"])

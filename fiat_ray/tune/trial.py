@@ -14,15 +14,15 @@ import torch.distributed as dist
 from fiat_ray import artifact, augmented, fiat, models
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
+from fiat_ray.draw import number_of_steps, steps_of, train_subset, validation_subset
 from fiat_ray.predict import shown_rationales
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import HISTORY
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
-from fiat_ray.tune.batches import number_of_steps, steps_of
 from fiat_ray.tune.tunable import DeepSpeedTunable
-from fiat_ray.tune.validate import Validation, subset, validate
+from fiat_ray.tune.validate import Validation, validate
 
 RECORDED = ("name", "task", "method", "tunable", "seed", "train_size", "fingerprint", "answer_tokens")
 
@@ -63,8 +63,8 @@ class _Session:
         self, trial: Trial, task: Task, renderer: Renderer, examples: Sequence[Example], rationales: dict[str, str], zero: int, progress: Progress
     ) -> None:
         self.trial, self.task, self.renderer, self.rationales, self.zero, self.progress = trial, task, renderer, rationales, zero, progress
-        self.train = [e for e in examples if e.split == "train"]
-        self.validation = subset([e for e in examples if e.split == "validation"], trial.validation_rows)
+        self.train = train_subset([e for e in examples if e.split == "train"], trial.train_size)
+        self.validation = validation_subset([e for e in examples if e.split == "validation"], trial.validation_rows)
         self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
@@ -76,7 +76,8 @@ class _Session:
     def tune(self, learning_rate: float) -> None:
         """Algorithm 1 with one learning rate."""
         tunable = DeepSpeedTunable(self.trial, self.task, self.renderer, models.find(self.trial.model), learning_rate, self.steps, self.zero)
-        batches = steps_of(self.train, self.trial.batch_size, self.trial.epochs, self.trial.steps, self.trial.seed)
+        trial = self.trial
+        batches = steps_of(self.train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix)
         start = time.perf_counter()
         validated = {round(at * self.steps / self.trial.validations) for at in range(self.trial.validations + 1)}
 
@@ -148,7 +149,9 @@ class _Session:
                 "kept_step_0": best.step == 0,
                 "selection_metric": best.validation.metric,
                 "selection_value": best.validation.value,
+                "validation": best.validation.scores,
                 "validation_rows": len(self.validation),
+                "train_groups": len({e.group for e in self.train}),
                 "supervised_tokens": self.supervised_tokens,
                 "seconds": round(seconds, 2),
                 "tokens": self.tokens,

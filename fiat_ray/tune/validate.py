@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,11 +11,11 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, pad
 
-from fiat_ray import metrics
 from fiat_ray.augmented import Example
-from fiat_ray.predict import label_predictions, one_token_each
+from fiat_ray.predict import Prediction, label_predictions, one_token_each, prediction_rows
 from fiat_ray.recipe import Recipe
 from fiat_ray.render import IGNORED, Prompt, Renderer
+from fiat_ray.scoring import score_predictions
 from fiat_ray.task import Task
 from fiat_ray.tune.batches import Supervised, micro_batches, pack, token_budget
 from fiat_ray.tune.loss import token_losses
@@ -26,10 +24,15 @@ from fiat_ray.tune.loss import token_losses
 @dataclass(frozen=True)
 class Validation:
     metric: str
-    value: float | None
-    """0–100, macro over languages; None where the metric is not defined on these rows."""
+    """The one that selects: AUC-PR of labels, F1 of texts."""
+    scores: dict[str, float | None]
+    """Metric → 0–100, macro over languages; None where it is not defined on these rows."""
     loss: float
     """Mean cross-entropy of a supervised token, or of a label."""
+
+    @property
+    def value(self) -> float | None:
+        return self.scores[self.metric]
 
     def better_than(self, other: Validation | None) -> bool:
         """Higher value; on ties, or without a value, lower loss."""
@@ -40,18 +43,6 @@ def _or_less(value: float | None) -> float:
     return -1.0 if value is None else value
 
 
-def subset(examples: Sequence[Example], rows: int, seed: int = 0) -> list[Example]:
-    """A fixed draw, the same for all trials of a task, as equal over languages as it can be: round robin over the strata."""
-    strata: dict[tuple[str, ...], list[Example]] = defaultdict(list)
-    for example in sorted(examples, key=lambda e: e.id):
-        strata[example.language,].append(example)
-    for key in sorted(strata):
-        random.Random(f"{seed}{key}").shuffle(strata[key])
-    longest = max((len(stratum) for stratum in strata.values()), default=0)
-    order = [stratum[at] for at in range(longest) for _, stratum in sorted(strata.items()) if at < len(stratum)]
-    return order[:rows]
-
-
 @torch.no_grad()
 def validate(
     model: Any, renderer: Renderer, task: Task, recipe: Recipe, examples: Sequence[Example], rationales: Mapping[str, str], max_tokens: int
@@ -59,24 +50,18 @@ def validate(
     model.eval()
     prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), recipe) for e in examples]
     gold = [e.targets[0] for e in examples]
-    languages: dict[str, list[int]] = defaultdict(list)
-    for at, example in enumerate(examples):
-        languages[example.language].append(at)
-    values: dict[str, float | None] = {}
     if task.labels:
         losses = label_losses(model, renderer, prompts, task.labels)
         loss = losses[np.arange(len(gold)), [task.labels.index(label) for label in gold]].sum()
-        positive = [p.score for p in label_predictions(-losses, task.labels)]
-        for language, rows in languages.items():
-            of_language = [gold[i] for i in rows]
-            values[language] = metrics.label_scores(of_language, of_language, [positive[i] or 0.0 for i in rows], task.labels[-1])["auc_pr"]
+        predictions = label_predictions(-losses, task.labels)
     else:
         answers, loss = answer(model, renderer, prompts, gold, max_tokens)
-        for language, rows in languages.items():
-            values[language] = metrics.text_scores([examples[i].targets for i in rows], [answers[i] for i in rows])["f1"]
+        predictions = [Prediction(text, None) for text in answers]
     model.train()
     units = len(gold) if task.labels else sum(len(renderer.target(text).ids) for text in gold)
-    return Validation("auc_pr" if task.labels else "f1", metrics.average(values), float(loss) / max(1, units))
+    scores = score_predictions(task.name, task.labels, prediction_rows(examples, predictions))
+    means = {score["metric"]: score["value"] for score in scores if score["language"] == "mean"}
+    return Validation("auc_pr" if task.labels else "f1", means, float(loss) / max(1, units))
 
 
 def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int) -> tuple[list[str], float]:

@@ -1,0 +1,128 @@
+"""What people read in a table: its columns in their order, headings, and cells as text; for the page and for pictures alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from fiat_ray.report.read import records
+from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, missing, signed, title_of
+
+ALWAYS_HIDDEN = {"method", "compared_with", "train_size"}
+WORDS = {
+    "row": "method",
+    "what": "",
+    "all": "all",
+    "steps": "of steps",
+    "reason": "why it is not there",
+    "config_key": "config key that adds it",
+    "count": "number",
+    "fiat": "FIAT",
+    "no_cot": "w/o rationales",
+    "same_answer": "same answer %: FIAT",
+    "same_answer_no_cot": "same answer %: w/o rationales",
+    "readable": "readable %",
+    "latin": "Latin letters %",
+    "answered": "has an answer %",
+    "right": "answer right %",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    small: str = ""
+    """Below the text: an interval, or more of a heading."""
+    is_number: bool = False
+    is_prose: bool = False
+    """Sentences, which may be wrapped."""
+
+
+def language_name(code: str) -> str:
+    """English name of a language code where CLDR has one, else the code."""
+    from babel import Locale
+
+    return str(Locale("en").languages.get(code, code))
+
+
+def displayed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame as it is shown: beside notes, why a row is not there is a note too; columns without any value are left out."""
+    if {"note", "reason", "config_key"} <= set(frame):
+        notes = [missing(row["reason"], row["config_key"]) if row["reason"] else row["note"] for row in records(frame)]
+        absent = (frame["reason"] != "").tolist()
+        frame = frame.drop(columns=["note", "reason", "config_key"]).assign(note=notes, absent=absent)
+    return frame.dropna(axis="columns", how="all")
+
+
+def columns(frame: pd.DataFrame) -> list[str]:
+    """Names of the columns that are shown: what a row is about first; what few rows have, and explanations, last."""
+    parts = {f"{column}{end}" for column in frame for end in ("_low", "_high", "_p")} | ALWAYS_HIDDEN | {"absent"}
+    names = [name for name in map(str, frame) if name not in parts and not (frame[name].astype(str) == "").all()]
+    return sorted(names, key=_rank)
+
+
+def is_numeric(frame: pd.DataFrame, name: str) -> bool:
+    return pd.api.types.is_numeric_dtype(frame[name])
+
+
+def heading(name: str) -> Cell:
+    """A column's name as people read it."""
+    if name.startswith(PAPER):
+        return Cell(METRIC_TITLES[name.removeprefix(PAPER).strip()], PAPER)
+    if name.endswith("_change"):
+        return Cell(f"Δ {heading(name.removesuffix('_change')).text}", "to the row above")
+    if "_from_" in name:
+        metric, _, method = name.partition("_from_")
+        return Cell(f"Δ {heading(metric).text}", f"from {title_of(method)}")
+    metric = next((m for m in METRIC_TITLES if name == m or name.startswith(f"{m}_mean")), "")
+    if metric:
+        return Cell(METRIC_TITLES[metric], AVERAGE_TITLES.get(name.removeprefix(metric).lstrip("_"), ""))
+    return Cell(AVERAGE_TITLES.get(name) or WORDS.get(name, _spaced(name)))
+
+
+def cell(row: dict[str, Any], name: str) -> Cell:
+    """A cell of a row; ``p`` of a difference is adjusted already, so a mark stands only where it holds."""
+    value = row[name]
+    if isinstance(value, str):
+        text = METRIC_TITLES.get(value, value) if name in ("metric", "selection_metric") else value
+        if name == "language":
+            spelled = language_name(value)
+            text = AVERAGE_TITLES.get(value, value if spelled == value else f"{spelled} ({value})")
+        return Cell(text, is_prose=name in ("note", "reason"))
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    if value is None or math.isnan(value):
+        is_score = any(name == metric or name.startswith(f"{metric}_mean") for metric in ("f1", "exact_match", "accuracy", "auc_pr"))
+        return Cell("not run" if is_score and row.get("absent") else "", is_number=True)
+    is_change = name.endswith("_change") or "_from_" in name or row.get("method") == "gain"
+    low, high, p = (row.get(f"{name}{end}", math.nan) for end in ("_low", "_high", "_p"))
+    mark = "*" if p is not None and p < 0.05 else ""
+    write = signed if is_change else partial(_number, name=name)
+    interval = "" if low is None or math.isnan(low) else f"{write(low)} to {write(high)}"
+    return Cell(write(value) + mark, interval, is_number=True)
+
+
+def rows(frame: pd.DataFrame, names: Sequence[str]) -> list[list[Cell]]:
+    return [[cell(row, name) for name in names] for row in records(frame)]
+
+
+def _rank(name: str) -> int:
+    return 0 if name in ("row", "what") else 2 if name.startswith(PAPER) else {"unparsed": 3, "length": 3, "seeds": 4, "note": 5}.get(name, 1)
+
+
+def _number(value: float, name: str) -> str:
+    if name == "learning_rate":
+        return f"{value:g}"
+    if name.endswith("price"):
+        return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+    whole = isinstance(value, int) or name in ("seeds", "count", "questions", "characters") or "tokens" in name or name.endswith("rows")
+    return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.1f}"
+
+
+def _spaced(name: str) -> str:
+    return name.replace("per_1000_", "1,000 predictions: ").replace("tuning_", "tuning: ").replace("_", " ")

@@ -1,0 +1,58 @@
+"""Runs a campaign on Ray: each part starts when what it needs exists and hardware is free.
+
+One driver thread decides; reasoning, lanes of tuning and evaluation each wait in a thread of their own. The unit of hardware is what one engine
+or one tuning worker takes, so a machine with two cores does one thing after the other, and a cluster does them side by side.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+
+from fiat_ray.cluster import check_shared, connect, resolved, unit
+from fiat_ray.prepare import Prepared
+from fiat_ray.progress import Console
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.evaluation import Evaluation
+from fiat_ray.schedule.hardware import Hardware
+from fiat_ray.schedule.reasoning import Reasoning
+from fiat_ray.schedule.trials import Outcome, Trials
+from fiat_ray.schedule.tuning import Tuning
+
+STAGES = ("reason", "tune", "evaluate")
+
+
+def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[str, ...] = STAGES) -> Outcome:
+    """Do what is missing of the given stages. Starts no Ray where nothing is."""
+    trials = Trials(prepared.trials, run, stages, console)
+    reasoning = Reasoning(prepared, run, trials, console, wanted="reason" in stages)
+    trials.refresh()
+    if "tune" not in stages:
+        trials.fail_untuned()
+    if not (reasoning.unfinished or trials.unfinished):
+        return trials.outcome
+    hardware = _connect(prepared, run, console)
+    storage = run.path / f".ray-train-{uuid.uuid4().hex[:8]}"
+    where = resolved(prepared.config.where, hardware.unit)
+    tuning = Tuning(run, trials, reasoning, console, where, storage)
+    evaluation = Evaluation(run, trials, reasoning, tuning, console)
+    parts = (reasoning, tuning, evaluation)
+    try:
+        while any(part.unfinished for part in parts):
+            for part in parts:
+                part.start_what_can(hardware)
+            if not hardware.deal_with_next():
+                reasoning.show_progress()
+                tuning.show_progress()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    return trials.outcome
+
+
+def _connect(prepared: Prepared, run: RunFolder, console: Console) -> Hardware:
+    connect()
+    found = unit(prepared.config.where)
+    what = f"{found.gpus:g} GPU" if found.gpus else f"{found.cpus:g} CPUs"
+    console.line(f"Ray: room for {found.count} engine(s) or tuning worker(s) of {what} each")
+    check_shared(run.path)
+    return Hardware(found)

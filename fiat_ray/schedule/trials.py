@@ -1,0 +1,88 @@
+"""Which trials are done, which are not, and how their tries ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fiat_ray import artifact, augmented
+from fiat_ray.campaign import Trial, needs_rationales
+from fiat_ray.progress import Console
+from fiat_ray.run_folder import RunFolder
+
+TRIES = 2
+"""A failed trial is tried once more."""
+
+
+@dataclass
+class Outcome:
+    failed: dict[str, str] = field(default_factory=dict)
+    """Trial → what went wrong, its last try."""
+    engine_errors: list[str] = field(default_factory=list)
+    """Rows whose rationale could not be generated."""
+
+
+def tuned(run: RunFolder, trial: Trial) -> bool:
+    """Whether a trial is finished, on the rationales that are there now: those that failed before may have come since."""
+    record = artifact.read_json(run.trial(trial.name) / "trial.json")
+    if record is None or record["fingerprint"] != trial.fingerprint:
+        return False
+    seal = augmented.read_seal(run.augmented(trial.task))
+    return not needs_rationales(trial) or seal is None or record["augmented"] == seal["fingerprint"]
+
+
+def evaluated(run: RunFolder, trial: Trial) -> bool:
+    return tuned(run, trial) and (run.trial(trial.name) / "scores.json").is_file()
+
+
+class Trials:
+    """The trials of a campaign that some of the given stages have still to do."""
+
+    def __init__(self, trials: Sequence[Trial], run: RunFolder, stages: Sequence[str], console: Console) -> None:
+        self.all = {trial.name: trial for trial in trials}
+        self.outcome = Outcome()
+        self.to_tune: list[Trial] = []
+        """Not tuned, and not given to a lane."""
+        self.to_evaluate: list[Trial] = []
+        """Not evaluated, whether tuned or not."""
+        self._run, self._stages, self._console = run, stages, console
+        self._tries: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self.to_tune or self.to_evaluate)
+
+    def refresh(self, *, with_rationales: bool = False) -> None:
+        """List what is to be done; ``with_rationales``: of those alone that need them, when an augmented set was sealed anew."""
+        for trial in [t for t in self.all.values() if needs_rationales(t) or not with_rationales]:
+            if "tune" in self._stages and trial not in self.to_tune and not tuned(self._run, trial):
+                self.to_tune.append(trial)
+            if "evaluate" in self._stages and trial not in self.to_evaluate and not evaluated(self._run, trial):
+                self.to_evaluate.append(trial)
+
+    def fail_untuned(self) -> None:
+        """Where this run does not tune."""
+        for trial in [t for t in self.to_evaluate if not tuned(self._run, t)]:
+            self.fail(trial, "is not tuned; run `fiat-ray tune` first")
+
+    def forget_evaluated(self) -> None:
+        self.to_evaluate = [trial for trial in self.to_evaluate if not evaluated(self._run, trial)]
+
+    def open(self) -> list[Trial]:
+        """Those that may still become tuned."""
+        return [t for t in self.all.values() if t.name not in self.outcome.failed and not tuned(self._run, t)]
+
+    def may_retry(self, trial: Trial, stage: str, error: str) -> bool:
+        """Count a failed try; False where it was the last: then the trial has failed."""
+        self._tries[stage, trial.name] += 1
+        if self._tries[stage, trial.name] >= TRIES:
+            self.fail(trial, error)
+            return False
+        self._console.line(f"{stage} {trial.name} failed, trying once more: {error.splitlines()[0][:200]}")
+        return True
+
+    def fail(self, trial: Trial, error: str) -> None:
+        self.outcome.failed[trial.name] = error
+        self.to_evaluate = [t for t in self.to_evaluate if t.name != trial.name]
+        self._console.line(f"{trial.name} FAILED: {error.splitlines()[0][:300]}")

@@ -1,0 +1,118 @@
+"""The part of a campaign that tunes: lanes of warm Ray Train workers take trials from a board."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fiat_ray.campaign import needs_rationales
+from fiat_ray.config import Where
+from fiat_ray.progress import Console
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.hardware import Hardware
+from fiat_ray.schedule.reasoning import Reasoning
+from fiat_ray.schedule.trials import Trials, tuned
+
+MOST_LANE_FAILURES = 3
+"""Lanes that may die before they take a trial."""
+
+
+class Tuning:
+    def __init__(self, run: RunFolder, trials: Trials, reasoning: Reasoning, console: Console, where: Where, storage: Path) -> None:
+        self._run, self._trials, self._reasoning, self._console = run, trials, reasoning, console
+        self._where, self._storage = where, storage
+        self._board: Any = None
+        """A Ray actor, from the first trial that is ready on."""
+        self._lanes: set[str] = set()
+        self._waiting = 0
+        """Trials on the board that no lane was started for."""
+        self._failures = 0
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._lanes or self._waiting or self._trials.to_tune)
+
+    def start_what_can(self, hardware: Hardware) -> None:
+        import ray
+
+        ready = [t for t in self._trials.to_tune if self._reasoning.sealed or not needs_rationales(t)]
+        if self._trials.to_tune and not ready and not (self._reasoning.unfinished or self._lanes):
+            for trial in self._trials.to_tune:
+                self._trials.fail(trial, "there is no sealed augmented set for this config; run `fiat-ray reason` first")
+            self._trials.to_tune = []
+        if ready:
+            self._board = self._board or _start_board()
+            ray.get(self._board.add.remote(ready))
+            self._trials.to_tune = [t for t in self._trials.to_tune if t not in ready]
+            self._waiting += len(ready)
+        while self._waiting and hardware.free(self._where.workers):
+            self._waiting -= 1  # a lane for each, as long as there is room; what more it takes is seen when it ends
+            name = f"lane-{uuid.uuid4().hex[:8]}"
+            self._lanes.add(name)
+            hardware.start(self._where.workers, self._lane, hardware, name)
+
+    def show_progress(self) -> None:
+        """What lanes said since the last look."""
+        if self._board is None:
+            return
+        import ray
+
+        for report in ray.get(self._board.reports.remote()):
+            trial = self._trials.all[report.trial]
+            if report.error is not None:
+                self._retry(report.trial, report.error)
+            elif report.ended:
+                self._console.line(f"tuned {trial.name}")
+            else:
+                self._console.status(f"tune {trial.name}: {report.text}")
+
+    def _lane(self, hardware: Hardware, name: str) -> Callable[[], None]:
+        from fiat_ray.tune.lane import run_lane
+
+        workers, unit = self._where.workers, hardware.unit
+        self._console.line(f"tune: starting {name} with {workers} worker(s)")
+        error: str | None = None
+        try:
+            run_lane(
+                name,
+                self._board,
+                self._run.path,
+                workers=workers,
+                cpus=unit.cpus,
+                gpus=min(1, unit.gpus),
+                zero=self._where.zero,
+                storage=self._storage,
+            )
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        return partial(self._lane_ended, name, error)
+
+    def _lane_ended(self, name: str, error: str | None) -> None:
+        import ray
+
+        self.show_progress()
+        self._lanes.discard(name)
+        trial = ray.get(self._board.lost.remote(name))
+        if error is not None and trial is not None and not tuned(self._run, trial):
+            self._retry(trial.name, error)
+        elif error is not None and trial is None:
+            self._failures += 1
+            if self._failures >= MOST_LANE_FAILURES:
+                raise RuntimeError(f"Ray Train could not start workers, {MOST_LANE_FAILURES} times: {error}")
+        self._waiting = ray.get(self._board.waiting.remote())
+
+    def _retry(self, name: str, error: str) -> None:
+        trial = self._trials.all[name]
+        if self._trials.may_retry(trial, "tune", error):
+            self._trials.to_tune.append(trial)
+
+
+def _start_board() -> Any:
+    import ray
+
+    from fiat_ray.tune.lane import Board
+
+    return ray.remote(num_cpus=0)(Board).remote()
