@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_directory import rewrite_rationales, write_run
 
@@ -154,6 +154,7 @@ numbers = st.one_of(st.none(), st.floats(0, 1e6))
 costs = st.builds(Cost, numbers, numbers, numbers, numbers, numbers, numbers)
 
 
+@settings(deadline=None)
 @given(costs, costs)
 def test_a_sum_is_known_where_both_parts_are(a: Cost, b: Cost) -> None:
     for name in ("seconds", "gpu_seconds", "tokens"):

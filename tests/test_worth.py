@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_directory import rewrite_predictions, rewrite_rationales, write_run
 
@@ -118,6 +118,7 @@ class TestFacts:
         assert scripts(["ab প্র", "Я, 漢 12!"]) == pytest.approx({"Latin": 100 / 3, "Bengali": 100 / 3, "Cyrillic": 100 / 6, "CJK": 100 / 6})
         assert scripts(["12 !"]) == {}
 
+    @settings(deadline=None)
     @given(st.lists(st.text(), min_size=1))
     def test_shares_of_scripts_add_up(self, texts: list[str]) -> None:
         found = scripts(texts)

@@ -82,7 +82,8 @@ def heading(name: str) -> Cell:
     metric = next((m for m in METRIC_TITLES if name == m or name.startswith(f"{m}_mean")), "")
     if metric:
         return Cell(METRIC_TITLES[metric], AVERAGE_TITLES.get(name.removeprefix(metric).lstrip("_"), ""))
-    return Cell(AVERAGE_TITLES.get(name) or WORDS.get(name, _spaced(name)))
+    plain = name.replace("per_1000_", "1,000 predictions: ").replace("tuning_", "tuning: ").replace("_", " ")
+    return Cell(AVERAGE_TITLES.get(name) or WORDS.get(name, plain))
 
 
 def cell(row: dict[str, Any], name: str) -> Cell:
@@ -90,9 +91,10 @@ def cell(row: dict[str, Any], name: str) -> Cell:
     value = row[name]
     if isinstance(value, str):
         text = METRIC_TITLES.get(value, value) if name in ("metric", "selection_metric") else value
-        if name == "language":
-            spelled = language_name(value)
-            text = AVERAGE_TITLES.get(value, value if spelled == value else f"{spelled} ({value})")
+        if name == "language" and value in AVERAGE_TITLES:
+            text = AVERAGE_TITLES[value]
+        elif name == "language" and language_name(value) != value:
+            text = f"{language_name(value)} ({value})"
         return Cell(text, is_prose=name in ("note", "reason"))
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
@@ -120,9 +122,5 @@ def _number(value: float, name: str) -> str:
         return f"{value:g}"
     if name.endswith("price"):
         return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-    whole = isinstance(value, int) or name in ("seeds", "count", "questions", "characters") or "tokens" in name or name.endswith("rows")
+    whole = isinstance(value, int) or name in ("seeds", "count", "questions", "characters") or name.endswith("rows") or "tokens" in name
     return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.1f}"
-
-
-def _spaced(name: str) -> str:
-    return name.replace("per_1000_", "1,000 predictions: ").replace("tuning_", "tuning: ").replace("_", " ")
