@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -106,6 +107,9 @@ def test_each_prompt_is_answered_once_and_a_rerun_generates_nothing(ray_local: N
 
 
 def test_what_reasoning_took_is_written_down_without_the_reasoners_start(ray_local: None, bench: Bench) -> None:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers may not find this folder
     requests = bench.requests("q0", "slow 1", "q1")
     began = time.time()
     measured(bench.folder, "t", 2, reason(requests, bench.store, partial(slow_start, str(bench.script))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ def measured(run: Path, task: str, gpus: float, answered: Iterable[Mapping[str, 
     Seconds are wall-clock from the first row that a reasoner admitted to the last answer. Starting engines costs the same for one row and for a
     million, so it is not in them; ``gpus`` of all engines together is. What a killed process answered counts in none of the three.
     """
-    rows, begun = 0, time.time()
+    rows, begun = 0, math.inf
     try:
         for row in answered:
             rows, begun = rows + 1, min(begun, row["admitted"])

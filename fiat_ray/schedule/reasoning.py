@@ -11,6 +11,7 @@ from fiat_ray import augmented
 from fiat_ray.cluster import resolved
 from fiat_ray.prepare import Prepared, make_reasoner
 from fiat_ray.progress import Console
+from fiat_ray.reason.measured import measured
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store, is_final
 from fiat_ray.reason.watch import Watch
@@ -62,8 +63,8 @@ class Reasoning:
             missing = len(requests.distinct.keys() - self._store.finished())
             self._console.line(f"reason: {task}: {total} distinct prompts, {total - missing} stored; starting {replicas} reasoner(s)")
             self._watch = Watch(task, missing, self._store)
-            for _ in reason(requests, self._store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, batch_size=batch_size):
-                pass
+            answered = reason(requests, self._store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, batch_size=batch_size)
+            measured(self._run.path, task, replicas * unit.gpus, answered)
         return self._reasoned
 
     def _reasoned(self) -> None:
