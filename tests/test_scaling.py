@@ -76,18 +76,19 @@ def test_tables_of_the_paper_stay_those_of_the_largest_size(run_dir: Path) -> No
 
 
 def test_the_figure_has_a_line_a_method_bars_and_icls_level(section: Section) -> None:
-    [(stem, svg, caption)] = section.figures
-    assert stem == "scaling_rivers_xs" and "by number of train rows" in caption
-    root = ElementTree.fromstring(svg)
-    groups = [group for group in root.iter() if group.tag.endswith("}g") and group.find("{*}polyline") is not None]
-    assert [len(group.findall("{*}line")) for group in groups] == [3, 3, 0]
-    assert [len(group.findall("{*}circle")) for group in groups] == [3, 3, 3]
-    texts = [text.text for text in root.iter() if text.tag.endswith("}text")]
-    assert {"12", "48", "96", "FIAT"} <= set(texts)
+    [(stem, svg)] = section.figures
+    assert stem == "scaling_rivers_xs" and "by number of train rows" in svg
+    *_, chart = ElementTree.fromstring(svg).findall("{*}svg")  # below title and key
+    groups = chart.findall("{*}g")
+    lines, bars = groups[:3], groups[3:]
+    assert [len(group.findall("{*}circle")) for group in lines] == [3, 3, 3]
+    assert [len(group.findall("{*}line")) for group in bars] == [3, 3, 0]
+    assert [group.get("class") for group in lines] == [group.get("class") for group in bars] == ["s0", "s1", "s2"]
+    assert {"12", "48", "96"} <= {text.text for text in chart.findall("{*}text")}
 
 
 def test_equal_factors_are_equally_far_apart() -> None:
-    root = ElementTree.fromstring(log_chart("t", "x", "y", [Curve("a", [(10, 0.0), (100, 50.0), (1000, 100.0)], [None] * 3)]))
+    root = ElementTree.fromstring(log_chart("t", "x", "y", [Curve("a", [(10, 0.0), (100, 50.0), (1000, 100.0)])]))
     xs = [float(circle.get("cx", "")) for circle in root.iter() if circle.get("class") == "dot"]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
 
@@ -115,9 +116,10 @@ def test_what_does_not_fit_into_the_figure_is_named(tmp_path: Path) -> None:
     names = ("fiat", "no_cot", "no_instructions", "no_peft", "distilled_cot", "fiat_without_peft")
     folder = write_run(tmp_path, methods=names)
     add_train_size(folder, 12, right=3)
-    [(_, svg, caption)] = scaling.section(Results(read(folder))).figures
-    assert caption.endswith("In the table only: FIAT less PEFT only.")
-    assert "FIAT less PEFT only" not in svg and "Distilled CoT" in svg
+    [(_, svg)] = scaling.section(Results(read(folder))).figures
+    title, key, _ = (" ".join(part.itertext()) for part in ElementTree.fromstring(svg).findall("{*}svg"))
+    assert "in the table only: FIAT less PEFT only" in title
+    assert "FIAT less PEFT only" not in key and "Distilled CoT" in key and "Few-shot ICL" in key
 
 
 def test_the_page_shows_it(run_dir: Path) -> None:

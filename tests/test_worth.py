@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_directory import rewrite_predictions, rewrite_rationales, write_run
 
@@ -118,6 +118,7 @@ class TestFacts:
         assert scripts(["ab প্র", "Я, 漢 12!"]) == pytest.approx({"Latin": 100 / 3, "Bengali": 100 / 3, "Cyrillic": 100 / 6, "CJK": 100 / 6})
         assert scripts(["12 !"]) == {}
 
+    @settings(deadline=None)
     @given(st.lists(st.text(), min_size=1))
     def test_shares_of_scripts_add_up(self, texts: list[str]) -> None:
         found = scripts(texts)
@@ -168,11 +169,11 @@ class TestUse:
         [said] = section.sentences
         assert said.startswith("rivers, tunable xs: 96 % of test rows have a readable rationale, and in 50 % of all its answer is right.")
         assert "+50.0 where it is right (+" in said and "+50.0 where it is wrong (+" in said
-        assert said.endswith("Where the answer is wrong, FIAT repeats it in 50 %.")
+        assert said.endswith("Where the answer is wrong, FIAT gives it too in 50 %; the model that never read it, in 3 %.")
 
     def test_the_gains_of_average_and_languages_are_drawn(self, section: Section) -> None:
-        [(stem, svg, caption)] = section.figures
-        assert stem == "rationale_use_rivers_xs" and "tunable xs" in caption
+        [(stem, svg)] = section.figures
+        assert stem == "rationale_use_rivers_xs" and "tunable xs" in svg
         assert svg.count('class="dot"') == 2 * (1 + len(LANGUAGES))
 
     def test_without_no_cot_there_is_no_difference_but_a_row_that_says_why(self, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fiat_ray.report.results import Results
 from fiat_ray.report.section import IN_A_SENTENCE, Section, absent, bounds, frame
 from fiat_ray.report.tables import NO_TWIN, Table, signed, title_of
 
-BASES = {"gpu_seconds": "GPU time", "seconds": "time", "tokens": "tokens, of models of different size"}
+BASES = {"gpu_seconds": "GPU time", "seconds": "time", "tokens": "tokens, of both models together"}
 """What costs are compared in: the first that was measured of both methods."""
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from fiat_ray.artifact import write_text
@@ -41,11 +40,10 @@ def build(run_dir: str | Path) -> Path:
     current = curves.frame["trial"].isin([trial["name"] for trial in results.trials()])
     validation, drawn = figures.validation_figures(curves.frame[current]), paper_figures(results, curves.frame[current])
     beyond = {"worth": worth.section(results), "scaling": scaling.section(results), "decision": decision.section(results)}
-    of_sections = [table for section in beyond.values() for table in section.tables]
-    all_tables = (*of_paper, *(figure.table for figure in drawn), *of_sections, curves, *rest)
-    files = {f"{table.name}.csv": table.frame.to_csv(index=False) for table in all_tables}
-    pictures = {table.name: picture(table) for table in of_paper} | {figure.table.name: figure.svg for figure in drawn} | dict(validation)
-    pictures |= {name: svg for section in beyond.values() for name, svg, _ in section.figures}
+    more = [table for section in beyond.values() for table in section.tables]
+    files = {f"{t.name}.csv": t.frame.to_csv(index=False) for t in (*of_paper, *(figure.table for figure in drawn), *more, curves, *rest)}
+    pictures = {table.name: picture(table) for table in (*of_paper, *more)} | {figure.table.name: figure.svg for figure in drawn}
+    pictures |= dict(validation) | {name: svg for section in beyond.values() for name, svg in section.figures}
     files |= {f"{name}.svg": figures.standalone(svg) for name, svg in pictures.items()}
     for name, text in files.items():
         write_text(folder / name, text)
@@ -59,8 +57,8 @@ def build(run_dir: str | Path) -> Path:
         "languages": "".join(map(_per_language, by_language)) + "".join(map(_table, absent)) + _by_task(differences, results),
         "figures": "".join(map(_figure, drawn)),
         "curves": "".join(f"<figure>{svg}</figure>" for _, svg in validation) or "<p>No trial has a history yet.</p>",
-        **{name: _section(section) for name, section in beyond.items()},
         **{table.name: _table(table) for table in rest},
+        **{name: _section(section) for name, section in beyond.items()},
     }
     write_text(folder / "index.html", _page(results, sections))
     return folder / "index.html"
@@ -152,16 +150,19 @@ def _per_language(table: Table) -> str:
 
 def _section(section: Section) -> str:
     """Sentences, figures, and tables: of those with languages the averages, and below them the languages, folded away."""
-    figures = "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for _, svg, caption in section.figures)
-    parts = [*(f"<p>{escape(sentence)}</p>" for sentence in section.sentences), f'<div class="figures">{figures}</div>']
+    drawn = "".join(f"<figure>{svg}</figure>" for _, svg in section.figures)
+    parts = [*(f"<p>{escape(sentence)}</p>" for sentence in section.sentences), f'<div class="figures">{drawn}</div>']
     for table in section.tables:
         alike = [name for name in ("task", "tunable", "metric") if name in table.frame and table.frame[name].nunique() == 1]
-        frame = table.frame.drop(columns=alike)
-        single = ~frame["language"].isin(["", *AVERAGE_TITLES]) if "language" in frame else pd.Series(False, frame.index)
-        parts.append(_table(Table(table.name, table.title, frame[~single], table.footnotes)))
-        if single.any():
+        frame = table.frame.drop(columns=alike)  # the sentences name them
+        if "language" not in frame:
+            parts.append(_table(Table(table.name, table.title, frame, table.footnotes)))
+            continue
+        is_average = frame["language"].isin(["", *AVERAGE_TITLES])
+        parts.append(_table(Table(table.name, table.title, frame[is_average], table.footnotes)))
+        if not is_average.all():
             what = frame["language"].map(language_name).str.cat(frame["what"], sep=" · ").str.removesuffix(" · ")
-            folded = Table(table.name, f"{table.title}, by language", frame.assign(what=what).drop(columns="language")[single])
+            folded = Table(table.name, f"{table.title}, by language", frame.assign(what=what).drop(columns="language")[~is_average])
             parts.append(f"<details><summary>{escape(folded.title)}</summary>{_table(folded, linked=False)}</details>")
     return "".join(parts)
 

@@ -23,7 +23,7 @@ MOST = len(DASHES) - 1
 def section(results: Results) -> Section:
     """The curve as a table, and a figure for each task and tunable with more than one size."""
     rows: Rows = []
-    figures: list[tuple[str, str, str]] = []
+    figures: list[tuple[str, str]] = []
     for task in results.run.tasks:
         by_size = {size: Results(results.run, size) for size in sorted({t["train_size"] for t in results.run.trials if t["task"] == task})}
         if len(by_size) < 2:
@@ -67,21 +67,22 @@ def _rows(by_size: Mapping[int, Results], task: str, method: str, tunable: str) 
     return rows
 
 
-def _figure(results: Results, task: str, tunable: str, blocks: Mapping[str, Rows]) -> list[tuple[str, str, str]]:
+def _figure(results: Results, task: str, tunable: str, blocks: Mapping[str, Rows]) -> list[tuple[str, str]]:
     """One line a method, ICL's level beside them; none where no method has scores at two sizes."""
     metric = results.metrics(task)[0]
-    curves = []
+    curves: list[Curve] = []
     for method, block in list(blocks.items())[:MOST]:
         known = [row for row in block if row[metric] is not None]
         bars = [None if row.get(f"{metric}_low") is None else (row[f"{metric}_low"], row[f"{metric}_high"]) for row in known]
-        curves += [Curve(title_of(method), [(row["rows"], row[metric]) for row in known], bars)] if known else []
+        if known:
+            curves.append(Curve(title_of(method), [(row["rows"], row[metric]) for row in known], style=len(curves), bars=bars))
     sizes = sorted({x for curve in curves for x, _ in curve.points})
     if len(sizes) < 2:
         return []
     icl = results.value(task, "icl", "", metric, results.averages(task)[0])
     if icl is not None:
-        curves.append(Curve(f"{title_of('icl')}, which needs no train rows", [(size, icl) for size in sizes], [None] * len(sizes)))
+        curves.append(Curve(f"{title_of('icl')}, which needs no train rows", [(size, icl) for size in sizes], style=len(curves)))
     title = f"{task}, tunable {tunable}: {METRIC_TITLES[metric]} on test by number of train rows, with 95 % intervals"
     more = ", ".join(map(title_of, list(blocks)[MOST:]))
-    svg = log_chart(title, "train rows", f"{METRIC_TITLES[metric]} on test", curves)
-    return [(f"scaling_{task}_{tunable}", svg, f"{title}." + (f" In the table only: {more}." if more else ""))]
+    title += f" (in the table only: {more})" if more else ""
+    return [(f"scaling_{task}_{tunable}", log_chart(title, "train rows", f"{METRIC_TITLES[metric]} on test", curves))]

@@ -21,8 +21,8 @@ Rows = list[dict[str, Any]]
 class Section:
     sentences: Sequence[str]
     """What the numbers below say."""
-    figures: Sequence[tuple[str, str, str]]
-    """(stem of its file, svg, caption) each."""
+    figures: Sequence[tuple[str, str]]
+    """(stem of its file, svg) each."""
     tables: Sequence[Table]
     """Rows of single languages, where a table has a column ``language``, are folded away below those of the average."""
 

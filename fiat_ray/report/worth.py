@@ -40,7 +40,7 @@ def section(results: Results) -> Section:
     use: Rows = []
     parts: Rows = []
     sentences: list[str] = []
-    figures: list[tuple[str, str, str]] = []
+    figures: list[tuple[str, str]] = []
     for task, rows in rationales.items():
         for tunable in results.tunables(task) if rows else ():
             found, gains = _use(results, task, tunable, rows)
@@ -141,11 +141,13 @@ def _says(task: str, tunable: str, fact: Mapping[str, Any], use: Rows) -> str:
         metric = IN_A_SENTENCE[next(iter(of.values()))["metric"]]
         said += f" FIAT's {metric} against that of the same tuning without rationales, on the same rows: {', '.join(gains)}."
     if "wrong" in of:
-        said += f" Where the answer is wrong, FIAT repeats it in {of['wrong']['same_answer']:.0f} %."
+        copied, unread = of["wrong"]["same_answer"], of["wrong"]["same_answer_no_cot"]
+        said += f" Where the answer is wrong, FIAT gives it too in {copied:.0f} %"
+        said += "." if unread is None else f"; the model that never read it, in {unread:.0f} %."
     return f"{task}, tunable {tunable}: {said}"
 
 
-def _figure(results: Results, task: str, tunable: str, gains: Mapping[str, Gains]) -> list[tuple[str, str, str]]:
+def _figure(results: Results, task: str, tunable: str, gains: Mapping[str, Gains]) -> list[tuple[str, str]]:
     drawn = {f"rows whose rationale's answer is {verdict}": gains[verdict] for verdict in ("right", "wrong") if gains.get(verdict)}
     names = [name for name in (results.averages(task)[0], *results.languages(task)) if any(name in one for one in drawn.values())]
     if not names:
@@ -154,7 +156,7 @@ def _figure(results: Results, task: str, tunable: str, gains: Mapping[str, Gains
     title = f"{task}, tunable {tunable}: FIAT's gain in {metric} over tuning without rationales, by language, with 95 % intervals"
     titled = {key: {AVERAGE_TITLES.get(name, name): found for name, found in one.items()} for key, one in drawn.items()}
     svg = forest(title, f"FIAT less tuning without rationales, {metric}", [AVERAGE_TITLES.get(name, name) for name in names], titled)
-    return [(f"rationale_use_{task}_{tunable}", svg, f"{title}.")]
+    return [(f"rationale_use_{task}_{tunable}", svg)]
 
 
 def _absent(results: Results, task: str, tunable: str, method: str, what: str) -> dict[str, Any]:
