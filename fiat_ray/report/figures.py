@@ -49,9 +49,9 @@ class Mark:
 class Plot:
     """A chart's area: from values to the units of its SVG, and the axes around it."""
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], height: int = 340) -> None:
+    def __init__(self, xs: Sequence[float], ys: Sequence[float], height: int = 340, left: int = MARGIN["left"]) -> None:
         self.xs, self.ys, self.height = xs, ys, height
-        self.left, self.right, self.top, self.bottom = MARGIN["left"], WIDTH - MARGIN["right"], MARGIN["top"], height - MARGIN["bottom"]
+        self.left, self.right, self.top, self.bottom = left, WIDTH - MARGIN["right"], MARGIN["top"], height - MARGIN["bottom"]
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = self.left + (x - self.xs[0]) / (self.xs[-1] - self.xs[0]) * (self.right - self.left)
@@ -109,14 +109,16 @@ def scatter(title: str, x_title: str, y_title: str, points: Sequence[tuple[str, 
     zero = plot.at(plot.xs[0], 0)[1]
     parts = [*plot.axes(x_title, y_title), f'<line class="axis" x1="{plot.left}" x2="{plot.right}" y1="{zero}" y2="{zero}"/>']
     parts += [plot.line(line, with_dots=False) for line in lines]
+    names = []
     for (name, x, y), (across, down), (left, top) in zip(points, dots, _label_places([name for name, _, _ in points], dots, plot), strict=True):
-        middle = left + len(name) * LETTER / 2
-        if math.dist((middle, top + LINE / 2), (across, down)) > 26:
-            parts.append(f'<line class="grid" x1="{across}" y1="{down}" x2="{middle:.1f}" y2="{top + LINE / 2:.1f}"/>')
+        wide = len(name) * LETTER
+        nearest = min(max(across, left), left + wide), min(max(down, top), top + LINE)
+        if math.dist(nearest, (across, down)) > 9:
+            parts.append(f'<line class="axis" x1="{across}" y1="{down}" x2="{nearest[0]:.1f}" y2="{nearest[1]:.1f}"/>')
         parts.append(f'<circle class="dot" r="3.5" cx="{across}" cy="{down}"><title>{escape(name)}: {x:.1f}, {y:+.1f}</title></circle>')
-        parts.append(f'<text text-anchor="middle" x="{middle:.1f}" y="{top + 13:.1f}">{escape(name)}</text>')
+        names.append(f'<text class="name" text-anchor="middle" x="{left + wide / 2:.1f}" y="{top + 13:.1f}">{escape(name)}</text>')
     said = "; ".join(f"{name} {x:.1f}, {y:+.1f}" for name, x, y in points)
-    return stack(title, [key(lines), drawing(plot.height, title, said, parts)])
+    return stack(title, [key(lines), drawing(plot.height, title, said, [*parts, *names])])
 
 
 def _label_places(names: Sequence[str], dots: Sequence[tuple[float, float]], plot: Plot) -> list[tuple[float, float]]:
@@ -143,10 +145,8 @@ def mark_chart(title: str, x_title: str, marks: Sequence[Mark]) -> str:
     is_bar = all(mark.low is None for mark in marks) and min(ends) >= 0
     xs = ticks(min(ends), max(ends))
     each = 46
-    plot = Plot(xs, (0, 1), height=MARGIN["top"] + each * len(marks) + MARGIN["bottom"])
-    plot.left = MARGIN["right"] + 8
-    zero = plot.at(0, 0)[0]
-    parts = [f'<line class="axis" x1="{zero}" x2="{zero}" y1="{plot.top}" y2="{plot.bottom}"/>']
+    plot = Plot(xs, (0, 1), height=MARGIN["top"] + each * len(marks) + MARGIN["bottom"], left=24)
+    zero, parts = plot.at(0, 0)[0], []
     for x in xs:
         parts.append(f'<text class="tick" text-anchor="middle" x="{plot.at(x, 0)[0]}" y="{plot.bottom + 19}">{_plain(x)}</text>')
     parts.append(f'<text class="label" text-anchor="middle" x="{WIDTH / 2}" y="{plot.height - 6}">{escape(x_title)}</text>')
@@ -154,6 +154,7 @@ def mark_chart(title: str, x_title: str, marks: Sequence[Mark]) -> str:
         y = plot.top + each * i + 16
         parts.append(f'<text x="{plot.left + 4}" y="{y}">{escape(mark.title)}</text>')
         parts.append(f'<text text-anchor="end" x="{plot.right}" y="{y}">{escape(mark.text)}</text><g class="s{mark.style % 6}">')
+        parts.append(f'<line class="axis" x1="{zero}" x2="{zero}" y1="{y + 5}" y2="{y + 23}"/>')
         x = plot.at(mark.value, 0)[0]
         if is_bar:
             parts.append(f'<rect class="dot" x="{zero}" y="{y + 6}" width="{x - zero:.1f}" height="14"/></g>')
@@ -179,8 +180,8 @@ def words(text: str, bold: bool = False) -> str:
     """A paragraph as wide as a chart, wrapped so that it fits at 17 units too."""
     lines = textwrap.wrap(text, 56)
     weight = ' font-weight="600"' if bold else ""
-    parts = [f'<text x="8" y="{16 + i * 21}"{weight}>{escape(line)}</text>' for i, line in enumerate(lines)]
-    return drawing(6 + 21 * len(lines), "", "", parts)
+    parts = [f'<text x="8" y="{24 + i * 21}"{weight}>{escape(line)}</text>' for i, line in enumerate(lines)]
+    return drawing(14 + 21 * len(lines), "", "", parts)
 
 
 def stack(title: str, pictures: Iterable[str]) -> str:

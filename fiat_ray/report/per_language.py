@@ -8,7 +8,7 @@ import pandas as pd
 
 from fiat_ray.recipe import ABLATIONS, UNTUNED
 from fiat_ray.report import published
-from fiat_ray.report.results import TESTED, Results
+from fiat_ray.report.results import Results
 from fiat_ray.report.tables import PAPER, Table, absent, interval, not_held, title_of
 from fiat_ray.significance import benjamini_hochberg
 
@@ -85,9 +85,9 @@ def differences(results: Results) -> Table:
 
 
 def _tested(results: Results, task: str, tunable: str, other: str) -> dict[str, dict[str, float | None]]:
-    """Language → its columns: differences in each metric that is tested, p adjusted over languages."""
+    """Language → its columns: differences in each metric, p adjusted over languages."""
     cells: dict[str, dict[str, float | None]] = {}
-    for metric in (metric for metric in results.metrics(task) if metric in TESTED):
+    for metric in results.metrics(task):
         name = f"{metric}_from_{other}"
         found = results.by_language(task, ("fiat", tunable), (other, tunable), metric)
         known = {language: compared.p for language, compared in found.items() if compared.p is not None}

@@ -18,8 +18,6 @@ METRICS: dict[str, tuple[str, str]] = {"f1": ("f1", "exact_match"), "accuracy": 
 """A task's metric → the scores its tables show; those of the first kind the paper reports too."""
 Frames = list[list[dict[str, Any]]]
 """A method's predictions (schema.PREDICTIONS), one list of rows a seed."""
-TESTED = ("f1", "accuracy", "auc_pr")
-"""Metrics whose differences get an interval."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +130,10 @@ class Results:
     def difference(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, average: str = "") -> Comparison | None:
         """(method, tunable) a less b, over an average of the task, its headline by default.
 
-        None where a method has no such scores or the metric is not tested.
+        None where a method has no such scores.
         """
         average = average or self.averages(task)[0]
-        if metric not in TESTED or any(self.value(task, *pair, metric, average) is None for pair in (a, b)):
+        if any(self.value(task, *pair, metric, average) is None for pair in (a, b)):
             return None
         languages = self.averaged(task, average)
         key = (task, a, b, metric, tuple(languages))

@@ -191,7 +191,7 @@ def _answer(results: Results, task: str, tunable: str) -> str:
 
 def signed(value: float) -> str:
     """One decimal, with its sign; a real minus, so that columns align."""
-    return f"{value:+.1f}".replace("-", "−")
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def _baseline_title(method: str) -> str:
