@@ -101,7 +101,13 @@ def rows(frame: pd.DataFrame, names: Sequence[str]) -> list[list[Cell]]:
 
 
 def _rank(name: str) -> int:
-    return 0 if name in ("row", "what", "language") else 2 if name.startswith(PAPER) else {"unparsed": 3, "length": 3, "seeds": 4, "note": 5}.get(name, 1)
+    return (
+        0
+        if name in ("row", "what", "language")
+        else 2
+        if name.startswith(PAPER)
+        else {"unparsed": 3, "length": 3, "seeds": 4, "note": 5}.get(name, 1)
+    )
 
 
 def _number(value: float, name: str) -> str:
