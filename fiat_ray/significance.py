@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 Metric = Literal["f1", "exact_match", "accuracy", "auc_pr"]
 
 LEVEL = 0.95
+DIFFERENT_ROWS = "methods can be compared only on the same test rows; these predictions are about different ones, or about none"
 MIN_GROUPS = 6
 """Were methods equal, five groups would all favour the same one in 1 of 16 samples: with fewer than six nothing is significant at 5 %."""
 
@@ -79,10 +80,17 @@ class Sample:
 class Rows:
     """Scores of single rows, 0–100, in the order of their ids."""
 
+    ids: list[str]
     groups: list[str]
     languages: list[str]
     values: Floats
     """(seeds, rows)"""
+
+    def only(self, languages: Sequence[str]) -> Rows:
+        """Those in these languages."""
+        taken = np.flatnonzero(np.isin(self.languages, languages))
+        ids, groups, kept = ([names[i] for i in taken] for names in (self.ids, self.groups, self.languages))
+        return Rows(ids, groups, kept, self.values[:, taken])
 
 
 def compare(
@@ -104,7 +112,7 @@ def compare(
     frames = [_by_id(frame, languages) for frame in (*a, *b)]
     rows = frames[0]
     if not rows or any([row["id"] for row in frame] != [row["id"] for row in rows] for frame in frames):
-        raise ValueError("methods can be compared only on the same test rows; these predictions are about different ones, or about none")
+        raise ValueError(DIFFERENT_ROWS)
     sample = Sample.draw([row["group"] for row in rows], [row["language"] for row in rows], replicates, seed)
     if metric == "auc_pr":
         is_positive = np.array([row["targets"][0] == positive for row in rows])
@@ -118,8 +126,15 @@ def compare(
 def row_values(frames: Sequence[Sequence[Mapping[str, Any]]], metric: Literal["f1", "exact_match", "accuracy"]) -> Rows:
     """Each row's own score under each of a method's seeds. ``frames``: as in ``compare``, of one method."""
     ordered = [_by_id(frame, None) for frame in frames]
-    groups, languages = ([row[name] for row in ordered[0]] for name in ("group", "language"))
-    return Rows(groups, languages, np.array([_values(frame, metric) for frame in ordered]))
+    ids, groups, languages = ([row[name] for row in ordered[0]] for name in ("id", "group", "language"))
+    return Rows(ids, groups, languages, np.array([_values(frame, metric) for frame in ordered]))
+
+
+def compare_rows(a: Rows, b: Rows) -> Comparison:
+    """``compare`` of scores that are there already. Raises ``ValueError`` where they are not of the same rows."""
+    if a.ids != b.ids:
+        raise ValueError(DIFFERENT_ROWS)
+    return compare_values(a.groups, a.languages, a.values, b.values)
 
 
 def compare_values(

@@ -38,8 +38,7 @@ def results(folder: Path) -> Results:
     return Results(read(folder))
 
 
-def drawn(folder: Path) -> dict[str, paper_figures.Figure]:
-    of = results(folder)
+def drawn(of: Results) -> dict[str, paper_figures.Figure]:
     return {figure.table.name[:7]: figure for figure in paper_figures.figures(of, facts.curves(of).frame)}
 
 
@@ -63,6 +62,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     languages = ("as", "bho", "hi", "ta", "ur", "brx")
     return write_run(folder, "xtreme_up_qa", languages, TUNED, ("xs", "s"), (0, 1), rows=40, chance=lambda method, _: CHANCE.get(method, 0.55))
+
+
+@pytest.fixture(scope="module")
+def of(whole: Path) -> Results:
+    return results(whole)
+
+
+@pytest.fixture(scope="module")
+def of_whole(of: Results) -> dict[str, paper_figures.Figure]:
+    return drawn(of)
 
 
 class TestEverywhere:
@@ -145,8 +154,7 @@ class TestEverywhere:
 
 
 class TestTables:
-    def test_holm_is_over_the_adjacent_ablations_alone(self, whole: Path) -> None:
-        of = results(whole)
+    def test_holm_is_over_the_adjacent_ablations_alone(self, of: Results) -> None:
         frame = tables.table3_ablations(of).frame
         shown = [rows(frame, tunable="xs", method=method)[0]["f1_change_p"] for method in ABLATIONS[1:]]
         pairs = zip(ABLATIONS[1:], ABLATIONS, strict=False)
@@ -154,8 +162,7 @@ class TestTables:
         assert shown == pytest.approx(holm(raw))
         assert not {*frame["method"]} & ({*LEAVE_ONE_OUT} - {*ABLATIONS})
 
-    def test_leave_one_out_compares_each_with_fiat(self, whole: Path) -> None:
-        of = results(whole)
+    def test_leave_one_out_compares_each_with_fiat(self, of: Results) -> None:
         frame = tables.leave_one_out(of).frame
         block = rows(frame, tunable="s")
         assert [row["method"] for row in block] == list(LEAVE_ONE_OUT)
@@ -165,8 +172,7 @@ class TestTables:
         raw = [of.difference("xtreme_up_qa", (method, "s"), ("fiat", "s"), "f1").p for method in LEAVE_ONE_OUT[1:]]  # type: ignore[union-attr]
         assert [row["f1_from_fiat_p"] for row in block[1:]] == pytest.approx(holm(raw))
 
-    def test_each_language_has_its_difference_and_a_mark_only_where_it_holds(self, whole: Path) -> None:
-        of = results(whole)
+    def test_each_language_has_its_difference_and_a_mark_only_where_it_holds(self, of: Results) -> None:
         frame = per_language.differences(of).frame
         shown = rows(frame, tunable="xs")
         assert [row["language"] for row in shown] == of.languages("xtreme_up_qa")
@@ -191,8 +197,8 @@ class TestTables:
         assert lacking["reason"].startswith("no_peft: not among") and lacking["task"] == "rivers"
         assert len(rows(frame, task="rivers", reason="")) == 4
 
-    def test_a_picture_shows_every_cell_of_its_table(self, whole: Path) -> None:
-        table = tables.table2_overall(results(whole))
+    def test_a_picture_shows_every_cell_of_its_table(self, of: Results) -> None:
+        table = tables.table2_overall(of)
         root = ElementTree.fromstring(figures.standalone(picture(table)))
         text = " ".join(element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text"))
         for name in ("f1", "exact_match"):
@@ -215,8 +221,8 @@ class TestFigure3:
     def test_the_caption_says_which_slope_supports_the_claim(self, plotted: tuple, split: tuple, said: str) -> None:
         assert said in verdict(GainSlopes(*(Slope(0.0, low, high) for low, high in (plotted, split))))
 
-    def test_points_are_languages_and_both_slopes_have_intervals(self, whole: Path) -> None:
-        of, figure = results(whole), drawn(whole)["figure3"]
+    def test_points_are_languages_and_both_slopes_have_intervals(self, of: Results, of_whole: dict) -> None:
+        figure = of_whole["figure3"]
         for row in rows(figure.table.frame, tunable="s", row="language"):
             fiat, no_cot = (of.value("xtreme_up_qa", method, "s", "f1", row["language"]) for method in ("fiat", "no_cot"))
             assert (row["baseline"], row["gain"]) == pytest.approx((no_cot, fiat - no_cot))
@@ -231,7 +237,7 @@ class TestFigure3:
     def test_by_chance_alone_the_plot_falls_and_the_caption_is_not_taken_in(self, tmp_path: Path) -> None:
         """27 languages of one true quality and one true gain."""
         write_run(tmp_path, "xtreme_up_qa", FULL, ("fiat", "no_cot"), rows=30, chance=lambda method, _: CHANCE.get(method, 0.5))
-        [caption] = drawn(tmp_path)["figure3"].captions
+        [caption] = drawn(results(tmp_path))["figure3"].captions
         assert "only the slope as plotted supports" in caption and "With one seed" in caption
 
     @pytest.mark.parametrize("seed", range(3))
@@ -249,8 +255,8 @@ class TestFigure3:
 
 
 class TestFigures4To6:
-    def test_figure_4_has_three_scores_and_the_intervals_of_their_differences(self, whole: Path) -> None:
-        frame = drawn(whole)["figure4"].table.frame
+    def test_figure_4_has_three_scores_and_the_intervals_of_their_differences(self, of_whole: dict) -> None:
+        frame = of_whole["figure4"].table.frame
         of = {row["method"]: row for row in rows(frame, tunable="xs") if row["method"] == row["method"]}
         assert [of[method][tables.PAPER] for method in ("no_cot", "distilled_cot", "fiat")] == [70.7, 72.5, 73.6]
         differences = [row for row in rows(frame, tunable="xs") if row["difference"] == row["difference"]]
@@ -260,14 +266,14 @@ class TestFigures4To6:
         assert all(row["low"] < row["difference"] < row["high"] for row in differences)
 
     def test_what_a_figure_lacks_is_a_row_and_a_line_in_the_picture(self, tmp_path: Path) -> None:
-        figure = drawn(write_run(tmp_path))["figure4"]
+        figure = drawn(results(write_run(tmp_path)))["figure4"]
         [row] = rows(figure.table.frame, method="distilled_cot")
         assert (row["reason"], row["config_key"]) == ("not among this config's methods", "methods")
         assert "distilled_cot: not run" in figure.svg
         assert len(rows(figure.table.frame, method="fiat")) == 1
 
-    def test_figure_5_starts_at_step_0_with_size_s_first(self, whole: Path) -> None:
-        figure = drawn(whole)["figure5"]
+    def test_figure_5_starts_at_step_0_with_size_s_first(self, of_whole: dict) -> None:
+        figure = of_whole["figure5"]
         frame = figure.table.frame[figure.table.frame["reason"] == ""]
         assert list(dict.fromkeys(frame["tunable"])) == ["s", "xs"]
         assert set(frame["method"]) == {"no_cot", "no_instructions"}
@@ -275,8 +281,8 @@ class TestFigures4To6:
             assert list(line["step"]) == [0, 4, 8, 12]  # of the chosen learning rate alone
         assert figure.svg.index("tunable s<") < figure.svg.index("tunable xs<")
 
-    def test_figure_6_is_two_gains_and_their_difference(self, whole: Path) -> None:
-        of, frame = results(whole), drawn(whole)["figure6"].table.frame
+    def test_figure_6_is_two_gains_and_their_difference(self, of: Results, of_whole: dict) -> None:
+        frame = of_whole["figure6"].table.frame
         score = {method: of.value("xtreme_up_qa", method, "xs", "f1") for method in FIGURE_6}
         assert {row["method"]: row["value"] for row in rows(frame, tunable="xs") if row["method"] in FIGURE_6} == pytest.approx(score)
         gains = [score[FIGURE_6[0]] - score[FIGURE_6[1]], score[FIGURE_6[2]] - score[FIGURE_6[3]]]  # type: ignore[operator]
@@ -286,14 +292,14 @@ class TestFigures4To6:
 
     def test_without_a_twin_figure_6_says_what_would_add_it(self, tmp_path: Path) -> None:
         write_run(tmp_path, methods=("full_instructed", "no_peft"))
-        frame = drawn(tmp_path)["figure6"].table.frame
+        frame = drawn(results(tmp_path))["figure6"].table.frame
         assert [row["config_key"] for row in rows(frame, method="no_instruction_tuned")] == ["tunables.xs.pretrained"]
         [gain] = [row for row in frame.to_dict("records") if row["difference"] == row["difference"]]
         assert gain["row"] == "gain of i_tau, instruction-tuned base"
 
     def test_only_the_largest_train_size_is_drawn(self, tmp_path: Path) -> None:
         write_run(tmp_path)
-        before = {name: figure.table.frame for name, figure in drawn(tmp_path).items()}
+        before = {name: figure.table.frame for name, figure in drawn(results(tmp_path)).items()}
         manifest = json.loads((tmp_path / "manifest.json").read_text())
         trials = manifest["trials"]
         smaller = [copied(tmp_path, tmp_path, t, name=f"{t['name']}-small", train_size=t["train_size"] // 2) for t in trials]

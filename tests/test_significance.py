@@ -5,7 +5,17 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from fiat_ray.metrics import f1
-from fiat_ray.significance import MIN_GROUPS, TWO_SEEDS, benjamini_hochberg, compare, compare_values, holm, mcnemar
+from fiat_ray.significance import (
+    MIN_GROUPS,
+    TWO_SEEDS,
+    benjamini_hochberg,
+    compare,
+    compare_rows,
+    compare_values,
+    holm,
+    mcnemar,
+    row_values,
+)
 
 DRAWS = 1000
 """Pairs of equal systems; a rate of 5 % is then measured to within 0.7 points (one standard error)."""
@@ -107,6 +117,17 @@ def test_rows_are_paired_by_id_and_their_order_does_not_matter() -> None:
         compare([a], [b[1:]], "f1")
     with pytest.raises(ValueError, match="about none"):
         compare([[]], [[]], "f1")
+
+
+def test_scores_of_rows_compare_as_their_predictions_do() -> None:
+    rng = np.random.default_rng(6)
+    values = [(str(i // 3), ("bn", "te", "fi")[i % 3], "x y", str(rng.choice(["x", "x y", "z"])), str(rng.choice(["x", "z"]))) for i in range(90)]
+    a, b = rows_of(values, 3), rows_of(values, 4)
+    one, other = row_values([a, a[::-1]], "f1"), row_values([b], "f1")
+    assert compare_rows(one, other) == compare([a, a], [b], "f1")
+    assert compare_rows(one.only(["bn", "fi"]), other.only(["bn", "fi"])) == compare([a, a], [b], "f1", languages=["bn", "fi"])
+    with pytest.raises(ValueError, match="the same test rows"):
+        compare_rows(one, other.only(["bn", "fi"]))
 
 
 def test_identical_predictions_do_not_differ() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,9 @@ class Figure:
 class Panels:
     """A figure in the making: rows of its table, pictures one below the other, captions."""
 
-    rows: list[dict[str, Any]]
-    pictures: list[str]
-    captions: list[str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
 
     def lacks(self, title: str, row: dict[str, Any]) -> None:
         """Something is not in this run: one row, and one line in the picture."""
@@ -62,7 +62,7 @@ def figures(results: Results, curves: pd.DataFrame) -> list[Figure]:
 
 def figure3(results: Results) -> Figure:
     """Gain of CoT by language over the score without it, as the paper plots it and free of regression to the mean."""
-    panels = Panels([], [], [])
+    panels = Panels()
     for task, tunable in _places(results):
         if _start(panels, results, task, tunable, ("fiat", "no_cot")):
             _gain_panel(panels, results, task, tunable)
@@ -72,7 +72,7 @@ def figure3(results: Results) -> Figure:
 def figure4(results: Results) -> Figure:
     """CoT as input against CoT as a second target, and against none."""
     methods, pairs = ("no_cot", "distilled_cot", "fiat"), (("distilled_cot", "no_cot"), ("fiat", "no_cot"), ("fiat", "distilled_cot"))
-    panels = Panels([], [], [])
+    panels = Panels()
     for task, tunable in _places(results):
         _start(panels, results, task, tunable, methods)
         metric = results.metrics(task)[0]
@@ -84,7 +84,7 @@ def figure4(results: Results) -> Figure:
 def figure5(results: Results, curves: pd.DataFrame) -> Figure:
     """Validation through training with and without i_tau, from step 0; size S first."""
     titles = {title_of("no_cot"): "with i_tau (no_cot)", title_of("no_instructions"): "without i_tau (no_instructions)"}
-    panels = Panels([], [], [])
+    panels = Panels()
     known = curves[curves["chosen"].astype(bool)]
     for task, tunable in sorted(_places(results), key=lambda place: place[1].lower() != "s"):
         of = known[(known["task"] == task) & (known["tunable"] == tunable)].dropna(subset=["value"])
@@ -109,7 +109,7 @@ def figure5(results: Results, curves: pd.DataFrame) -> Figure:
 def figure6(results: Results) -> Figure:
     """What i_tau brings to an instruction-tuned base and to a pretrained one; without CoT, all parameters tuned."""
     bases = [f"{start} i_tau, {base} base" for base in ("instruction-tuned", "pretrained") for start in ("with", "without")]
-    panels = Panels([], [], [])
+    panels = Panels()
     for task, tunable in _places(results):
         _start(panels, results, task, tunable, FIGURE_6)
         metric = results.metrics(task)[0]
@@ -127,16 +127,14 @@ def _places(results: Results) -> list[tuple[str, str]]:
     return [(task, tunable) for task in results.run.tasks for tunable in results.tunables(task)]
 
 
-def _start(panels: Panels, results: Results, task: str, tunable: str, methods: Iterable[str], there: set[str] | None = None) -> bool:
+def _start(panels: Panels, results: Results, task: str, tunable: str, methods: Sequence[str], there: set[str] | None = None) -> bool:
     """A panel's heading, and what it lacks of these methods; whether it is complete. ``there``: default, those with scores."""
     panels.pictures.append(words(f"{task} · tunable {tunable}", bold=True))
-    complete = True
-    for method in methods:
-        if method not in there if there is not None else not results.has(task, method, tunable):
-            reason, key = results.why_missing(task, method, tunable)
-            complete = False
-            panels.lacks(f"{method}", {"task": task, "tunable": tunable, "method": method, "reason": reason, "config_key": key})
-    return complete
+    known = {method for method in methods if results.has(task, method, tunable)} if there is None else there
+    for method in (method for method in methods if method not in known):
+        reason, key = results.why_missing(task, method, tunable)
+        panels.lacks(method, {"task": task, "tunable": tunable, "method": method, "reason": reason, "config_key": key})
+    return known >= set(methods)
 
 
 def _gain_panel(panels: Panels, results: Results, task: str, tunable: str) -> None:
@@ -201,15 +199,13 @@ def _trend(points: Sequence[tuple[str, float, float]], title: str, value: float,
 def _difference_of_gains(results: Results, task: str, tunable: str) -> Comparison | None:
     """(i_tau − none) of the instruction-tuned base less that of the pretrained one."""
     of = [results.row_values(task, method, tunable) for method in FIGURE_6]
-    known = [rows for rows in of if rows is not None]
+    averaged = results.averaged(task, results.averages(task)[0])
+    known = [rows.only(averaged) for rows in of if rows]
     if len(known) < len(FIGURE_6):
         return None
-    averaged = results.averaged(task, results.averages(task)[0])
-    taken = np.flatnonzero(np.isin(known[0].languages, averaged))
     seeds = min(len(rows.values) for rows in known)
-    a, b, c, d = (rows.values[:seeds, taken] for rows in known)
-    groups, languages = ([names[i] for i in taken] for names in (known[0].groups, known[0].languages))
-    return compare_values(groups, languages, a + d, b + c)
+    a, b, c, d = (rows.values[:seeds] for rows in known)
+    return compare_values(known[0].groups, known[0].languages, a + d, b + c)
 
 
 def _score_panel(

@@ -12,7 +12,7 @@ from fiat_ray.metrics import FULL, NAMED_AVERAGES
 from fiat_ray.recipe import ABLATIONS, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.read import Run, records
-from fiat_ray.significance import Comparison, Rows, compare, row_values
+from fiat_ray.significance import Comparison, Rows, compare, compare_rows, row_values
 
 METRICS: dict[str, tuple[str, str]] = {"f1": ("f1", "exact_match"), "accuracy": ("accuracy", "auc_pr")}
 """A task's metric → the scores its tables show; those of the first kind the paper reports too."""
@@ -122,10 +122,13 @@ class Results:
             found = [self.run.predictions(trial["name"]) for trial in self.trials(task, method, tunable)]
         return [rows for rows in found if rows]
 
-    def row_values(self, task: str, method: str, tunable: str) -> Rows | None:
-        """Each test row's own score in the task's metric, F1 or accuracy, a line a seed; None where there are no predictions."""
-        frames = self.predictions(task, method, tunable)
-        return row_values(frames, self.metrics(task)[0]) if frames else None  # type: ignore[arg-type]
+    def row_values(self, task: str, method: str, tunable: str, metric: str = "") -> Rows | None:
+        """Each test row's own score, a line a seed; None where there are no predictions. ``metric``: any but AUC-PR; default the task's."""
+        key = (task, method, tunable, metric or self.metrics(task)[0])
+        if key not in self._rows:
+            frames = self.predictions(task, method, tunable)
+            self._rows[key] = row_values(frames, key[-1]) if frames else None  # type: ignore[arg-type]
+        return self._rows[key]
 
     def difference(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, average: str = "") -> Comparison | None:
         """(method, tunable) a less b, over an average of the task, its headline by default.
@@ -135,16 +138,23 @@ class Results:
         average = average or self.averages(task)[0]
         if any(self.value(task, *pair, metric, average) is None for pair in (a, b)):
             return None
-        languages = self.averaged(task, average)
-        key = (task, a, b, metric, tuple(languages))
+        key = (task, a, b, metric, average)
         if key not in self._compared:
-            frames = [self.predictions(task, *pair) for pair in (a, b)]
-            labels = self.run.manifest["tasks"][task]["labels"]
-            positive = labels[-1] if labels else None
-            self._compared[key] = None
-            if all(frames):
-                self._compared[key] = compare(frames[0], frames[1], metric, positive=positive, languages=languages)  # type: ignore[arg-type]
+            self._compared[key] = self._compare(task, a, b, metric, self.averaged(task, average))
         return self._compared[key]
+
+    def _compare(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, languages: list[str]) -> Comparison | None:
+        if metric == "auc_pr":
+            ours, theirs = (self.predictions(task, *pair) for pair in (a, b))
+            positive = self.run.manifest["tasks"][task]["labels"][-1]
+            return compare(ours, theirs, "auc_pr", positive=positive, languages=languages) if ours and theirs else None
+        first, second = (self.row_values(task, *pair, metric) for pair in (a, b))
+        return compare_rows(first.only(languages), second.only(languages)) if first and second else None
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str, str, str], Rows | None]:
+        """Scores of rows computed so far: a method stands in several comparisons."""
+        return {}
 
     @cached_property
     def _compared(self) -> dict[tuple[Any, ...], Comparison | None]:
