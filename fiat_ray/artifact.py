@@ -55,12 +55,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``, or None where it is not there (yet)."""
+def read_json(path: Path, **kinds: type) -> Any:
+    """The JSON in ``path``, or None where it is not there (yet). ``kinds``: keys that it holds, and of which type their values are."""
     try:
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
-    except ValueError:
-        raise UserError(f"{path}: damaged; delete it and run again") from None
+        value = json.loads(path.read_text("utf-8")) if path.is_file() else None
+        whole = value is None or all(isinstance(value[key], kind) for key, kind in kinds.items())
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged; delete it and run again")
+    return value
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

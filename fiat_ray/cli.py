@@ -6,11 +6,12 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fiat_ray.errors import Unfinished, UserError
 
@@ -19,30 +20,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input, 3 rows or trials missing, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what no terminal takes
-    parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)
-    # Overrides may stand behind options too, which argparse does not take for the positionals they are.
-    if any("=" not in text or text.startswith("-") or not hasattr(parsed, "override") for text in rest):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        parsed.override = [*parsed.override, *rest]
     try:
+        parsed = _parsed(arguments)
         parsed.command(parsed)
         return 0
     except UserError as error:
-        print(f"fiat-ray: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
     except Unfinished as error:
-        print(f"fiat-ray: {error}", file=sys.stderr)
-        return 3
+        return _failed(error, 3)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a file or folder of the user's that can't be read or written
-        print(f"fiat-ray: {error}", file=sys.stderr)
-        return 2 if error.filename else 1
+        return _failed(error, 2 if error.filename else 1)
     except KeyboardInterrupt:
         return _interrupted()
+
+
+def _failed(error: Exception, code: int) -> int:
+    """One line, whatever stands in a file's name; and a terminal would obey control characters."""
+    print("fiat-ray:", re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error)), file=sys.stderr)
+    return code
 
 
 def _interrupted() -> int:
@@ -52,13 +50,49 @@ def _interrupted() -> int:
     os._exit(130)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and ends its help with an example that stays on one line too."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+EXAMPLES = {
+    "run": "run mytask/config.yaml --out runs/mytask limit.train=100 seeds=[0,1,2]",
+    "reason": "reason mytask/config.yaml --out runs/mytask",
+    "tune": "tune mytask/config.yaml --out runs/mytask",
+    "evaluate": "evaluate mytask/config.yaml --out runs/mytask",
+    "plan": "plan mytask/config.yaml limit.train=100",
+    "prompt": "prompt mytask/config.yaml --for tunable --recipe no_cot --row 12",
+    "report": "report runs/mytask",
+    "score": "score --task xtreme_up_qa predictions.jsonl",
+    "infer": "infer runs/mytask --input rows.jsonl --output answers.jsonl",
+    "ui": "ui --port 5001",
+    "doctor": "doctor",
+}
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parsed, rest = _parser().parse_known_args(arguments)
+    # Overrides may stand behind options too, which argparse does not take for the positionals they are.
+    if any("=" not in text or text.startswith("-") or not hasattr(parsed, "override") for text in rest):
+        parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.override = [*parsed.override, *rest]
+    return parsed
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fiat-ray", description="FIAT: reason with a big model, tune a small one on rows plus reasoning.")
+    about = "FIAT: reason with a big model, tune a small one on rows plus reasoning."
+    parser = _Parser(prog="fiat-ray", description=about, epilog="example: fiat-ray run demo")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, text: str, *, config: bool = False) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(command=function)
+        added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=f"example: fiat-ray {EXAMPLES[name]}")
+        added.set_defaults(command=function, parser=added)
         if config:
             added.add_argument("config", metavar="CONFIG", help="a YAML file, the name of a built-in config (demo), or a run directory")
         return added
@@ -71,12 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         added = command(name, _run, text, config=True)
         added.add_argument("--out", help="run directory (default: runs/<name of the config>)")
-        added.add_argument("override", nargs="*", metavar="key=value", help="changes to the config, such as data=../xtreme_up limit.train=100")
+        added.add_argument("override", nargs="*", default=[], metavar="key=value", help="changes to the config, such as limit.train=100")
         added.set_defaults(stage=name)
     added = command("plan", _plan, "rows, tokens, what gets cut, time and cost; starts nothing", config=True)
-    added.add_argument("override", nargs="*", metavar="key=value")
+    added.add_argument("override", nargs="*", default=[], metavar="key=value")
     added = command("prompt", _prompt, "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
-    added.add_argument("override", nargs="*", metavar="key=value")
+    added.add_argument("override", nargs="*", default=[], metavar="key=value")
     added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner")
     added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
     added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
@@ -140,7 +174,7 @@ def _run(parsed: argparse.Namespace) -> None:
 
     overrides = list(parsed.override)
     stages = STAGES if parsed.stage == "run" else (parsed.stage,)
-    out = parsed.out or _default_out(parsed.config)
+    out = _default_out(parsed.config) if parsed.out is None else parsed.out
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(out).is_absolute():
         raise UserError(f"--out {out}: a submitted job runs in a folder that is deleted; give an absolute path that all nodes share")
     command = " ".join(["fiat-ray", parsed.stage, parsed.config, *overrides])
@@ -165,9 +199,9 @@ def _config_named(parsed: argparse.Namespace) -> Iterator[None]:
 
     try:
         yield
-    except UserError as error:
-        path = str(config.find(parsed.config))
-        raise error if path in str(error) else UserError(f"{path}: {error}") from None
+    except (UserError, PermissionError) as error:
+        path, said = str(config.find(parsed.config)), str(error)
+        raise UserError(said if path in said else f"{path}: {said}") from None
 
 
 def _default_out(config: str) -> Path:
@@ -208,8 +242,9 @@ def _report(parsed: argparse.Namespace) -> None:
     from fiat_ray.report.tables import console_table
 
     run = runs.open_run(parsed.run)
+    loaded = config.load(run.path)
     print(page.build(run.path))
-    tracking.track(run.path, config.load(run.path).tracking_uri)
+    tracking.track(run.path, loaded.tracking_uri)
     print(console_table(run.path))
 
 
@@ -222,10 +257,15 @@ def _score(parsed: argparse.Namespace) -> None:
 def _infer(parsed: argparse.Namespace) -> None:
     from fiat_ray import artifact, infer, runs
     from fiat_ray.rows import placed_rows
+    from fiat_ray.run_folder import make
 
-    if not parsed.input.is_file():
-        raise UserError(f"{parsed.input}: no such file")
-    answers = infer.infer_rows(runs.open_run(parsed.run), placed_rows(parsed.input), parsed.trial)
+    run, rows = runs.open_run(parsed.run), placed_rows(parsed.input)
+    if not rows:
+        raise UserError(f"{parsed.input}: no rows")
+    if parsed.output.is_dir() or parsed.output.resolve() == parsed.input.resolve():
+        raise UserError(f"--output {parsed.output}: is {'a folder' if parsed.output.is_dir() else 'the input'}; give another file")
+    make(parsed.output.resolve().parent, "a file")
+    answers = infer.infer_rows(run, rows, parsed.trial)
     artifact.write_text(parsed.output, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answers))
     print(f"{len(answers)} rows with predictions: {parsed.output}")
     lost = [number for number, row in enumerate(answers, 1) if row.get("status") == "engine_error"]

@@ -135,6 +135,8 @@ class Config:
     where: Where = Where()
     notes: list[str] = field(default_factory=list)
     """Said under the main table."""
+    run: Path | None = field(default=None, compare=False)
+    """No key: the run directory that the config was read from, whose own rows serve where they were drawn with the same settings."""
 
     def recipe(self, method: str) -> Recipe:
         return self.recipes.get(method) or RECIPES[method]
@@ -152,7 +154,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     values = read_yaml(path)
     for key, folder in _paths(values):
         values = _set(values, key, str(_relative(path, folder)))
-    return _checked(values, overrides, str(path))
+    is_run = path.name == "config.yaml" and (path.parent / "manifest.json").is_file()
+    return dataclasses.replace(_checked(values, overrides, str(path)), run=path.parent if is_run else None)
 
 
 def find(source: str | Path) -> Path:
@@ -170,7 +173,7 @@ def find(source: str | Path) -> Path:
 
 def dump(config: Config) -> str:
     """YAML from which ``load`` makes the same config. Paths are absolute: the file may be read from elsewhere."""
-    values = dataclasses.asdict(config)
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key != "run"}
     for key, folder in _paths(values):
         values = _set(values, key, str(Path(folder).expanduser().resolve()))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -178,7 +181,7 @@ def dump(config: Config) -> str:
 
 def _paths(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Keys of a config that hold paths, with their values. Task and model names are paths only where they look like one."""
-    found = [(key, values[key]) for key in ("data", "store") if isinstance(values.get(key), str)]
+    found = [(key, values[key]) for key in ("data", "store") if _is_path(values.get(key), always=True)]
     reasoner = values.get("reasoner")
     if isinstance(reasoner, Mapping):
         found += [(f"reasoner.{key}", reasoner[key]) for key in ("script", "model") if _is_path(reasoner.get(key), always=key == "script")]
@@ -193,7 +196,7 @@ def _paths(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _is_path(value: Any, always: bool = False) -> bool:
-    return isinstance(value, str) and (always or value.startswith((".", "/", "~")))
+    return isinstance(value, str) and value != "" and "://" not in value and (always or value.startswith((".", "/", "~")))
 
 
 def _relative(path: Path, folder: str) -> Path:
@@ -217,6 +220,9 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> C
     try:
         config: Config = typed(Config, _floats(values), "")
         _check(config)
+        for key, path in _paths(values):
+            if "\0" in path:
+                raise UserError(f"{key}: {path!r} is no path")
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     return config
@@ -262,8 +268,8 @@ def _check(config: Config) -> None:
             raise UserError(f"methods: unknown method '{method}'; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(known)}")
     for key, names in (("recipes", list(config.recipes)), ("tunables", list(config.tunables))):
         for name in names:  # folders are named after them
-            if name in UNTUNED or not re.fullmatch(r"[\w.-]+", name):
-                raise UserError(f"{key}: '{name}' is no name for one; take letters, digits, _ . - and none of {', '.join(UNTUNED)}")
+            if name in UNTUNED or not re.fullmatch(r"\w[\w.-]{0,49}", name):
+                raise UserError(f"{key}: '{name[:60]}' is no name for one; take letters, digits, _ . - and none of {', '.join(UNTUNED)}")
     positive = {
         "reasoner.max_tokens": config.reasoner.max_tokens,
         "reasoner.max_length": config.reasoner.max_length,
@@ -297,8 +303,16 @@ def _check(config: Config) -> None:
             raise UserError(f"seeds: {seed} is none; take whole numbers from 0 to 2^32 - 1")
     if config.languages == []:
         raise UserError("languages: is empty; leave it out for all")
+    if "" in (config.data, config.store):
+        raise UserError(f"{'data' if config.data == '' else 'store'}: is empty; name a folder, or leave it out")
+    if "" in config.reasoner.stop:
+        raise UserError("reasoner.stop: an empty string would end every rationale before it starts")
     if config.epochs > 10**6:
         raise UserError(f"epochs: {config.epochs} is more than anybody can wait for")
+    if config.tracking_uri is not None:
+        from fiat_ray.tracking import check_uri  # here, because it brings pandas along
+
+        check_uri(config.tracking_uri)
     if "://" in (config.store or ""):
         raise UserError(f"store: {config.store}: object stores are not supported yet; give a folder that all nodes share")
     for key, parts in (("task", config.task), ("methods", config.methods), ("seeds", config.seeds), ("tunables", list(config.tunables))):

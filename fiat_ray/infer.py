@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fiat_ray import artifact, campaign, cluster
+from fiat_ray import campaign, cluster
 from fiat_ray import config as configs
 from fiat_ray.augmented import Example
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.length import Budget, Lengths, measure
 from fiat_ray.models import find, resolve
-from fiat_ray.prepare import context_length, make_reasoner, make_renderer, reasoner_identity
+from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_identity
 from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
@@ -32,15 +32,14 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
     """
     record = run.best_trial(trial)
     config = configs.load(run.path)
-    task = replace(run.folder.load_task(record["task"]), rows=tuple(_row(run.folder.load_task(record["task"]), place, raw) for place, raw in rows))
+    task = run.folder.load_task(record["task"])
+    task = replace(task, rows=tuple(_row(task, place, raw) for place, raw in rows))
     if not task.rows:
         return []
-    spec = _trial(config, record, len(task.rows))
+    spec = _trial(run, config, record)
+    lengths, requests = _measured(config, task, spec, run)
     cluster.connect()
     config = replace(config, where=cluster.resolved(config.where, cluster.unit(config.where)))
-    twin = "" if spec.recipe.instruction_tuned else ".pretrained"
-    _check_hash(run, f"tunables.{spec.tunable}{twin}", resolve(spec.model).hash)
-    lengths, requests = _measured(config, task, spec, run)
     rationales = _rationales(config, requests, run) if spec.recipe.cot == "augmented" else {}
     found = [rationales.get(requests.keys.get(row.id, "")) or {} for row in task.rows]
     examples = [
@@ -58,16 +57,18 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
 def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
     fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
     language = str(raw.get(task.language or "", "und") or "und")
-    return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "")
+    return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "", place)
 
 
-def _trial(config: Config, record: Mapping[str, Any], rows: int) -> campaign.Trial:
+def _trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Trial:
     """What is needed of a trial to infer with it."""
     recipe = Recipe(**record["recipe"])
     tunable = config.tunables[record["tunable"]]
     model = tunable.model if recipe.instruction_tuned else tunable.pretrained
     assert model is not None, "a trial of a pretrained twin has one"
-    length = tunable.max_length or min(4096, context_length(find(model)))
+    key = f"tunables.{record['tunable']}{'' if recipe.instruction_tuned else '.pretrained'}"
+    _check_hash(run, key, resolve(model).hash)
+    length = max_length(key, tunable, find(model))
     who = {key: record[key] for key in ("task", "method", "tunable", "seed", "train_size", "answer_tokens", "fingerprint")}
     tuning: dict[str, Any] = {"learning_rates": (), "batch_size": 1, "epochs": 1, "steps": None, "validations": 1, "validation_rows": 1}
     return campaign.Trial(
@@ -94,7 +95,7 @@ def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tu
         return lengths, scripted_requests(task, lengths, Path(config.reasoner.script or ""))
     model = resolve(config.reasoner.model)
     asking = make_renderer("reasoner", model.folder)
-    budgets.append(Budget("reasoner", asking, _reasoner_length(config), config.reasoner.max_tokens))
+    budgets.append(Budget("reasoner", asking, max_length("reasoner", config.reasoner, model.folder), config.reasoner.max_tokens))
     _check_hash(run, "reasoner", model.hash)
     # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
     lengths = measure(task, budgets, config.exemplars, run.folder.exemplars_shown(task.name))
@@ -103,18 +104,14 @@ def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tu
 
 def _check_hash(run: Run, role: str, found: str) -> None:
     """A tuned adapter means something on the weights it was tuned on only."""
-    expected = artifact.read_json(run.folder.manifest)["models"][role]
+    expected = run.folder.read_manifest()["models"][role]
     if expected["hash"] != found:
         raise UserError(f"{role}: the files of {expected['name']} have changed since this run; put back the ones it was made with")
 
 
-def _reasoner_length(config: Config) -> int:
-    return config.reasoner.max_length or min(8192, context_length(find(config.reasoner.model)))
-
-
 def _rationales(config: Config, requests: Requests, run: Run) -> dict[str, dict[str, Any]]:
     store = Store(run.folder.rationales)
-    length = 0 if config.reasoner.kind == "scripted" else _reasoner_length(config)
+    length = 0 if config.reasoner.kind == "scripted" else max_length("reasoner", config.reasoner, find(config.reasoner.model))
     for _ in reason(requests, store, make_reasoner(config, length), cpus=config.where.cpus or 1, gpus=config.where.gpus or 0):
         pass
     return store.read(requests.distinct)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fiat_ray.errors import UserError
-from fiat_ray.task import Row, Task
+from fiat_ray.task import SPLITS, Row, Task
 
 
 def without_overlap(task: Task) -> Task:
@@ -15,39 +15,29 @@ def without_overlap(task: Task) -> Task:
     An exemplar that is somebody's row is an error in every task.
     """
     _check_exemplars(task)
-    in_test = {row.example for row in task.split("test")}
-    in_validation = {row.example for row in task.split("validation")} - in_test
-    kept: list[Row] = []
-    removed: list[dict[str, str]] = []
+    last: dict[str, Row] = {}
+    """Example → a row of the latest split that holds it."""
     for row in task.rows:
-        overlaps = _overlap(row, in_test, in_validation)
-        if overlaps:
-            removed.append({"id": row.id, "split": row.split, "language": row.language, "overlaps": overlaps})
-        else:
-            kept.append(row)
-    if removed and not task.built_in:
-        first = next(row for row in task.rows if row.id == removed[0]["id"])
+        if _later(row, last.setdefault(row.example, row)):
+            last[row.example] = row
+    overlapping = [(row, last[row.example]) for row in task.rows if _later(last[row.example], row)]
+    if overlapping and not task.built_in:
+        first, same = overlapping[0]
         raise UserError(
-            f"{task.name}: {len(removed)} rows of train or validation are also in a later split (first: {_named(first)} "
-            f"is in {removed[0]['overlaps']}); remove them, or split the rows anew"
+            f"{task.name}: {len(overlapping)} rows of train or validation are also in a later split (first: {first} is the same example as {same}); "
+            "remove them, or split the rows anew"
         )
-    return replace(task, rows=tuple(kept), removed=tuple(removed))
+    gone = {row.id for row, _ in overlapping}
+    removed = [{"id": row.id, "split": row.split, "language": row.language, "overlaps": same.split} for row, same in overlapping]
+    return replace(task, rows=tuple(row for row in task.rows if row.id not in gone), removed=tuple(removed))
 
 
-def _overlap(row: Row, in_test: set[str], in_validation: set[str]) -> str:
-    if row.split != "test" and row.example in in_test:
-        return "test"
-    if row.split == "train" and row.example in in_validation:
-        return "validation"
-    return ""
+def _later(row: Row, other: Row) -> bool:
+    return SPLITS.index(row.split) > SPLITS.index(other.split)
 
 
 def _check_exemplars(task: Task) -> None:
-    exemplars = {tuple(exemplar.fields.items()) for exemplar in task.exemplars}
+    exemplars = {tuple(exemplar.fields.items()): number for number, exemplar in reversed(list(enumerate(task.exemplars, 1)))}
     for row in task.rows:
-        if tuple(row.fields.items()) in exemplars:
-            raise UserError(f"{task.name}: {_named(row)} is also an exemplar; write another exemplar")
-
-
-def _named(row: Row) -> str:
-    return f"row {row.id} of {row.split}, language {row.language}{f' ({row.place})' if row.place else ''},"
+        if number := exemplars.get(tuple(row.fields.items())):
+            raise UserError(f"{task.name}: {row} is also an exemplar, number {number}; write another exemplar")

@@ -91,7 +91,7 @@ def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: 
         if budget.recipes or exemplars <= 1:
             row = next(row for row in rows if row.id == longest)
             raise UserError(
-                f"{task.name}: row {row.id} ({row.split}, {language}) does not fit the {budget.role} even with an empty {task.cut or 'passage'}"
+                f"{task.name}: {row} does not fit the {budget.role} even with an empty {task.cut or 'passage'}"
                 f"{'' if budget.recipes else ' and one exemplar'}: {needed - allowed} tokens too many; raise max_length of the {budget.role}"
             )
         exemplars -= 1

@@ -39,6 +39,8 @@ def find(name: str) -> Path:
     """
     if name == EMBEDDED:
         return _embedded()
+    if not name:
+        raise UserError("model: is empty; give a folder, a name on the hub, or `embedded`")
     folder = Path(name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -58,9 +60,26 @@ def pinned(name: str) -> str:
 
 
 def resolve(name: str) -> Model:
-    """``find`` plus the content hash."""
+    """``find`` plus the content hash. Raises ``UserError`` for weights that are not whole."""
     folder = find(name)
+    _check_weights(folder)
     return Model(name, folder, content_hash(folder))
+
+
+def _check_weights(folder: Path) -> None:
+    """Files that a broken-off copy left short, or left out, would be noticed only when a worker loads them."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="np"):  # reads the header, and compares it with the file's size
+                pass
+        index = folder / "model.safetensors.index.json"
+        parts = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"model {folder}: its weights can't be read ({' '.join(str(error).split())[:200]}); copy it again") from None
+    if missing := sorted(part for part in parts if not (folder / part).is_file()):
+        raise UserError(f"model {folder}: lacks {missing[0]}, which its index names; copy it again")
 
 
 def content_hash(folder: Path) -> str:

@@ -17,7 +17,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
 from fiat_ray.rows import Place, placed_rows, text_field
 from fiat_ray.task import SPLITS, Exemplar, Metric, Row, Task, digest, make_rows, template_fields
-from fiat_ray.task_folder import group_fields
+from fiat_ray.task_folder import group_fields, task_name
 
 FEWEST = 12
 """Fewer rows leave nothing to tune on once validation, test and exemplars are taken."""
@@ -72,8 +72,8 @@ def from_rows(
         cut=cut if cut is not None else _longest(template_fields(template), placed),
         metric=metric or ("accuracy" if labels else "f1"),
         labels=tuple(labels or ()),
-        i_beta=i_beta or _i_beta(template, labels),
-        i_tau=i_tau or _i_tau(labels),
+        i_beta=(i_beta or _i_beta(template, labels)).strip(),
+        i_tau=(i_tau or _i_tau(labels)).strip(),
         exemplars=(),
         rows=(),
         target=target,
@@ -91,8 +91,7 @@ def from_rows(
 
 
 def _check(placed: Placed, name: str, validation_share: float, test_share: float) -> None:
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"name {name!r}: a task's name is of letters, digits, dots, dashes and underscores, because folders are named by it")
+    task_name(name, "Task.from_rows")
     if len(placed) < FEWEST:
         raise UserError(f"{name}: {len(placed)} rows are too few: at least {FEWEST} are needed to tune, to validate and to test")
     if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
@@ -104,6 +103,8 @@ def _check_definition(task: Task) -> None:
         raise UserError(f"{task.name}: cut: '{task.cut}' is no field of the input template {task.input!r}")
     if task.target in template_fields(task.input):
         raise UserError(f"{task.name}: the input template holds the target field '{task.target}': the answer would stand in the question")
+    if taken := sorted({"language", "rationale", "target"}.intersection(template_fields(task.input))):
+        raise UserError(f"{task.name}: field '{taken[0]}' can't stand in the input: exemplars have another of that name; rename it, or give `input`")
     if (task.metric == "accuracy") != bool(task.labels):
         raise UserError(f"{task.name}: metric accuracy goes with labels, f1 with free text")
 
@@ -192,7 +193,8 @@ def _given(task: Task, place: Place, raw: dict[str, Any]) -> Exemplar:
     target = text_field(raw, task.target if task.target in raw else "target", place)
     if task.labels and target not in task.labels:
         raise UserError(f"{place}: target {target!r} is none of the labels {', '.join(task.labels)}")
-    return Exemplar(str(raw.get(task.language or "language", "und")), fields, text_field(raw, "rationale", place), target)
+    language = task.language or "language"
+    return Exemplar(text_field(raw, language, place) if language in raw else "und", fields, text_field(raw, "rationale", place), target)
 
 
 def _with_drafted_exemplars(task: Task, seed: int) -> Task:

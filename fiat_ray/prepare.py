@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fiat_ray import augmented, campaign, models
+from fiat_ray import config as configs
 from fiat_ray.artifact import fingerprint
 from fiat_ray.campaign import Checkpoint, Measured, NotRun, Trial
-from fiat_ray.config import Config
+from fiat_ray.config import Config, ReasonerConfig, TunableConfig
 from fiat_ray.errors import UserError
 from fiat_ray.length import Budget, Lengths, measure
 from fiat_ray.models import Model
@@ -21,9 +22,11 @@ from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, VllmReasoner, 
 from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer
+from fiat_ray.run_folder import RunFolder, place_for
 from fiat_ray.schema import VERSION
 from fiat_ray.task import SPLITS, Row, Task, by_language, limited
 from fiat_ray.task_folder import reader_options
+from fiat_ray.yaml_file import parse_yaml
 
 
 @dataclass
@@ -58,16 +61,37 @@ def make_reasoner(config: Config, max_length: int) -> Callable[[], Reasoner]:
 
 
 def load_tasks(config: Config) -> dict[str, Task]:
-    """The config's tasks with their rows. Of several tasks each gets the options (focus, passages) that it knows."""
+    """The config's tasks with their rows. Of several tasks each gets the options (focus, passages) that it knows.
+
+    The config of a run directory asks for the rows that lie in it, unless something that decides about rows was changed.
+    """
     tasks: dict[str, Task] = {}
     options = {name: value for name, value in {"focus": config.focus, "passages": config.passages}.items() if value is not None}
-    for name in config.task:
-        known = options if len(config.task) == 1 else {option: value for option, value in options.items() if option in reader_options(name)}
-        task = Task.load(name, config.data, languages=config.languages, limit=config.limit, **known)
+    for name, settings in zip(config.task, drawn(config), strict=True):
+        task = RunFolder(config.run).drawn_task(settings) if config.run else None
+        if task is None:
+            known = _known_options(config, name)
+            asked = options if len(config.task) == 1 else {option: value for option, value in options.items() if option in known}
+            task = Task.load(name, config.data, languages=config.languages, limit=config.limit, **asked)
         if task.name in tasks:
             raise UserError(f"task: two tasks are named '{task.name}'; give one another `name:` in its task.yaml")
         tasks[task.name] = task
     return tasks
+
+
+def _known_options(config: Config, task: str) -> list[str]:
+    try:
+        return reader_options(task)
+    except UserError as error:
+        if config.run is None:
+            raise
+        raise UserError(f"{error}; task={config.run / 'task' / Path(task).name} would take the rows of this run") from None
+
+
+def drawn(config: Config) -> list[dict[str, Any]]:
+    """For each task of a config what decides which rows it has; paths absolute, JSON-able."""
+    values = parse_yaml(configs.dump(config))
+    return [{key: values[key] for key in ("data", "languages", "focus", "passages", "limit")} | {"task": task} for task in values["task"]]
 
 
 def _check_splits(tasks: Mapping[str, Task]) -> None:
@@ -82,6 +106,8 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
     """Read, render and measure. ``tasks``: given instead of the config's own (``Task.from_rows``). Raises ``UserError`` for what can't run."""
     tasks = load_tasks(config) if tasks is None else {name: limited(task, config.limit) for name, task in tasks.items()}
     _check_splits(tasks)
+    if config.store:
+        place_for(config.store, "a store")
     found: dict[str, Model] = {}
     budgets: list[Budget] = []
     prepared = Prepared(config, tasks, {}, [], [], {})
@@ -100,10 +126,15 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
 
 def make_renderer(role: str, folder: Path, instruction_tuned: bool = True) -> Renderer:
     """The renderer of the reasoner, which replies with a rationale, or of a tunable, which replies with the answer."""
+    from transformers import AutoConfig
+
     try:
-        return Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {folder}: its config or tokenizer can't be read ({' '.join(str(error).split())[:200]})") from None
+        AutoConfig.from_pretrained(folder)
+        renderer = Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
+        renderer.check()
+    except Exception as error:  # what is in somebody's files raises OSError, ValueError, TypeError, jinja's own, and more
+        raise UserError(f"model {folder}: its config, tokenizer or chat template can't be used ({' '.join(str(error).split())[:200]})") from None
+    return renderer
 
 
 def context_length(folder: Path) -> int:
@@ -123,11 +154,12 @@ def check_full_attention(key: str, folder: Path, length: int) -> None:
         raise UserError(f"{key}: {folder.name} has attention windows, capped logits or other layers, which tuning does not support; choose another")
 
 
-def _bounded(role: str, asked: int | None, folder: Path, most: int) -> int:
+def max_length(key: str, section: ReasonerConfig | TunableConfig, folder: Path) -> int:
+    """Prompt and output together, in tokens, of a model that the config's ``key`` describes: what is asked for, or what it was made for."""
     context = context_length(folder)
-    if asked is not None and asked > context:
-        raise UserError(f"{role}.max_length: {asked} is more than the model's {context} positions")
-    return asked or min(context, most)
+    if section.max_length is not None and section.max_length > context:
+        raise UserError(f"{key}.max_length: {section.max_length} is more than the model's {context} positions")
+    return section.max_length or min(context, 8192 if isinstance(section, ReasonerConfig) else 4096)
 
 
 def _reasoner_budget(config: Config, found: dict[str, Model], budgets: list[Budget], prepared: Prepared) -> Renderer | None:
@@ -138,7 +170,7 @@ def _reasoner_budget(config: Config, found: dict[str, Model], budgets: list[Budg
         return None
     model = found["reasoner"] = models.resolve(config.reasoner.model)
     renderer = make_renderer("reasoner", model.folder)
-    prepared.reasoner_length = _bounded("reasoner", config.reasoner.max_length, model.folder, 8192)
+    prepared.reasoner_length = max_length("reasoner", config.reasoner, model.folder)
     if config.reasoner.max_tokens >= prepared.reasoner_length:
         raise UserError(f"reasoner.max_tokens: {config.reasoner.max_tokens} leaves no room for a prompt in {prepared.reasoner_length} tokens")
     budgets.append(Budget("reasoner", renderer, prepared.reasoner_length, config.reasoner.max_tokens))
@@ -159,7 +191,7 @@ def _tunable_budgets(config: Config, tasks: Mapping[str, Task], found: dict[str,
             key = f"tunables.{name}{'' if tuned else '.pretrained'}"
             model = found[key] = models.resolve(model_name)
             renderer = make_renderer(name, model.folder, tuned)
-            length = _bounded(key, tunable.max_length, model.folder, 4096)
+            length = max_length(key, tunable, model.folder)
             check_full_attention(key, model.folder, length)
             answers = {task.name: _answer_tokens(task, renderer) for task in tasks.values()}
             reserved = (config.reasoner.max_tokens if any(r.cot != "none" for r in recipes) else 0) + max(answers.values()) + 1

@@ -107,6 +107,14 @@ class Renderer:
         before, after = self._around_last((("user", ("",)),), ("input",))
         return Prompt((*before, *content, *after))
 
+    def check(self) -> None:
+        """Raises whatever a broken chat template raises, and ``ValueError`` where prompts would lose what is said, or answers have no end."""
+        turns: tuple[Message, ...] = (("user", ("a",)), ("assistant", ("b",)), ("user", ("c",)))
+        for messages in (turns, turns[:1]):
+            self._around_last(messages, ("input",) * len(messages))
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer names no EOS token")
+
     def target(self, text: str) -> Piece:
         """The supervised tokens: the answer and EOS."""
         return Piece("target", text, (*self.answer_ids(text), self.eos))
@@ -138,6 +146,8 @@ class Renderer:
         slots = iter(range(len(contents)))
         marked = [(role, "".join(f"\ufdd0{next(slots)}\ufdd1" for _ in texts)) for role, texts in messages]
         parts = _SLOT.split(self._template(marked))
+        if [int(number) for number in parts[1::2]] != list(range(len(contents))):
+            raise ValueError("the chat template leaves out, repeats or reorders what is said")
         pieces: list[Piece] = []
         last = 0
         for at, part in enumerate(parts):  # structure, slot number, structure, slot number, …, structure

@@ -29,7 +29,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[Place, dict[str, Any]]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
     yield from parse_rows(str(path), path.read_bytes())
 
 
@@ -168,7 +168,7 @@ def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(content))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{name}: not a Parquet file ({' '.join(str(error).split())[:200]})") from None
-    yield from table.to_pylist()
+        rows = pq.read_table(io.BytesIO(content)).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name}: not a Parquet file, or a damaged one ({' '.join(str(error).split())[:200]})") from None
+    yield from rows

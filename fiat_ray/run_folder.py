@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from fiat_ray import artifact, augmented
 from fiat_ray.augmented import Example
 from fiat_ray.errors import UserError
 from fiat_ray.length import Lengths
-from fiat_ray.task import Exemplar, Task
+from fiat_ray.rows import Place, text_field
+from fiat_ray.task import SPLITS, Row, Task, make_rows
+from fiat_ray.task_folder import read_definition, split_files
+
+DRAWN = "drawn.json"
+"""Completion record of a task's folder in a run."""
+
+ID, GROUP, EXAMPLE = "@id", "@group", "@example"
+"""Fields that a row has in a run's task folder beside its own. No template can name them: they are no identifiers."""
 
 
 class RunFolder:
@@ -21,13 +34,7 @@ class RunFolder:
             raise UserError(f"{path}: a run directory lies on a file system that all nodes share; object stores are not supported yet")
         if str(path) in ("", "."):
             raise UserError("a run directory needs a name; the working folder is none")
-        try:
-            self.path = Path(path).resolve()
-            existing = next(p for p in (self.path, *self.path.parents) if p.exists())
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{str(path)[:200]!r}: a run directory can't be made there ({error})") from None
-        if not existing.is_dir():
-            raise UserError(f"{existing}: is a file; a run directory can't be made there")
+        self.path = place_for(path, "a run directory")
 
     def sweep(self) -> None:
         """Remove what a killed run left half-written. Only under the run's lock: nobody else writes here."""
@@ -41,6 +48,10 @@ class RunFolder:
     @property
     def manifest(self) -> Path:
         return self.path / "manifest.json"
+
+    def read_manifest(self) -> Any:
+        """What ``manifest.json`` holds; None where there is none."""
+        return artifact.read_json(self.manifest, tasks=dict, trials=list, models=dict)
 
     @property
     def scores(self) -> Path:
@@ -63,47 +74,93 @@ class RunFolder:
     def task(self, name: str) -> Path:
         return self.path / "task" / name
 
-    def save_task(self, task: Task, lengths: Lengths) -> None:
-        """Prompts, exemplars, labels and rows as used."""
+    def save_task(self, task: Task, lengths: Lengths, drawn: Mapping[str, Any]) -> None:
+        """A task folder with prompts, exemplars, labels and rows as used; beside it ``rows.parquet``, the rows as rendered, and last ``drawn.json``.
+
+        ``drawn``: what of the config decides which rows there are (see ``prepare.drawn``). A folder that holds just this is left as it is.
+        """
         folder = self.task(task.name)
-        artifact.write_text(folder / "i_beta.txt", task.i_beta + "\n")
-        artifact.write_text(folder / "i_tau.txt", task.i_tau + "\n")
-        lines = [
-            json.dumps({"language": e.language, **e.fields, "rationale": e.rationale, "target": e.target}, ensure_ascii=False) for e in task.exemplars
-        ]
-        artifact.write_text(folder / "exemplars.jsonl", "".join(f"{line}\n" for line in lines))
-        artifact.write_json(folder / "labels.json", list(task.labels))
-        definition = {key: getattr(task, key) for key in ("name", "input", "cut", "metric", "target", "language", "built_in")}
-        artifact.write_json(folder / "task.json", {**definition, "exemplars_shown": lengths.exemplars})
+        spec = {key: getattr(task, key) for key in ("name", "input", "cut", "target", "language", "metric") if getattr(task, key) is not None}
+        spec |= ({"labels": list(task.labels)} if task.labels else {}) | {"group": GROUP, "example": EXAMPLE}
+        files = {
+            "task.yaml": yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=1000),
+            "i_beta.txt": f"{task.i_beta}\n",
+            "i_tau.txt": f"{task.i_tau}\n",
+            "exemplars.jsonl": _lines({"language": e.language, **e.fields, "rationale": e.rationale, "target": e.target} for e in task.exemplars),
+            **{f"{split}.jsonl": _lines(_raw(task, row) for row in task.split(split)) for split in SPLITS},
+        }
+        content = artifact.fingerprint(files, [[lengths.texts[row.id], lengths.cut_characters[row.id]] for row in task.rows])
+        record = {"drawn": drawn, "removed": list(task.removed), "exemplars_shown": lengths.exemplars, "content": content}
+        if artifact.read_json(folder / DRAWN) == record and all((folder / name).is_file() for name in (*files, "rows.parquet")):
+            return
+        (folder / DRAWN).unlink(missing_ok=True)
+        for name, text in files.items():
+            artifact.write_text(folder / name, text)
         augmented.write_rows_of_task(folder / "rows.parquet", task.rows, lengths)
+        artifact.write_json(folder / DRAWN, record)
 
     def load_task(self, name: str) -> Task:
-        """The task as this run used it, without rows (see ``examples``)."""
+        """The task as this run used it, without rows (see ``examples`` and ``drawn_task``)."""
         folder = self.task(name)
-        definition = artifact.read_json(folder / "task.json")
-        if definition is None:
-            raise UserError(f"{folder}: no task '{name}' in this run")
-        definition.pop("exemplars_shown")
-        task = Task(
-            **definition,
-            labels=tuple(artifact.read_json(folder / "labels.json")),
-            i_beta=(folder / "i_beta.txt").read_text("utf-8").removesuffix("\n"),
-            i_tau=(folder / "i_tau.txt").read_text("utf-8").removesuffix("\n"),
-            exemplars=(),
-            rows=(),
-        )
-        exemplars = [json.loads(line) for line in (folder / "exemplars.jsonl").read_text("utf-8").split("\n") if line]
-        known = ("language", "rationale", "target")
-        return replace(
-            task,
-            exemplars=tuple(Exemplar(e["language"], {k: v for k, v in e.items() if k not in known}, e["rationale"], e["target"]) for e in exemplars),
-        )
+        if not (folder / DRAWN).is_file():
+            raise UserError(f"{folder}: no task '{name}' in this run, or one that an older version wrote; run its config again")
+        return read_definition(folder)
+
+    def drawn_task(self, drawn: Mapping[str, Any]) -> Task | None:
+        """The task whose rows were drawn so, with its rows: the same ids, groups and order as in the run. None where the run holds no such rows."""
+        for name in self.read_manifest()["tasks"]:
+            record = artifact.read_json(self.task(name) / DRAWN, drawn=dict, removed=list)
+            if record is not None and record["drawn"] == drawn:
+                task = self.load_task(name)
+                return replace(task, rows=tuple(_row(task, *found) for found in split_files(self.task(name))), removed=tuple(record["removed"]))
+        return None
 
     def exemplars_shown(self, name: str) -> dict[str, int]:
         """Language → how many exemplars its reasoner prompts hold."""
-        return dict(artifact.read_json(self.task(name) / "task.json")["exemplars_shown"])
+        return dict(artifact.read_json(self.task(name) / DRAWN, exemplars_shown=dict)["exemplars_shown"])
 
     def examples(self, task: str, with_rationales: bool) -> list[Example]:
         """Rows of all splits, by id, so that all recipes see them in one order: from the augmented set, or without rationales from the task alone."""
         found = augmented.read(self.augmented(task)) if with_rationales else augmented.read_rows_of_task(self.task(task) / "rows.parquet")
         return sorted(found, key=lambda example: example.id)
+
+
+def place_for(path: str | Path, what: str) -> Path:
+    """The absolute path of a folder that is there or can be made. Raises ``UserError`` where it can't."""
+    try:
+        found = Path(path).expanduser().resolve()
+        str(found).encode()  # others than Python take no lone surrogates
+        existing = next(p for p in (found, *found.parents) if p.exists())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{str(path)[:200]!r}: {what} can't be made there ({' '.join(str(error).split())[:200]})") from None
+    if not existing.is_dir():
+        raise UserError(f"{existing}: is a file; {what} can't be made there")
+    return found
+
+
+def make(folder: Path, what: str) -> None:
+    """Make a folder, and see that files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder}: {what} can't be made there ({error.strerror})") from None
+
+
+def _raw(task: Task, row: Row) -> dict[str, Any]:
+    """A row as a task folder holds it, and beside its fields what it was called and grouped by."""
+    target = row.targets[0] if len(row.targets) == 1 else list(row.targets)
+    language = {task.language: row.language} if task.language else {}
+    return {**row.fields, **language, task.target: target, ID: row.id, GROUP: row.group, EXAMPLE: row.example}
+
+
+def _row(task: Task, place: Place, split: str, raw: dict[str, Any]) -> Row:
+    """The row that ``_raw`` wrote. Read as any task folder's it would have another id and other names for the same groups."""
+    [row] = make_rows(task, [(place, split, raw)], (), ())
+    return replace(row, id=text_field(raw, ID, place), group=text_field(raw, GROUP, place), example=text_field(raw, EXAMPLE, place))
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    """JSON lines. A lone surrogate, which is no UTF-8, is escaped, so that it comes back."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -19,9 +19,9 @@ from fiat_ray import config as configs
 from fiat_ray.collect import collect
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
-from fiat_ray.prepare import Prepared, describe, prepare
+from fiat_ray.prepare import Prepared, describe, drawn, prepare
 from fiat_ray.progress import Console
-from fiat_ray.run_folder import RunFolder
+from fiat_ray.run_folder import RunFolder, make
 from fiat_ray.schedule.trials import Outcome
 from fiat_ray.task import Task
 
@@ -49,8 +49,10 @@ def run_config(
     console.status("reading rows and measuring prompts …")
     prepared = prepare(config, tasks)
     _announce(prepared, console)
+    if config.store:
+        make(Path(config.store), "a store")
     with _only_one(folder):
-        _write_inputs(prepared, folder, command)
+        _write_inputs(prepared, folder, command, console)
         outcome = schedule.execute(prepared, folder, console, stages)
         collect(prepared, folder)
         if "evaluate" in stages:
@@ -72,26 +74,41 @@ def _announce(prepared: Prepared, console: Console) -> None:
         console.line(f"not run: {missing.method} on {missing.task} ({missing.tunable}): {missing.reason}; config key {missing.config_key}")
 
 
-def _write_inputs(prepared: Prepared, folder: RunFolder, command: str) -> None:
+def _write_inputs(prepared: Prepared, folder: RunFolder, command: str, console: Console) -> None:
+    before, described = folder.read_manifest() or {}, describe(prepared)
+    _compare(before, described, folder, console)
     artifact.write_text(folder.config, configs.dump(prepared.config))
-    for name, task in prepared.tasks.items():
-        folder.save_task(task, prepared.lengths[name])
-    before = artifact.read_json(folder.manifest) or {}
-    described = describe(prepared)
+    for (name, task), settings in zip(prepared.tasks.items(), drawn(prepared.config), strict=True):
+        folder.save_task(task, prepared.lengths[name], settings)
     if any(before.get(key) != described[key] for key in ("tasks", "trials")):
         folder.scores.unlink(missing_ok=True)  # of another config; written anew at the end
         shutil.rmtree(folder.path / "untuned", ignore_errors=True)
     folder.sweep()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    same = all(before.get(key) == value for key, value in described.items())
     about = {
         "fiat_ray": versions().get("fiat-ray"),
         "versions": versions(),
         "commit": _commit(),
         "created": before.get("created", now),
-        "command": command,
+        "command": before["command"] if same else command,  # that of a mere rerun says less
         "seeds": prepared.config.seeds,
     }
     artifact.write_json(folder.manifest, about | described)
+
+
+def _compare(before: Mapping[str, Any], described: Mapping[str, Any], folder: RunFolder, console: Console) -> None:
+    """An edited config may use its old run directory, and is told what that makes of the old results. Another task's run is not written over."""
+    tasks, old = described["tasks"], before.get("tasks", {})
+    if old and not tasks.keys() & old.keys():
+        raise UserError(f"{folder.path}: holds a run of {', '.join(old)}, and this config is about {', '.join(tasks)}; give another --out")
+    changed = [name for name in tasks if name in old and old[name]["data"] != tasks[name]["data"]]
+    trials = [trial["name"] for trial in before.get("trials", [])]
+    left = set(trials) - {trial["name"] for trial in described["trials"]}
+    if changed:
+        console.line(f"{', '.join(changed)}: its rows are not those of the last run in {folder.path}")
+    if left:
+        console.line(f"{len(left)} of {len(trials)} trials in {folder.path} are not of this config any more; they are kept, and not shown")
 
 
 def _show(folder: RunFolder, config: Config, console: Console) -> None:
@@ -111,12 +128,8 @@ def _only_one(folder: RunFolder) -> Iterator[None]:
     known = (folder.manifest, folder.path / ".lock")
     if folder.path.is_dir() and any(folder.path.iterdir()) and not any(path.exists() for path in known):
         raise UserError(f"{folder.path}: is not empty, and no run directory; give another --out")
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        opened = (folder.path / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder.path}: a run directory can't be made there ({error.strerror})") from None
-    with opened as lock:
+    make(folder.path, "a run directory")
+    with (folder.path / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -148,11 +161,8 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.folder = RunFolder(path)
-        if not self.folder.manifest.is_file():
+        if self.folder.read_manifest() is None:
             raise UserError(f"{path}: no run directory (it has no manifest.json)")
-        manifest = artifact.read_json(self.folder.manifest)
-        if not isinstance(manifest, dict) or not {"tasks", "trials"} <= set(manifest):
-            raise UserError(f"{self.folder.manifest}: damaged; run the same config again")
 
     @property
     def path(self) -> Path:
@@ -168,8 +178,8 @@ class Run:
     @property
     def trials(self) -> list[dict[str, Any]]:
         """Records of current trials that were tuned."""
-        names = [trial["name"] for trial in artifact.read_json(self.folder.manifest)["trials"]]
-        records = [artifact.read_json(self.folder.trial(name) / "trial.json") for name in names]
+        names = [trial["name"] for trial in self.folder.read_manifest()["trials"]]
+        records = [artifact.read_json(self.folder.trial(name) / "trial.json", task=str, fingerprint=str) for name in names]
         return [record for record in records if record is not None]
 
     def predictions(self, method: str, task: str | None = None, tunable: str | None = None) -> list[list[dict[str, Any]]]:
@@ -222,7 +232,7 @@ class Run:
         return [t for t in trials if t["train_size"] == most]
 
     def _only_task(self) -> str:
-        tasks = list(artifact.read_json(self.folder.manifest)["tasks"])
+        tasks = list(self.folder.read_manifest()["tasks"])
         if len(tasks) > 1:
             raise UserError(f"{self.path}: has several tasks ({', '.join(tasks)}); say which")
         return str(tasks[0])

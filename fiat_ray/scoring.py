@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from fiat_ray.errors import UserError
 from fiat_ray.metrics import averaged_languages, label_scores, named_averages, text_scores
 from fiat_ray.rows import Place, read_rows, text_field
-from fiat_ray.task import Row
+from fiat_ray.task import Row, by_language
 from fiat_ray.task_folder import BUILT_IN, read_task_yaml
 
 Frame = Sequence[Mapping[str, Any]]
@@ -110,14 +110,6 @@ def task_labels(task: str) -> tuple[str, ...]:
         known = ", ".join(sorted(path.parent.name for path in BUILT_IN.glob("*/task.yaml")))
         raise UserError(f"task '{task}': neither a built-in task ({known}) nor a folder with a task.yaml")
     return tuple(str(label) for label in read_task_yaml(definition).get("labels", ()))
-
-
-def by_language(frame: Frame) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows of each language, languages sorted."""
-    languages: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in frame:
-        languages[row["language"]].append(row)
-    return dict(sorted(languages.items()))
 
 
 def _scores(labels: Sequence[str], frame: Frame) -> dict[str, dict[str, float | None]]:

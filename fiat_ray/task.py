@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fiat_ray.errors import UserError
 from fiat_ray.rows import Place, text_field
@@ -43,7 +43,10 @@ class Row:
     example: str
     """Rows that are the same example: must not stand in two splits."""
     place: str = field(default="", compare=False)
-    """File and row number, for messages only."""
+    """File and row number. For messages only: it decides nothing, and no fingerprint holds it."""
+
+    def __str__(self) -> str:
+        return f"{self.place or self.id} ({self.split}, language {self.language})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,7 @@ def without_answer(rationale: str) -> str:
 
 
 def limited(task: Task, limit: Mapping[str, int]) -> Task:
-    """At most ``limit[split]`` rows a language and split, whole groups first, always the same ones.
+    """At most ``limit[split]`` rows a language and split, whole groups first, always the same ones; train, then validation, then test.
 
     Groups are taken in the order of their hash, so a language's draw does not depend on the other languages, translations of one question are
     drawn together, and a smaller draw is a subset of a larger one.
@@ -182,7 +185,7 @@ def limited(task: Task, limit: Mapping[str, int]) -> Task:
         if bound is None or taken[row.split, row.language] < bound:
             taken[row.split, row.language] += 1
             keep.add(row.id)
-    return replace(task, rows=tuple(row for row in task.rows if row.id in keep))
+    return replace(task, rows=tuple(row for split in SPLITS for row in task.split(split) if row.id in keep))
 
 
 def digest(*parts: str) -> str:
@@ -239,8 +242,12 @@ def _key_text(raw: dict[str, Any], name: str, place: Place) -> str:
     return json.dumps(raw[name], ensure_ascii=False, sort_keys=True, default=str)
 
 
-def by_language(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    languages: dict[str, list[Row]] = defaultdict(list)
+X = TypeVar("X", Row, Mapping[str, Any])
+
+
+def by_language(rows: Iterable[X]) -> dict[str, list[X]]:
+    """The rows of each language, languages sorted."""
+    languages: dict[str, list[X]] = defaultdict(list)
     for row in rows:
-        languages[row.language].append(row)
+        languages[row.language if isinstance(row, Row) else row["language"]].append(row)
     return dict(sorted(languages.items()))

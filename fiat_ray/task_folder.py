@@ -25,7 +25,7 @@ BUILT_IN = Path(__file__).parent / "tasks"
 def read_task(name: str | Path, data: str | Path | None, options: dict[str, Any]) -> Task:
     """A task with all rows that its folder, or ``data``, holds. See ``Task.load``, which also guards against leakage and draws the limit."""
     folder, built_in = _folder(name)
-    task = _definition(folder, built_in)
+    task = replace(read_definition(folder), built_in=built_in)
     data = Path(data) if data is not None else (None if built_in else folder)
     return replace(task, rows=tuple(_rows(task, folder, data, options)))
 
@@ -40,17 +40,14 @@ def _folder(name: str | Path) -> tuple[Path, bool]:
     raise UserError(f"task '{name}': neither a built-in task ({known}) nor a folder with a task.yaml")
 
 
-def _definition(folder: Path, built_in: bool) -> Task:
-    """The task without its rows."""
+def read_definition(folder: Path) -> Task:
+    """The task of a folder without its rows."""
     path = folder / "task.yaml"
     spec = read_task_yaml(path)
     labels = tuple(spec.get("labels") or ())
-    name = spec.get("name", folder.resolve().name)
-    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-        raise UserError(f"{path}: name '{name}' is no name for a task; give it a `name:` of letters, digits, _ . and -")
     template_fields(spec["input"], f"{path}: ")
     task = Task(
-        name=name,
+        name=task_name(spec.get("name", folder.resolve().name), path),
         input=spec["input"],
         cut=spec.get("cut"),
         metric=spec.get("metric", "accuracy" if labels else "f1"),
@@ -61,11 +58,19 @@ def _definition(folder: Path, built_in: bool) -> Task:
         rows=(),
         target=spec.get("target", "target"),
         language=spec.get("language"),
-        built_in=built_in,
     )
     if task.cut is not None and task.cut not in template_fields(task.input):
         raise UserError(f"{path}: cut: '{task.cut}' is no field of the input template")
+    if task.target in template_fields(task.input):
+        raise UserError(f"{path}: input: holds the target field '{task.target}': the answer would stand in the question")
     return replace(task, exemplars=tuple(_exemplars(task, folder / "exemplars.jsonl")))
+
+
+def task_name(name: str, origin: str | Path) -> str:
+    """``name``, or ``UserError`` where folders can't be named by it."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UserError(f"{origin}: name {name[:100]!r} is no name for a task; give it a `name` of letters, digits, _ . and -")
+    return name
 
 
 TASK_KEYS = {"name", "input", "cut", "target", "language", "labels", "metric", "group", "example"}
@@ -108,7 +113,10 @@ def group_fields(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def _text_file(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file; it holds the instructions as plain text")
-    return utf8(str(path), path.read_bytes()).strip()
+    text = utf8(str(path), path.read_bytes()).strip()
+    if not text:
+        raise UserError(f"{path}: is empty; it holds the instructions as plain text")
+    return text
 
 
 def _exemplars(task: Task, path: Path) -> Iterator[Exemplar]:
@@ -117,7 +125,8 @@ def _exemplars(task: Task, path: Path) -> Iterator[Exemplar]:
         if task.labels and target not in task.labels:
             raise UserError(f"{place}: target {target!r} is none of the labels {', '.join(task.labels)}")
         fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
-        yield Exemplar(str(raw.get("language", "und")), fields, text_field(raw, "rationale", place), target)
+        language = text_field(raw, "language", place) if "language" in raw else "und"
+        yield Exemplar(language, fields, text_field(raw, "rationale", place), target)
 
 
 def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any]) -> Iterator[Row]:
@@ -130,7 +139,8 @@ def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any]) 
     if unknown := [name for name in options if name not in known]:
         raise UserError(f"{task.name}: unknown option '{unknown[0]}'; this task knows {', '.join(known) or 'none'}")
     group, example = group_fields(read_task_yaml(folder / "task.yaml"))
-    return make_rows(task, _guarded(folder / "task.py", reader, data, options), group, example)
+    found = split_files(data or folder) if reader is split_files else _guarded(folder / "task.py", reader, data, options)
+    return make_rows(task, found, group, example)
 
 
 def _guarded(path: Path, reader: Reader, data: Path | None, options: dict[str, Any]) -> Iterator[tuple[Place, str, dict[str, Any]]]:
@@ -138,10 +148,12 @@ def _guarded(path: Path, reader: Reader, data: Path | None, options: dict[str, A
     try:
         for row in reader(data, **options):
             place, split, raw = row
+            if not isinstance(raw, dict):
+                raise TypeError(f"a row must be a dict, not {type(raw).__name__}")
             yield place, split, raw
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: rows(): {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from fiat_ray.errors import UserError
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.read import Run, read, records
 
@@ -42,6 +44,17 @@ def default_store() -> str:
     return f"sqlite:///{Path.cwd() / 'mlruns' / 'mlflow.db'}"
 
 
+def check_uri(uri: str) -> None:
+    """``UserError`` unless MLflow has stores of this kind, so that a campaign does not learn it at its end. MLflow is not imported for it.
+
+    MLflow 3.17 has no file store any more; SQLite in memory would be gone with the process.
+    """
+    kinds = r"sqlite:///(?!:memory:).+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://[^/]+.*|databricks(://.+)?"
+    if not re.fullmatch(kinds, uri, re.IGNORECASE):
+        shown = re.sub("//[^/]*@", "//…@", uri)[:100]
+        raise UserError(f"tracking_uri: {shown!r} is none of sqlite:///FILE, http(s)://HOST, postgresql://…, mysql://…, mssql://… and databricks")
+
+
 def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
     """Sends a run directory and returns the parent's MLflow run id; None, after one warning, where the store cannot be reached."""
     run = read(run_dir)
@@ -64,7 +77,10 @@ def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
 
 def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
     """MLflow's pages on the right store, on this machine's own address only unless told otherwise; returns the server's exit code."""
-    uri = tracking_uri or default_store()
+    uri = default_store() if tracking_uri is None else tracking_uri
+    check_uri(uri)
+    if not 0 < port < 2**16:
+        raise UserError(f"--port {port}: there are ports from 1 to 65535")
     _prepare(uri)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     artifacts = _artifact_root(uri)

@@ -41,7 +41,8 @@ def typed(kind: Any, value: Any, key: str) -> Any:
 def _dataclass(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{key}: must be a mapping, not {value!r}")
-    annotations = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind)
+    annotations = {item.name: hints[item.name] for item in dataclasses.fields(kind) if item.compare}  # others are no settings
     for name in value:
         if name not in annotations:
             near = difflib.get_close_matches(str(name), list(annotations), 1)

@@ -13,7 +13,7 @@ from test_tasks import attriqa_row, attriqa_tree, packed, qa_tree, write
 from fiat_ray import Task
 from fiat_ray.cli import main
 from fiat_ray.data_validate import describe, validate
-from fiat_ray.report.published import SIZES
+from fiat_ray.report.published import ROWS
 from fiat_ray.task import SPLITS
 
 Rows = list[dict[str, Any]]
@@ -83,7 +83,7 @@ def test_overlap_of_own_rows_is_told_whole_and_then_refused(tmp_path: Path, caps
         ("validation", "test"): [["validation.jsonl, row 5", "test.jsonl, row 1"]],
     }
     assert captured.err.count("\n") == 1
-    assert "3 rows of train or validation are also in a later split" in captured.err and "(train.jsonl, row 5)" in captured.err
+    assert "3 rows of train or validation are also in a later split" in captured.err and "train.jsonl, row 5" in captured.err
     assert found["unfit"] in captured.err and "unfit" in describe(found)
     assert found["removed"] == {split: {} for split in SPLITS}
 
@@ -97,7 +97,7 @@ def test_a_few_places_stand_for_many(tmp_path: Path) -> None:
 
 def test_an_exemplar_that_is_a_row(tmp_path: Path) -> None:
     found = validate(own_task(tmp_path / "mine", test=[*rows("test"), *rows("test", 1, question="any")]))
-    assert "(test.jsonl, row 5), is also an exemplar" in found["unfit"]
+    assert "test.jsonl, row 5 (test, language fi) is also an exemplar" in found["unfit"]
 
 
 def test_a_split_without_rows(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_removed_is_what_the_guard_removes(tmp_path: Path, name: str) -> None:
 
 def test_the_papers_sizes() -> None:
     """Cells of Tables 4 and 5, and their sums."""
-    totals = {task: [sum(counts.values()) for counts in splits.values()] for task, splits in SIZES.items()}
+    totals = {task: [sum(counts.values()) for counts in splits.values()] for task, splits in ROWS.items()}
     assert totals == {"xor_attriqa": [262, 1256, 9462], "xtreme_up_qa": [21706, 12964, 16424]}
-    assert SIZES["xtreme_up_qa"]["test"]["hi"] == 1049 and SIZES["xtreme_up_qa"]["validation"]["te"] == 468
-    assert SIZES["xtreme_up_qa"]["train"]["ar"] == 3159 and SIZES["xor_attriqa"]["validation"]["ja"] == 578
+    assert ROWS["xtreme_up_qa"]["test"]["hi"] == 1049 and ROWS["xtreme_up_qa"]["validation"]["te"] == 468
+    assert ROWS["xtreme_up_qa"]["train"]["ar"] == 3159 and ROWS["xor_attriqa"]["validation"]["ja"] == 578
 
 
 def test_real_attriqa(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

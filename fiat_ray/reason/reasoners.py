@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -68,16 +69,19 @@ def load_script(path: Path) -> Callable[[dict[str, Any]], str]:
     """The function ``reason`` of a Python file."""
     from fiat_ray.errors import UserError
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `reasoner: {{kind: scripted, script: …}}` names a Python file with a function reason(row)")
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"{path}: no such Python file; `reasoner: {{kind: scripted, script: …}}` names one with a function reason(row)")
     spec = importlib.util.spec_from_file_location("fiat_ray_script", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {type(error).__name__} when loaded: {error}") from None
-    if not callable(getattr(module, "reason", None)):
-        raise UserError(f"{path}: defines no function reason(row)")
-    function: Callable[[dict[str, Any]], str] = module.reason
+    function: Callable[[dict[str, Any]], str] | None = getattr(module, "reason", None)
+    try:
+        inspect.signature(function).bind({})  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(f"{path}: defines no function reason(row)") from None
+    assert function is not None
     return function

@@ -114,4 +114,8 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _frame(path: Path, columns: pa.Schema) -> pd.DataFrame:
-    return cast(pd.DataFrame, (pq.ParquetFile(path).read() if path.is_file() else columns.empty_table()).to_pandas())
+    try:
+        table = pq.ParquetFile(path).read() if path.is_file() else columns.empty_table()
+    except pa.ArrowInvalid:
+        raise UserError(f"{path}: damaged; delete it and run again") from None
+    return cast(pd.DataFrame, table.to_pandas())
