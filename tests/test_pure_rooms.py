@@ -11,7 +11,7 @@ import pytest
 import fiat_ray
 
 ROOMS = (
-    *("task", "rows", "recipe", "leakage", "schema", "errors", "metrics", "significance", "scoring", "campaign", "config", "artifact"),
+    *("task", "rows", "recipe", "leakage", "leaks", "schema", "errors", "metrics", "significance", "scoring", "campaign", "config", "artifact"),
     *(f"report.{path.stem}" for path in sorted(Path(fiat_ray.__file__).parent.glob("report/*.py")) if path.stem != "__init__"),
 )
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "mlflow", "transformers")
