@@ -19,15 +19,20 @@ from fiat_ray.yaml_file import read_yaml
 Reader = Callable[..., Iterator[tuple[Place, str, dict[str, Any]]]]
 """``rows(data, **options)``: place, split and raw row of each row."""
 
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
 BUILT_IN = Path(__file__).parent / "tasks"
 
 
-def read_task(name: str | Path, data: str | Path | None, options: dict[str, Any]) -> Task:
-    """A task with all rows that its folder, or ``data``, holds. See ``Task.load``, which also guards against leakage and draws the limit."""
+def read_task(name: str | Path, data: str | Path | None, options: dict[str, Any], change: Change | None = None) -> Task:
+    """A task with all rows that its folder, or ``data``, holds. See ``Task.load``, which also guards against leakage and draws the limit.
+
+    ``change``: what becomes of each raw row before it is checked (see ``leaks``).
+    """
     folder, built_in = _folder(name)
     task = replace(read_definition(folder), built_in=built_in)
     data = Path(data) if data is not None else (None if built_in else folder)
-    return replace(task, rows=tuple(_rows(task, folder, data, options)))
+    return replace(task, rows=tuple(_rows(task, folder, data, options, change)))
 
 
 def _folder(name: str | Path) -> tuple[Path, bool]:
@@ -73,7 +78,7 @@ def task_name(name: str, origin: str | Path) -> str:
     return name
 
 
-TASK_KEYS = {"name", "input", "cut", "target", "language", "labels", "metric", "group", "example"}
+TASK_KEYS = {"name", "input", "cut", "target", "language", "labels", "metric", "group", "example", "annotations"}
 
 
 def read_task_yaml(path: Path) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def read_task_yaml(path: Path) -> dict[str, Any]:
     for key in ("name", "cut", "target", "language"):
         if not isinstance(spec.get(key, ""), str):
             raise UserError(f"{path}: {key}: must be text, not {spec[key]!r}")
-    for key in ("group", "example", "labels"):
+    for key in ("group", "example", "labels", "annotations"):
         parts = [spec[key]] if isinstance(spec.get(key), str) and key != "labels" else spec.get(key, ["", "-"])
         if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
             raise UserError(f"{path}: {key}: must be a list of texts, not {spec[key]!r}; write words such as no and yes in quotes")
@@ -110,6 +115,13 @@ def group_fields(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return group, [example] if isinstance(example, str) else list(example)
 
 
+def gold_fields(name: str | Path) -> list[str]:
+    """Fields of a task's raw rows that no prompt may depend on: the target and the annotations."""
+    spec = read_task_yaml(_folder(name)[0] / "task.yaml")
+    annotations = spec.get("annotations", [])
+    return [spec.get("target", "target"), *([annotations] if isinstance(annotations, str) else annotations)]
+
+
 def _text_file(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file; it holds the instructions as plain text")
@@ -129,7 +141,7 @@ def _exemplars(task: Task, path: Path) -> Iterator[Exemplar]:
         yield Exemplar(language, fields, text_field(raw, "rationale", place), target)
 
 
-def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any]) -> Iterator[Row]:
+def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any], change: Change | None) -> Iterator[Row]:
     reader = _reader(folder)
     parameters = inspect.signature(reader).parameters
     if data is None and parameters["data"].default is inspect.Parameter.empty:
@@ -139,8 +151,8 @@ def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any]) 
     if unknown := [name for name in options if name not in known]:
         raise UserError(f"{task.name}: unknown option '{unknown[0]}'; this task knows {', '.join(known) or 'none'}")
     group, example = group_fields(read_task_yaml(folder / "task.yaml"))
-    found = split_files(data or folder) if reader is split_files else _guarded(folder / "task.py", reader, data, options)
-    return make_rows(task, found, group, example)
+    source = split_files(data or folder) if reader is split_files else _guarded(folder / "task.py", reader, data, options)
+    return make_rows(task, ((place, split, change(raw)) for place, split, raw in source) if change else source, group, example)
 
 
 def _guarded(path: Path, reader: Reader, data: Path | None, options: dict[str, Any]) -> Iterator[tuple[Place, str, dict[str, Any]]]:

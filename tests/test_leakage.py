@@ -1,33 +1,16 @@
-"""What must not leak: an example into a second split, an exemplar into the rows, a gold or annotation field into a prompt."""
+"""What must not leak: an example into a second split, an exemplar into the rows. See test_leaks for gold in prompts."""
 
 from __future__ import annotations
 
-import random
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_tasks import DATA, attriqa_row, attriqa_tree, qa_tree, real_data, write
 
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
-from fiat_ray.rows import read_rows
 from fiat_ray.task import Exemplar, Row, Task
-
-GOLD = {
-    "xor_attriqa": {
-        "ais": "bool",
-        "ais_vote": "text",
-        "intrepetability": "bool",
-        "intrepetability_vote": "text",
-        "prediction_correct": "bool",
-        "answers": "text",
-        "answers_translated_en": "text",
-    },
-    "xtreme_up_qa": {"target": "text"},
-}
-"""Fields of raw rows that no prompt may depend on."""
 
 
 def row(split: str, example: str, number: int = 0) -> Row:
@@ -93,40 +76,8 @@ def test_guard_looks_across_languages(tmp_path: Path) -> None:
     assert [(r["split"], r["language"], r["overlaps"]) for r in task.removed] == [("train", "hi", "test")]
 
 
-def scrambled(name: str, raw: dict[str, Any], chance: random.Random) -> dict[str, Any]:
-    """The raw row with every gold and annotation field replaced, and with some that it lacked."""
-    values = {field: chance.random() < 0.5 if kind == "bool" else f"noise {chance.getrandbits(64):x}" for field, kind in GOLD[name].items()}
-    return raw | values
-
-
-def prompts(task: Task) -> list[tuple[str, str, dict[str, str], str]]:
-    return [(row.split, row.language, row.fields, task.text(row.fields)) for row in task.rows]
-
-
-@pytest.mark.parametrize("name", sorted(GOLD))
-def test_no_prompt_depends_on_gold_or_annotations(tmp_path: Path, name: str) -> None:
-    chance = random.Random(0)
-    tree = attriqa_tree() if name == "xor_attriqa" else qa_tree()
-    noisy = {path: [scrambled(name, raw, chance) for raw in rows] for path, rows in tree.items()}
-    honest, other = Task.load(name, write(tmp_path / "honest", tree)), Task.load(name, write(tmp_path / "noisy", noisy))
-    assert prompts(honest) == prompts(other)
-    assert [row.targets for row in honest.rows] != [row.targets for row in other.rows]
-
-
 @real_data
-@pytest.mark.parametrize("name", sorted(GOLD))
-def test_no_prompt_of_a_real_row_depends_on_gold_or_annotations(tmp_path: Path, name: str) -> None:
-    chance = random.Random(1)
-    paths = sorted(DATA.rglob("in-language/*.jsonl" if name == "xor_attriqa" else "qa_cross_lang/*/[bhs]*.jsonl"))
-    tree = {str(path.relative_to(DATA)): [raw for _, raw in read_rows(path)][:20] for path in paths}
-    noisy = {path: [scrambled(name, raw, chance) for raw in rows] for path, rows in tree.items()}
-    first, second = Task.load(name, write(tmp_path / "honest", tree)), Task.load(name, write(tmp_path / "noisy", noisy))
-    # The guard compares targets too, so a row that it removed would make the two differ.
-    assert not first.removed and prompts(first) == prompts(second)
-
-
-@real_data
-@pytest.mark.parametrize("name", sorted(GOLD))
+@pytest.mark.parametrize("name", ["xor_attriqa", "xtreme_up_qa"])
 def test_exemplars_are_nobodys_rows(name: str) -> None:
     """Neither a question nor a passage of an exemplar is, holds or is held by a row's, in any split."""
     task = Task.load(name, DATA)

@@ -12,7 +12,7 @@ import fiat_ray
 
 ROOMS = (
     *("task", "rows", "recipe", "leakage", "schema", "errors", "metrics", "significance", "gain_slope", "scoring", "campaign", "config", "artifact"),
-    *("draw", "data_fetch", "data_validate"),
+    *("draw", "leaks", "data_fetch", "data_validate"),
     *(f"report.{path.stem}" for path in sorted(Path(fiat_ray.__file__).parent.glob("report/*.py")) if path.stem != "__init__"),
 )
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "mlflow", "transformers")
