@@ -85,9 +85,8 @@ RENAMED = "yield place, split, {'text': f\"{raw['text']} {raw['vote']}\", 'label
         ("{text}", HONEST, False),
         ("{text} {vote}", AS_TEXT, True),
         ("{text}", RENAMED, True),
-        ("{text} {label}", "", True),
     ],
-    ids=["no reader", "honest reader", "annotation in the template", "annotation under another name", "target in the template"],
+    ids=["no reader", "honest reader", "annotation in the template", "annotation under another name"],
 )
 def test_a_task_that_shows_gold_is_caught(tmp_path: Path, renderer: Renderer, template: str, reader: str, caught: bool) -> None:
     folder = own_task(tmp_path / "mine", template, reader=reader)
