@@ -21,6 +21,7 @@ def reason(row):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_all_methods_of_the_paper_run_with_a_pretrained_twin(tiny: Path, tiny_pretrained: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     values = {
