@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself where that is missing or its pins have changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo controls test test-slow lint clean
 
 INSTALLED := .venv/installed
 PYTEST := .venv/bin/python -m pytest --durations=10
@@ -16,6 +16,9 @@ setup: $(INSTALLED)  ## .venv with everything in it, at the pinned versions
 
 demo: $(INSTALLED)  ## the whole method on generated questions with the embedded model, into runs/demo
 	@.venv/bin/fiat-ray run demo
+
+controls: $(INSTALLED)  ## proof that the effects in reports are real, and would be missed were they not; into runs/controls
+	@.venv/bin/python -m benchmarks.controls
 
 test: $(INSTALLED)  ## the tests
 	@$(PYTEST) -m "not slow"

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: Exception, code: int) -> int:
     """One line, whatever stands in a file's name; and a terminal would obey control characters."""
-    print("fiat-ray:", re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error)), file=sys.stderr)
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error))
+    print("fiat-ray:", text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return code
 
 
@@ -70,6 +71,9 @@ EXAMPLES = {
     "report": "report runs/mytask",
     "score": "score --task xtreme_up_qa predictions.jsonl",
     "infer": "infer runs/mytask --input rows.jsonl --output answers.jsonl",
+    "data": "data fetch xor_attriqa ../data",
+    "data fetch": "data fetch xor_attriqa ../data",
+    "data validate": "data validate xor_attriqa --data ../data/xor_attriqa.zip",
     "ui": "ui --port 5001",
     "doctor": "doctor",
 }
@@ -91,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, text: str, *, config: bool = False) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=f"example: fiat-ray {EXAMPLES[name]}")
+        added = _add(commands, name, text)
         added.set_defaults(command=function, parser=added)
         if config:
             added.add_argument("config", metavar="CONFIG", help="a YAML file, the name of a built-in config (demo), or a run directory")
@@ -132,19 +136,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name.rpartition(" ")[2], help=text, description=text, epilog=f"example: fiat-ray {EXAMPLES[name]}"
+    )
+    return added
+
+
 def _data_commands(commands: Any) -> None:
     text = "fetch the official archives of the paper's tasks; check a task's rows"
-    data = commands.add_parser("data", help=text, description=text).add_subparsers(required=True, metavar="fetch|validate")
+    data = _add(commands, "data", text).add_subparsers(required=True, metavar="fetch|validate")
     text = "download a task's official archive, resumed and verified"
-    added = data.add_parser("fetch", help=text, description=text)
-    added.set_defaults(command=_data_fetch)
+    added = _add(data, "data fetch", text)
+    added.set_defaults(command=_data_fetch, parser=added)
     added.add_argument("task", metavar="TASK", help="xor_attriqa or xtreme_up_qa")
     added.add_argument("folder", type=Path, metavar="DIR", help="where the archive goes")
     added.add_argument("--url", help="a mirror of the archive")
     added.add_argument("--sha256", help="what the archive must have (default: as at its first fetch)")
     text = "count a task's rows; find what is twice, empty, or in two splits, with file and row number"
-    added = data.add_parser("validate", help=text, description=text)
-    added.set_defaults(command=_data_validate)
+    added = _add(data, "data validate", text)
+    added.set_defaults(command=_data_validate, parser=added)
     added.add_argument("task", metavar="TASK|FOLDER", help="a built-in task's name, or a task folder")
     added.add_argument("--data", help="folder or archive that holds the rows (default: the task folder)")
     added.add_argument("--json", action="store_true", help="one JSON object instead of text")

@@ -86,18 +86,21 @@ def test_a_task_of_one_undetermined_language_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["xor_attriqa", "xtreme_up_qa"])
-def test_a_built_in_task_runs_again_when_its_data_are_gone(tmp_path: Path, name: str, whole: dict[str, Any]) -> None:
+def test_a_built_in_task_runs_again_when_its_data_are_gone(tmp_path: Path, name: str, whole: dict[str, Any], ray_local: None) -> None:
     tree = attriqa_tree() if name == "xor_attriqa" else qa_tree()
     if name == "xor_attriqa":  # a row that the leakage guard takes out, and one that stands there twice
         tree["xor_attriqa/in-language/val.jsonl"] += [tree["xor_attriqa/in-language/fi.jsonl"][0], attriqa_row(99), attriqa_row(99)]
     data = write(tmp_path / "data", tree)
     limit = {"train": 1, "validation": 2}
-    run = carried_out(tmp_path, task=name, data=str(data), limit=limit, **(whole if name == "xor_attriqa" else {}))
+    (tmp_path / "script.py").write_text("def reason(row):\n    return 'It says so.\\nAnswer: ' + row['targets'][0]\n")
+    reasoned = {"methods": ["majority", "icl"], "reasoner": {"kind": "scripted", "script": str(tmp_path / "script.py")}}
+    run = carried_out(tmp_path, task=name, data=str(data), limit=limit, **(whole | reasoned if name == "xor_attriqa" else {}))
     expected = load_tasks(settings(task=name, data=str(data), limit=limit))[name]
     shutil.rmtree(data)
     assert same(load_tasks(config.load(run))[name], expected)
     assert bool(expected.removed) == (name == "xor_attriqa")
     if name == "xor_attriqa":
+        assert list(run.glob("augmented/*/*/*/*.parquet"))
         check_rerun(run)
     assert same(load_tasks(config.load(run.rename(tmp_path / "elsewhere")))[name], expected)
 

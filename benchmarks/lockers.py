@@ -1,0 +1,75 @@
+"""Questions that only a rationale makes answerable: the task of ``make controls``, and its scripted reasoner.
+
+Everybody has a peg and a locker, and the locker's number is the peg's plus one. The question names a person, the answer is the locker, and the
+rationale tells the peg. Pegs are drawn at random and nobody stands in two splits, so the question alone tells nothing; the rule is nowhere stated,
+so a rationale tells nothing either to who was not tuned with rationales; and no rationale holds the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import Any
+
+from fiat_ray.task import Task
+
+REASONING = ("own", "none", "another")
+"""Whose rationale a row gets: its own, none, or that of another row of its split, which implies another answer."""
+
+SIZES = {"train": 128, "validation": 16, "test": 100}
+PEGS = range(10, 99)
+
+
+def task(training: str) -> Task:
+    """The task whose train and validation rows get the ``training`` kind of rationale; each test row is there once with each kind.
+
+    The kind stands where a task has its language: the script sees it, no prompt shows it, and scores come out by kind.
+    """
+    return Task.from_rows(
+        [row for split in SIZES for row in _rows(split, REASONING if split == "test" else (training,))],
+        name="lockers",
+        input="{question}",
+        target="locker",
+        language="reasoning",
+        group="name",
+        split="split",
+        i_beta="Say on which peg the person's coat hangs.",
+        i_tau="Reply with a number.",
+        exemplars=[],
+    )
+
+
+def _rows(split: str, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for name, peg in pegs(split).items():
+        for kind in kinds:
+            yield {"split": split, "reasoning": kind, "name": name, "question": f"Which locker is {name}'s?", "locker": str(peg + 1)}
+
+
+def reason(row: dict[str, Any]) -> str:
+    """The scripted reasoner: ``reasoner.script`` names this file."""
+    known = pegs(row["split"])
+    name = next(name for name in known if name in row["input"])
+    if row["language"] == "none":
+        return ""
+    if row["language"] == "another":
+        name = random.Random(name).choice([other for other, peg in known.items() if peg not in (known[name], known[name] + 1)])
+    return f"The peg is {known[name]}."
+
+
+@cache
+def pegs(split: str) -> dict[str, int]:
+    """Name → peg of everybody in a split; pegs as equally frequent as can be."""
+    chance = random.Random(f"lockers {split}")
+    numbers = (list(PEGS) * (SIZES[split] // len(PEGS) + 1))[: SIZES[split]]
+    chance.shuffle(numbers)
+    return dict(zip(_names()[split], numbers, strict=True))
+
+
+@cache
+def _names() -> dict[str, list[str]]:
+    syllables = [consonant + vowel for consonant, vowel in product("bdklmnrstv", "aeiou")]
+    chance = random.Random("lockers")
+    drawn = iter(chance.sample(["".join(parts).title() for parts in product(syllables, repeat=3)], sum(SIZES.values())))
+    return {split: [next(drawn) for _ in range(size)] for split, size in SIZES.items()}
