@@ -68,7 +68,8 @@ def test_rows_given_from_python_are_kept_as_they_were(tmp_path: Path, labels: li
     rows += [row | {"lang": "te"} for row in rows[:12]]  # groups over languages, and rows of one group apart from each other
     if labels:
         rows = [row | {"answer": labels[number % 2]} for number, row in enumerate(rows)]
-    task = Task.from_rows(rows, target="answer", language="lang", labels=labels, group="context", i_beta=" Think: \n no\tyes \n")
+    task = Task.from_rows(rows * 2, target="answer", language="lang", labels=labels, group="context", i_beta=" Think: \n no\tyes \n")
+    task = replace(task, rows=tuple(row for row in task.rows if row.id.endswith("-2") or row.split != "train"))  # ids that tell what is not there
     run = carried_out(tmp_path, {"own_task": task})
     again = load_tasks(config.load(run))["own_task"]
     assert same(again, replace(limited(task, {}), built_in=True))
@@ -165,6 +166,21 @@ def test_an_unchanged_task_is_not_written_again(tmp_path: Path) -> None:
         folder.save_task(task, other, settings_of)
         assert times() != before
     assert folder.exemplars_shown("towns") == {"bn": 1}
+
+
+def test_a_broken_off_write_leaves_no_rows_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task.from_rows(questions(), target="answer")
+    run = carried_out(tmp_path, {"own_task": task})
+    how = drawn(config.load(run))[0]
+    assert RunFolder(run).drawn_task(how) is not None
+
+    def broken(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("fiat_ray.augmented.write_rows_of_task", broken)
+    with pytest.raises(OSError):
+        carried_out(tmp_path, {"own_task": Task.from_rows(questions(29), target="answer")})
+    assert RunFolder(run).drawn_task(how) is None
 
 
 def test_a_place_decides_nothing(tiny: Path, tmp_path: Path) -> None:
