@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: Exception, code: int) -> int:
     """One line, whatever stands in a file's name; and a terminal would obey control characters."""
-    print("fiat-ray:", re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error)), file=sys.stderr)
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error))
+    print("fiat-ray:", text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return code
 
 

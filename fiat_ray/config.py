@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -158,7 +159,7 @@ def dump(config: Config) -> str:
     """YAML from which ``load`` makes the same config. Paths are absolute: the file may be read from elsewhere."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key != "run"}
     for key, folder in _paths(values):
-        values = _set(values, key, str(Path(folder).expanduser().resolve()))
+        values = _set(values, key, str(Path(folder).resolve()))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -169,7 +170,7 @@ def _paths(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(reasoner, Mapping):
         found += [(f"reasoner.{key}", reasoner[key]) for key in ("script", "model") if _is_path(reasoner.get(key), always=key == "script")]
     for name, tunable in (values.get("tunables") or {}).items() if isinstance(values.get("tunables"), Mapping) else ():
-        if isinstance(tunable, Mapping):
+        if isinstance(tunable, Mapping) and "." not in str(name):  # a name with a dot is refused later
             found += [(f"tunables.{name}.{key}", tunable[key]) for key in ("model", "pretrained") if _is_path(tunable.get(key))]
     tasks = values.get("task")
     for at, task in enumerate([tasks] if isinstance(tasks, str) else tasks if isinstance(tasks, list) else []):
@@ -183,7 +184,7 @@ def _is_path(value: Any, always: bool = False) -> bool:
 
 
 def _relative(path: Path, folder: str) -> Path:
-    return Path(folder).expanduser() if Path(folder).expanduser().is_absolute() else path.parent / folder
+    return path.parent / os.path.expanduser(folder)
 
 
 def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:
@@ -200,12 +201,14 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> C
     methods = values.get("methods")
     if methods in ("ablations", "leave_one_out"):
         values = {**values, "methods": list(ABLATIONS if methods == "ablations" else LEAVE_ONE_OUT)}
+    for key, path in _paths(values):
+        if "\0" in path:
+            raise UserError(f"{origin}: {key}: {path!r} is no path")
+        if path.startswith("~"):
+            values = _set(values, key, os.path.expanduser(path))
     try:
         config: Config = _typed(Config, _floats(values), "")
         _check(config)
-        for key, path in _paths(values):
-            if "\0" in path:
-                raise UserError(f"{key}: {path!r} is no path")
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     return config
@@ -298,8 +301,8 @@ def _check(config: Config) -> None:
             raise UserError(f"methods: unknown method '{method}'; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(known)}")
     for key, names in (("recipes", list(config.recipes)), ("tunables", list(config.tunables))):
         for name in names:  # folders are named after them
-            if name in UNTUNED or not re.fullmatch(r"\w[\w.-]{0,49}", name):
-                raise UserError(f"{key}: '{name[:60]}' is no name for one; take letters, digits, _ . - and none of {', '.join(UNTUNED)}")
+            if name in UNTUNED or not re.fullmatch(r"\w[\w-]{0,49}", name):
+                raise UserError(f"{key}: '{name[:60]}' is no name for one; take letters, digits, _ - and none of {', '.join(UNTUNED)}")
     positive = {
         "reasoner.max_tokens": config.reasoner.max_tokens,
         "reasoner.max_length": config.reasoner.max_length,

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_run_folder import check_rerun
 
 from fiat_ray import artifact, config, runs, schedule
 from fiat_ray.artifact import read_rows
@@ -123,6 +124,11 @@ def test_unchanged_rerun_starts_nothing(texts: Run, tiny: Path, folder: Path, mo
     monkeypatch.setattr(schedule, "connect", refuse)
     runs.run_config(settings(folder, tiny), texts.path, tasks={"memory": memory_task()}, console=Console(quiet=True))
     assert {path: path.read_bytes() for path in texts.path.rglob("*.parquet")} == before
+
+
+@pytest.mark.vllm
+def test_a_rerun_from_its_own_directory_changes_nothing(texts: Run) -> None:
+    check_rerun(texts.path)
 
 
 @pytest.mark.vllm

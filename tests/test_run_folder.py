@@ -68,7 +68,8 @@ def test_rows_given_from_python_are_kept_as_they_were(tmp_path: Path, labels: li
     rows += [row | {"lang": "te"} for row in rows[:12]]  # groups over languages, and rows of one group apart from each other
     if labels:
         rows = [row | {"answer": labels[number % 2]} for number, row in enumerate(rows)]
-    task = Task.from_rows(rows, target="answer", language="lang", labels=labels, group="context", i_beta=" Think: \n no\tyes \n")
+    task = Task.from_rows(rows * 2, target="answer", language="lang", labels=labels, group="context", i_beta=" Think: \n no\tyes \n")
+    task = replace(task, rows=tuple(row for row in task.rows if row.id.endswith("-2") or row.split != "train"))  # ids that tell what is not there
     run = carried_out(tmp_path, {"own_task": task})
     again = load_tasks(config.load(run))["own_task"]
     assert same(again, replace(limited(task, {}), built_in=True))
@@ -86,18 +87,21 @@ def test_a_task_of_one_undetermined_language_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["xor_attriqa", "xtreme_up_qa"])
-def test_a_built_in_task_runs_again_when_its_data_are_gone(tmp_path: Path, name: str, whole: dict[str, Any]) -> None:
+def test_a_built_in_task_runs_again_when_its_data_are_gone(tmp_path: Path, name: str, whole: dict[str, Any], ray_local: None) -> None:
     tree = attriqa_tree() if name == "xor_attriqa" else qa_tree()
     if name == "xor_attriqa":  # a row that the leakage guard takes out, and one that stands there twice
         tree["xor_attriqa/in-language/val.jsonl"] += [tree["xor_attriqa/in-language/fi.jsonl"][0], attriqa_row(99), attriqa_row(99)]
     data = write(tmp_path / "data", tree)
     limit = {"train": 1, "validation": 2}
-    run = carried_out(tmp_path, task=name, data=str(data), limit=limit, **(whole if name == "xor_attriqa" else {}))
+    (tmp_path / "script.py").write_text("def reason(row):\n    return 'It says so.\\nAnswer: ' + row['targets'][0]\n")
+    reasoned = {"methods": ["majority", "icl"], "reasoner": {"kind": "scripted", "script": str(tmp_path / "script.py")}}
+    run = carried_out(tmp_path, task=name, data=str(data), limit=limit, **(whole | reasoned if name == "xor_attriqa" else {}))
     expected = load_tasks(settings(task=name, data=str(data), limit=limit))[name]
     shutil.rmtree(data)
     assert same(load_tasks(config.load(run))[name], expected)
     assert bool(expected.removed) == (name == "xor_attriqa")
     if name == "xor_attriqa":
+        assert list(run.glob("augmented/*/*/*/*.parquet"))
         check_rerun(run)
     assert same(load_tasks(config.load(run.rename(tmp_path / "elsewhere")))[name], expected)
 
@@ -162,6 +166,21 @@ def test_an_unchanged_task_is_not_written_again(tmp_path: Path) -> None:
         folder.save_task(task, other, settings_of)
         assert times() != before
     assert folder.exemplars_shown("towns") == {"bn": 1}
+
+
+def test_a_broken_off_write_leaves_no_rows_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task.from_rows(questions(), target="answer")
+    run = carried_out(tmp_path, {"own_task": task})
+    how = drawn(config.load(run))[0]
+    assert RunFolder(run).drawn_task(how) is not None
+
+    def broken(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("fiat_ray.augmented.write_rows_of_task", broken)
+    with pytest.raises(OSError):
+        carried_out(tmp_path, {"own_task": Task.from_rows(questions(29), target="answer")})
+    assert RunFolder(run).drawn_task(how) is None
 
 
 def test_a_place_decides_nothing(tiny: Path, tmp_path: Path) -> None:
