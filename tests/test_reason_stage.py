@@ -206,7 +206,7 @@ def test_a_scripts_key_is_of_script_and_row(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        (None, "script.py: no such file"),
+        (None, "script.py: no such Python file"),
         ("x = 1", r"script.py: defines no function reason\(row\)"),
         ("def reason(row:", "script.py: SyntaxError when loaded"),
         ("import no_such_module_here", "script.py: ModuleNotFoundError when loaded: No module named 'no_such_module_here'"),
