@@ -24,6 +24,10 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import tiny_model  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("busy machines", deadline=None)
+settings.load_profile("busy machines")
 
 
 @pytest.fixture(scope="session")
