@@ -54,20 +54,20 @@ def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
 
 def finish(config: Path, out: Path) -> None:
     process = start(config, out)
-    stdout, stderr = process.communicate(timeout=240)
+    stdout, stderr = process.communicate(timeout=480)
     assert process.returncode == 0, stderr.decode()[-2000:]
     assert b"change: to the row above" in stdout
 
 
 def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Signals) -> int:
     process = start(config, out)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not when():
         assert process.poll() is None, process.communicate()[1].decode()[-2000:]
         assert time.monotonic() < deadline, "the moment to interrupt never came"
         time.sleep(0.02)
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     return process.returncode
 
 
