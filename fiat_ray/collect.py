@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fiat_ray import artifact, augmented, predict
-from fiat_ray.augmented import Example
 from fiat_ray.draw import validation_subset
 from fiat_ray.prepare import Prepared
 from fiat_ray.run_folder import RunFolder
@@ -23,8 +22,8 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
         for method, predictions in _untuned(prepared, run, task, "test").items():
             artifact.write_rows(run.untuned(task.name, method), predictions, PREDICTIONS)
             rows += _scored(score_predictions(task.name, task.labels, predictions, icl=method == "icl"), method=method, **who)
+        chosen = {row.id for row in validation_subset(task.split("validation"), prepared.config.validation.rows)}
         for method, predictions in _untuned(prepared, run, task, "validation").items():
-            chosen = {e.id for e in validation_subset(_validation_rows(run, task), prepared.config.validation.rows)}
             scores = score_predictions(task.name, task.labels, [row for row in predictions if row["id"] in chosen])
             means = [score for score in scores if score["language"] == "mean"]
             rows += [{**who, "method": method, "split": "validation", **score} for score in means]
@@ -49,10 +48,6 @@ def _untuned(prepared: Prepared, run: RunFolder, task: Task, split: str) -> dict
 
 def _scored(scores: Sequence[Mapping[str, Any]], **who: Any) -> list[dict[str, Any]]:
     return [{**who, "split": "test", **score} for score in scores]
-
-
-def _validation_rows(run: RunFolder, task: Task) -> list[Example]:
-    return [example for example in run.examples(task.name, with_rationales=False) if example.split == "validation"]
 
 
 def _validation(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
 from fiat_ray.metrics import FULL
 from fiat_ray.report import published
-from fiat_ray.task import SPLITS, Row, Task
+from fiat_ray.task import SPLITS, Row, Task, check_splits, count_by_language
 from fiat_ray.task_folder import read_task
 
 FIRST = 3
@@ -38,12 +38,12 @@ def validate(name: str | Path, data: str | Path | None = None) -> dict[str, Any]
     return {
         "task": task.name,
         "data": str(source) if source else None,
-        "rows": {split: _by_language(task.split(split)) for split in SPLITS},
+        "rows": {split: count_by_language(task.split(split)) for split in SPLITS},
         "paper_rows": published.ROWS.get(task.name) if task.built_in else None,
         "splits": {split: _split(task.split(split)) for split in SPLITS},
-        "labels": {split: {label: _by_language(rows) for label, rows in _by_label(task, split)} for split in SPLITS} if task.labels else None,
+        "labels": {split: {label: count_by_language(rows) for label, rows in _by_label(task, split)} for split in SPLITS} if task.labels else None,
         "overlaps": [_overlap(task, early, late) for early, late in combinations(SPLITS, 2)],
-        "removed": {split: _by_language(row for row in task.rows if row.id in removed and row.split == split) for split in SPLITS},
+        "removed": {split: count_by_language(row for row in task.rows if row.id in removed and row.split == split) for split in SPLITS},
         "empty": list(_empty(task)),
         "notes": list(_notes(task)),
         "unfit": unfit,
@@ -56,17 +56,14 @@ def _relative(place: str, source: Path | None) -> str:
 
 def _guard(task: Task) -> tuple[set[str], str]:
     """(ids of rows that the leakage guard removes, why a campaign would refuse the task)."""
+    removed: set[str] = set()
     try:
         guarded = without_overlap(task)
+        removed = {row["id"] for row in guarded.removed}
+        check_splits(guarded)
     except UserError as error:
-        return set(), str(error)
-    empty = [split for split in SPLITS if not guarded.split(split)]
-    unfit = f"{task.name}: no rows in split {empty[0]}; a campaign trains on train, selects on validation and scores test" if empty else ""
-    return {row["id"] for row in guarded.removed}, unfit
-
-
-def _by_language(rows: Iterable[Row]) -> dict[str, int]:
-    return dict(sorted(Counter(row.language for row in rows).items()))
+        return removed, str(error)
+    return removed, ""
 
 
 def _by_label(task: Task, split: str) -> Iterator[tuple[str, list[Row]]]:

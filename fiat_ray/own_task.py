@@ -16,7 +16,7 @@ from typing import Any
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
 from fiat_ray.rows import Place, placed_rows, text_field
-from fiat_ray.task import SPLITS, Exemplar, Metric, Row, Task, digest, make_rows, template_fields
+from fiat_ray.task import Exemplar, Metric, Row, Task, check_splits, digest, make_rows, template_fields
 from fiat_ray.task_folder import group_fields, task_name
 
 FEWEST = 12
@@ -86,8 +86,11 @@ def from_rows(
     task = replace(task, rows=tuple(_rows(task, placed, split, keys, seed, (validation_share, test_share))))
     if exemplars is not None:
         task = replace(task, exemplars=tuple(_given(task, place, raw) for place, raw in placed_rows(exemplars)))
-        return _complete(without_overlap(task))
-    return _complete(_with_drafted_exemplars(without_overlap(task), seed))
+        task = without_overlap(task)
+    else:
+        task = _with_drafted_exemplars(without_overlap(task), seed)
+    check_splits(task)
+    return task
 
 
 def _check(placed: Placed, name: str, validation_share: float, test_share: float) -> None:
@@ -107,13 +110,6 @@ def _check_definition(task: Task) -> None:
         raise UserError(f"{task.name}: field '{taken[0]}' can't stand in the input: exemplars have another of that name; rename it, or give `input`")
     if (task.metric == "accuracy") != bool(task.labels):
         raise UserError(f"{task.name}: metric accuracy goes with labels, f1 with free text")
-
-
-def _complete(task: Task) -> Task:
-    for split in SPLITS:
-        if not task.split(split):
-            raise UserError(f"{task.name}: no rows in split {split}; a campaign trains on train, selects on validation and scores test")
-    return task
 
 
 # Template

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder, place_for
 from fiat_ray.schema import VERSION
-from fiat_ray.task import SPLITS, Row, Task, by_language, limited
+from fiat_ray.task import SPLITS, Task, check_splits, count_by_language, limited
 from fiat_ray.task_folder import reader_options
 from fiat_ray.yaml_file import parse_yaml
 
@@ -94,18 +93,11 @@ def drawn(config: Config) -> list[dict[str, Any]]:
     return [{key: values[key] for key in ("data", "languages", "focus", "passages", "limit")} | {"task": task} for task in values["task"]]
 
 
-def _check_splits(tasks: Mapping[str, Task]) -> None:
-    for task in tasks.values():
-        for split in SPLITS:
-            if not task.split(split):
-                left = f" ({len(task.removed)} rows were left out, because they stand in a later split too)" if task.removed else ""
-                raise UserError(f"{task.name}: no rows in split {split}{left}; a campaign trains on train, selects on validation and scores test")
-
-
 def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared:
     """Read, render and measure. ``tasks``: given instead of the config's own (``Task.from_rows``). Raises ``UserError`` for what can't run."""
     tasks = load_tasks(config) if tasks is None else {name: limited(task, config.limit) for name, task in tasks.items()}
-    _check_splits(tasks)
+    for task in tasks.values():
+        check_splits(task)
     if config.store:
         place_for(config.store, "a store")
     found: dict[str, Model] = {}
@@ -260,7 +252,7 @@ def _describe_task(task: Task, lengths: Lengths) -> dict[str, Any]:
         "languages": task.languages,
         "metric": task.metric,
         "labels": list(task.labels),
-        "rows": {split: _counts(task.split(split)) for split in ("train", "validation", "test")},
+        "rows": {split: count_by_language(task.split(split)) for split in SPLITS},
         "groups": {split: len({row.group for row in task.split(split)}) for split in ("train", "validation", "test")},
         "removed": list(task.removed),
         "cut": dict(lengths.cut),
@@ -268,7 +260,3 @@ def _describe_task(task: Task, lengths: Lengths) -> dict[str, Any]:
         "exemplars": lengths.exemplars,
         "prompts": fingerprint(task.i_beta, task.i_tau, [asdict(e) for e in task.exemplars]),
     }
-
-
-def _counts(rows: tuple[Row, ...]) -> dict[str, int]:
-    return dict(Counter({language: len(found) for language, found in by_language(rows).items()}))

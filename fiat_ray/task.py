@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from fiat_ray.errors import UserError
 from fiat_ray.rows import Place, text_field
@@ -242,12 +242,29 @@ def _key_text(raw: dict[str, Any], name: str, place: Place) -> str:
     return json.dumps(raw[name], ensure_ascii=False, sort_keys=True, default=str)
 
 
-X = TypeVar("X", Row, Mapping[str, Any])
+class HasLanguage(Protocol):
+    @property
+    def language(self) -> str: ...
+
+
+X = TypeVar("X", bound=HasLanguage | Mapping[str, Any])
 
 
 def by_language(rows: Iterable[X]) -> dict[str, list[X]]:
     """The rows of each language, languages sorted."""
     languages: dict[str, list[X]] = defaultdict(list)
     for row in rows:
-        languages[row.language if isinstance(row, Row) else row["language"]].append(row)
+        languages[row["language"] if isinstance(row, Mapping) else row.language].append(row)
     return dict(sorted(languages.items()))
+
+
+def count_by_language(rows: Iterable[Row]) -> dict[str, int]:
+    return {language: len(found) for language, found in by_language(rows).items()}
+
+
+def check_splits(task: Task) -> None:
+    """Raises ``UserError`` for a split without rows."""
+    for split in SPLITS:
+        if not task.split(split):
+            left = f" ({len(task.removed)} rows were left out, because they stand in a later split too)" if task.removed else ""
+            raise UserError(f"{task.name}: no rows in split {split}{left}; a campaign trains on train, selects on validation and scores test")

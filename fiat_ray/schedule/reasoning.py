@@ -32,13 +32,11 @@ class Reasoning:
         self._watch: Watch | None = None
         self._to_start = wanted and bool(prepared.requests)
         self._running = False
-        self.sealed = all(augmented.read_seal(run.augmented(task), prepared.asked(task)) for task in prepared.requests)
+        self.sealed = not self._to_start and all(augmented.read_seal(run.augmented(task), prepared.asked(task)) for task in prepared.requests)
         """Whether what trials with CoT need is there."""
-        if self._to_start:
-            self.sealed = False
-            if {key for requests in prepared.requests.values() for key in requests.distinct} <= self._store.finished():
-                self._to_start = False
-                self._seal()
+        if self._to_start and {key for requests in prepared.requests.values() for key in requests.distinct} <= self._store.finished():
+            self._to_start = False
+            self._seal()
 
     @property
     def unfinished(self) -> bool:
