@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def read_json(path: Path, **kinds: type) -> Any:
+def read_json(path: Path, **kinds: type | tuple[type, ...]) -> Any:
     """The JSON in ``path``, or None where it is not there (yet). ``kinds``: keys that it holds, and of which type their values are."""
     try:
         value = json.loads(path.read_text("utf-8")) if path.is_file() else None

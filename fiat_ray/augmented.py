@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
+from fiat_ray import schema
 from fiat_ray.artifact import fingerprint, read_json, read_rows, write_json, write_rows
 from fiat_ray.length import Lengths
 from fiat_ray.schema import AUGMENTED, ROWS
@@ -57,7 +58,7 @@ def asked(rows: Sequence[Row], lengths: Lengths, keys: Mapping[str, str]) -> str
 
 def read_seal(folder: Path, question: str | None = None) -> dict[str, Any] | None:
     """The seal of a set; None where it is not sealed, or sealed for something else than ``question`` (see ``asked``)."""
-    found = read_json(folder / SEAL)
+    found = read_json(folder / SEAL, **schema.SEAL)
     return found if found is not None and question in (None, found.get("asked")) else None
 
 

@@ -9,7 +9,7 @@ from fiat_ray import artifact, augmented, predict
 from fiat_ray.draw import validation_subset
 from fiat_ray.prepare import Prepared
 from fiat_ray.run_folder import RunFolder
-from fiat_ray.schema import PREDICTIONS, SCORES
+from fiat_ray.schema import PREDICTIONS, SCORES, TRIAL
 from fiat_ray.scoring import majority_predictions, score_predictions
 from fiat_ray.task import Task
 
@@ -32,7 +32,7 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
         scores = artifact.read_json(folder / "scores.json")
         if scores is not None:
             rows += _scored(scores, **{key: getattr(trial, key) for key in ("task", "method", "tunable", "seed", "train_size")})
-            rows += _validation(artifact.read_json(folder / "trial.json"))
+            rows += _validation(artifact.read_json(folder / "trial.json", **TRIAL))
     artifact.write_rows(run.scores, rows, SCORES)
     return rows
 

@@ -23,6 +23,7 @@ from fiat_ray.prepare import Prepared, describe, drawn, prepare
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder, make
 from fiat_ray.schedule.trials import Outcome
+from fiat_ray.schema import TRIAL
 from fiat_ray.task import Task
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Run:
     def trials(self) -> list[dict[str, Any]]:
         """Records of current trials that were tuned."""
         names = [trial["name"] for trial in self.folder.read_manifest()["trials"]]
-        records = [artifact.read_json(self.folder.trial(name) / "trial.json", task=str, fingerprint=str) for name in names]
+        records = [artifact.read_json(self.folder.trial(name) / "trial.json", **TRIAL) for name in names]
         return [record for record in records if record is not None]
 
     def predictions(self, method: str, task: str | None = None, tunable: str | None = None) -> list[list[dict[str, Any]]]:

@@ -1,6 +1,8 @@
-"""The columns of every Parquet file of a run. Types are Arrow's; a reader may rely on names, types and order."""
+"""The columns of every Parquet file of a run, and the fields of its JSON records. A reader may rely on names, types and the order of columns."""
 
 from __future__ import annotations
+
+from types import NoneType
 
 import pyarrow as pa
 
@@ -75,3 +77,37 @@ SCORES = pa.schema(
         ("n", pa.int64()),
     ]
 )
+
+Kinds = dict[str, type | tuple[type, ...]]
+_NUMBER_OR_NONE = (int, float, NoneType)
+
+TRIAL: Kinds = {
+    "name": str,
+    "task": str,
+    "method": str,
+    "tunable": str,
+    "seed": int,
+    "train_size": int,
+    "fingerprint": str,
+    "answer_tokens": int,
+    "recipe": dict,
+    "augmented": (str, NoneType),  # fingerprint of the sealed set that was trained on; None without rationales
+    "learning_rate": float,
+    "learning_rates_tried": list,
+    "step": int,  # the chosen one
+    "steps": int,
+    "kept_step_0": bool,
+    "selection_metric": str,
+    "selection_value": _NUMBER_OR_NONE,
+    "validation": dict,  # metric → 0–100 at the chosen step
+    "validation_rows": int,
+    "train_groups": int,
+    "tokens": int,
+    "supervised_tokens": int,
+    "seconds": (int, float),
+    "gpus": int,
+}
+"""``trial.json``, the completion record of a tuning."""
+
+SEAL: Kinds = {"fingerprint": str, "asked": str, "rows": int, "status": dict}
+"""``_manifest.json``, the completion record of an augmented set."""

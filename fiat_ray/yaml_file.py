@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fiat_ray.errors import UserError
+
+MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,6 +40,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str) -> Any:
     """A YAML value. Raises ``ValueError`` with one line for whatever is wrong with the text."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
+    # Aliases of aliases: a few lines that stand for billions of values.
+    if next(islice(_parts(value), MOST_VALUES, None), None) is not None:
+        raise ValueError(f"holds more than {MOST_VALUES:,} values, aliases counted as what they stand for")
+    return value
+
+
+def _parts(value: Any) -> Iterator[bool]:
+    """One item for each value in ``value``."""
+    yield True
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(part)

@@ -127,14 +127,22 @@ class Run:
         write(folder / "history.parquet", schema.HISTORY, self.history(right))
         details = {
             "recipe": vars(recipe),
+            "answer_tokens": 8,
+            "augmented": None,
             "learning_rate": LEARNING_RATES[1],
+            "learning_rates_tried": list(LEARNING_RATES),
             "step": 8,
             "steps": 12,
             "kept_step_0": False,
             "selection_metric": "auc_pr" if self.labels else "f1",
             "selection_value": 10.0 + 4 * right,
+            "validation": {},
+            "validation_rows": 4,
+            "train_groups": 4,
+            "tokens": 5678,
             "supervised_tokens": 1234,
             "seconds": 12.5,
+            "gpus": 0,
         }
         (folder / "trial.json").write_text(json.dumps(which | details))
         weights = folder / ("adapter" if recipe.peft else "checkpoint")

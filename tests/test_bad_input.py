@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_cli import config_file, own_task, refused
 
-from fiat_ray import cli, runs
+from fiat_ray import cli, runs, schema
 from fiat_ray.progress import Console
 
 ROW = {"question": "q", "context": "c", "target": "t", "language": "en"}
@@ -107,6 +107,7 @@ def test_help_ends_with_an_example(capsys: pytest.CaptureFixture[str], command: 
         (b"task: " + b"[" * 1200, "not valid YAML"),
         (b"task: &a [*a]\n", "recursive"),
         (b"task: t\nreasoner: &a {model: *a}\n", "recursive"),
+        (b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40)), "more than 100,000 values"),
         (b"task: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
         (b"task: t\nbatch_size: " + b"9" * 5000, "not valid YAML"),
         (b"task: 2020-01-01\n", "task: must be a list"),
@@ -385,10 +386,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     path = config_file(folder, task=str(own_task(folder)), limit={}, methods=["no_cot"], tunables={"xs": {"model": str(tiny)}})
     done, _ = runs.run_config(cli_config(path), folder / "out", stages=("reason",), console=Console(quiet=True))
     [trial] = json.loads((done.path / "manifest.json").read_text())["trials"]
-    record = {**trial, "recipe": {"cot": "none"}, "answer_tokens": 8, "selection_value": 1.0}
+    record = {name: _empty(kind) for name, kind in schema.TRIAL.items()}
+    record |= {**trial, "recipe": {"cot": "none"}, "answer_tokens": 8, "selection_value": 1.0}
     (done.path / "trials" / trial["name"]).mkdir(parents=True)
     (done.path / "trials" / trial["name"] / "trial.json").write_text(json.dumps(record))
     return done.path
+
+
+def _empty(kind: type | tuple[type, ...]) -> Any:
+    return kind() if isinstance(kind, type) else kind[-1]()
 
 
 def cli_config(path: Path) -> Any:
@@ -429,6 +435,18 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     rows.write_text(line(ROW))
     more = ["--input", str(rows), "--output", str(tmp_path / "answers.jsonl")] if command == "infer" else []
     assert f"{damaged}/manifest.json: damaged" in refused(capsys, command, str(damaged), *more)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"fingerprint": null}'])
+@pytest.mark.parametrize("command", ["plan", "report", "infer"])
+def test_a_damaged_trial_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path, command: str, content: str) -> None:
+    damaged = Path(shutil.copytree(run, tmp_path / "run"))
+    [record] = damaged.glob("trials/*/trial.json")
+    record.write_text(content)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(line(ROW))
+    more = ["--input", str(rows), "--output", str(tmp_path / "answers.jsonl")] if command == "infer" else []
+    assert f"{record}: damaged" in refused(capsys, command, str(damaged), *more)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Run:
     @cached_property
     def trials(self) -> list[dict[str, Any]]:
         """The manifest's trials, each with its ``trial.json`` where it is tuned, as ``tuned`` says."""
-        records = [read_json(self.path / "trials" / trial["name"] / "trial.json") for trial in self.manifest["trials"]]
+        records = [read_json(self.path / "trials" / trial["name"] / "trial.json", **schema.TRIAL) for trial in self.manifest["trials"]]
         return [trial | (record or {}) | {"tuned": record is not None} for trial, record in zip(self.manifest["trials"], records, strict=True)]
 
     @property

@@ -10,6 +10,7 @@ from fiat_ray import artifact, augmented
 from fiat_ray.campaign import Trial, needs_rationales
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.schema import TRIAL
 
 TRIES = 2
 """A failed trial is tried once more."""
@@ -25,7 +26,7 @@ class Outcome:
 
 def tuned(run: RunFolder, trial: Trial) -> bool:
     """Whether a trial is finished, on the rationales that are there now: those that failed before may have come since."""
-    record = artifact.read_json(run.trial(trial.name) / "trial.json")
+    record = artifact.read_json(run.trial(trial.name) / "trial.json", **TRIAL)
     if record is None or record["fingerprint"] != trial.fingerprint:
         return False
     seal = augmented.read_seal(run.augmented(trial.task))
