@@ -172,11 +172,14 @@ def find(source: str | Path) -> Path:
     raise UserError(f"config '{source}': no such file, run directory or built-in config ({known})")
 
 
-def dump(config: Config) -> str:
-    """YAML from which ``load`` makes the same config. Paths are absolute: the file may be read from elsewhere."""
+def dump(config: Config, folder: Path | None = None) -> str:
+    """YAML from which ``load`` makes the same config, wherever the file lies. Paths are absolute, but those below ``folder``, which is the file's
+    own and may be moved as a whole."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key != "run"}
-    for key, folder in _paths(values):
-        values = _set(values, key, str(Path(folder).resolve()))
+    for key, named in _paths(values):
+        path = Path(named).resolve()
+        below = folder is not None and path.is_relative_to(folder)
+        values = _set(values, key, f"./{path.relative_to(folder)}" if below and folder else str(path))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from fiat_ray import artifact, augmented
 from fiat_ray.augmented import Example
+from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.length import Lengths
 from fiat_ray.rows import Place, text_field
@@ -73,6 +74,17 @@ class RunFolder:
 
     def task(self, name: str) -> Path:
         return self.path / "task" / name
+
+    def keep_script(self, config: Config) -> Config:
+        """Copies a scripted reasoner into the run, which needs it to be run again. Returns the config that names the copy."""
+        script = config.reasoner.script
+        if script is None:
+            return config
+        kept = self.path / "reasoner.py"
+        if Path(script).resolve() != kept:
+            with artifact.replacing(kept) as temporary:
+                shutil.copyfile(script, temporary)
+        return replace(config, reasoner=replace(config.reasoner, script=str(kept)))
 
     def save_task(self, task: Task, lengths: Lengths, drawn: Mapping[str, Any]) -> None:
         """A task folder with prompts, exemplars, labels and rows as used; beside it ``rows.parquet``, the rows as rendered, and last ``drawn.json``.

@@ -78,7 +78,7 @@ def _announce(prepared: Prepared, console: Console) -> None:
 def _write_inputs(prepared: Prepared, folder: RunFolder, command: str, console: Console) -> None:
     before, described = folder.read_manifest() or {}, describe(prepared)
     _compare(before, described, folder, console)
-    artifact.write_text(folder.config, configs.dump(prepared.config))
+    artifact.write_text(folder.config, configs.dump(folder.keep_script(prepared.config), folder.path))
     for (name, task), settings in zip(prepared.tasks.items(), drawn(prepared.config), strict=True):
         folder.save_task(task, prepared.lengths[name], settings)
     if any(before.get(key) != described[key] for key in ("tasks", "trials")):

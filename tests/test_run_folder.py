@@ -197,6 +197,21 @@ def test_a_place_decides_nothing(tiny: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
+def test_a_script_is_kept_and_its_rationales_are_known_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("# ভাষা\ndef reason(row):\n    return 'Answer: x'\n", "utf-8")
+    reasoner = {"kind": "scripted", "script": str(script)}
+    run = carried_out(tmp_path, {"own_task": Task.from_rows(questions(), target="answer")}, reasoner=reasoner, methods=["icl"])
+    keys = prepare(config.load(run)).requests["own_task"].keys
+    script.unlink()
+    moved = run.rename(tmp_path / "moved")
+    again = config.load(moved)
+    assert again.reasoner.script == str(moved / "reasoner.py")
+    assert prepare(again).requests["own_task"].keys == keys
+    runs.run_config(again, moved, stages=(), console=Console(quiet=True))
+    assert prepare(config.load(moved)).requests["own_task"].keys == keys
+
+
 def test_another_tasks_run_is_not_written_over(tmp_path: Path) -> None:
     run = carried_out(tmp_path, {"own_task": Task.from_rows(questions(), target="answer")})
     before = contents(run)
