@@ -1,8 +1,8 @@
 """Controls: are the effects that reports show real, and would the software notice if they were not? Run by ``make controls``.
 
 A positive and a negative control of CoT-augmented tuning with three mutants of it, a control of instructions before tuning, and one of the leakage
-guard; all with the embedded model as tunable, through the same code as any campaign. What was found goes into ``runs/controls/controls.json``, beside
-the campaigns with their reports; the last line on standard output is one JSON object. Exit code 1 where a bound does not hold.
+guard; all with the embedded model as tunable, through the same code as any campaign. What was found goes into ``controls.json`` of the positive
+control's run, ``runs/controls/own``, whose report shows it; the last line on standard output is one JSON object. Exit code 1 where a claim fails.
 
 CoT (paper §2.3, Table 3): on ``lockers`` the answer needs a fact that only the row's own rationale tells. Rationales of their own, none, or those of
 other rows in training (three campaigns) × the same in test (three kinds of test rows) give the gain over ``no_cot`` and all its controls:
@@ -21,7 +21,7 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from fiat_ray import artifact, models
 from fiat_ray.augmented import Example
 from fiat_ray.leaks import leaking_rows
 from fiat_ray.prepare import prepare
+from fiat_ray.progress import Console
+from fiat_ray.report import page
+from fiat_ray.report.controls import CONTROLS
 from fiat_ray.runs import versions
 from fiat_ray.significance import Comparison, compare
 
@@ -44,6 +47,14 @@ NOTES = {
 }
 ASKED_IN = ["el", "id", "ru", "sw"]
 """Languages of the country facts, which cost the tunable's tokenizer the fewest tokens."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    text: str
+    holds: bool
+    found: Comparison | None
+    """What it is about; None: no difference."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +85,19 @@ class Controls:
             "seeds": self.gain.n_seeds[0],
         }
 
-    def bounds(self) -> dict[str, bool]:
-        """Each claim, and whether it holds."""
+    def claims(self) -> list[Claim]:
         gain, half = _known(self.gain.difference), _known(self.gain.difference) / 2
-        return {
-            "own rationales gain at least 20 points": gain >= 20,
-            "p of that gain is below 0.01": _known(self.gain.p) < 0.01,
-            "rationales of other rows gain at most 5 points (upper end)": _known(self.shuffled.high) <= 5,
-            "own rationales gain more than those (lower end)": _known(self.apart.low) > 0,
-            "dropped in training, they lose at least half of the gain": _known(self.no_train.difference) <= half,
-            "dropped at inference, they lose at least half of it": _known(self.no_infer.difference) <= half,
-            "shuffled at inference, they lose at least half of it": _known(self.shuffled_infer.difference) <= half,
-            "instructions help before tuning (lower end)": _known(self.instructions.low) > 0,
-            "the leakage check catches a leak, and only that": self.leak_caught,
-        }
+        return [
+            Claim("own rationales gain at least 20 points", gain >= 20, self.gain),
+            Claim("p of that gain is below 0.01", _known(self.gain.p) < 0.01, self.gain),
+            Claim("rationales of other rows gain at most 5 points (upper end)", _known(self.shuffled.high) <= 5, self.shuffled),
+            Claim("own rationales gain more than those (lower end)", _known(self.apart.low) > 0, self.apart),
+            Claim("dropped in training, they lose at least half of the gain", _known(self.no_train.difference) <= half, self.no_train),
+            Claim("dropped at inference, they lose at least half of it", _known(self.no_infer.difference) <= half, self.no_infer),
+            Claim("shuffled at inference, they lose at least half of it", _known(self.shuffled_infer.difference) <= half, self.shuffled_infer),
+            Claim("instructions help before tuning (lower end)", _known(self.instructions.low) > 0, self.instructions),
+            Claim("the leakage check catches a leak, and only that", self.leak_caught, None),
+        ]
 
 
 def _known(value: float | None) -> float:
@@ -99,14 +109,29 @@ def main() -> int:
     if (OUT / "manifest.json").exists():
         sys.exit(f"{OUT}: is a run directory of another config, which the controls would replace; move it elsewhere")
     shutil.rmtree(OUT, ignore_errors=True)  # controls are about the software as it is now: nothing made before counts
-    leak, instructions = leak_caught(), instruction_gain()
-    controls = Controls(**cot_gains({training: campaign(training) for training in lockers.REASONING}), instructions=instructions, leak_caught=leak)
-    bounds = controls.bounds()
-    artifact.write_json(OUT / "controls.json", {"passed": all(bounds.values()), "bounds": bounds, "versions": versions(), **asdict(controls)})
-    for claim, holds in bounds.items():
-        print(f"{'holds ' if holds else 'FAILS '} {claim}")
+    console = Console()
+    console.line("leakage: three tasks that must pass, one that must not …")
+    leak = leak_caught()
+    console.line(f"instructions: the untuned model answers questions with and without i_tau, in {', '.join(ASKED_IN)} …")
+    instructions = instruction_gain()
+    runs = {training: campaign(training) for training in lockers.REASONING}
+    controls = Controls(**cot_gains(runs), instructions=instructions, leak_caught=leak)
+    write(controls, runs["own"])
+    for claim in controls.claims():
+        print(f"{'holds ' if claim.holds else 'FAILS '} {claim.text}")
     print(json.dumps(controls.summary()))
-    return 0 if all(bounds.values()) else 1
+    return 0 if all(claim.holds for claim in controls.claims()) else 1
+
+
+def write(controls: Controls, run: fiat.Run) -> None:
+    """``controls.json`` of the run, and its report anew."""
+    claims = [{"claim": claim.text, "holds": claim.holds} | _measured(claim.found) for claim in controls.claims()]
+    artifact.write_json(run.path / CONTROLS, {"claims": claims, "summary": controls.summary(), "versions": versions()})
+    page.build(run.path)
+
+
+def _measured(found: Comparison | None) -> dict[str, Any]:
+    return {"gain": found.difference, "gain_low": found.low, "gain_high": found.high, "gain_p": found.p, "rows": found.n_rows} if found else {}
 
 
 def campaign(training: str) -> fiat.Run:

@@ -131,7 +131,7 @@ def test_gains_of_known_predictions() -> None:
         },
         abs=1e-6,
     )
-    assert found().apart.difference == pytest.approx(88) and all(found().bounds().values())
+    assert found().apart.difference == pytest.approx(88) and all(claim.holds for claim in found().claims())
 
 
 def gains(value: float | None, low: float | None = None, high: float | None = None, p: float | None = 1e-6) -> Comparison:
@@ -153,13 +153,13 @@ def gains(value: float | None, low: float | None = None, high: float | None = No
         ({"leak_caught": False}, "the leakage check"),
     ],
 )
-def test_each_bound_fails_alone(change: dict[str, Any], claim: str) -> None:
-    failing = [name for name, holds in found(**change).bounds().items() if not holds]
+def test_each_claim_fails_alone(change: dict[str, Any], claim: str) -> None:
+    failing = [claim.text for claim in found(**change).claims() if not claim.holds]
     assert len(failing) == 1 and failing[0].startswith(claim)
 
 
-def test_a_gain_that_is_not_defined_holds_no_bound() -> None:
-    assert sum(found(gain=gains(None, p=None)).bounds().values()) == 4
+def test_a_gain_that_is_not_defined_holds_no_claim() -> None:
+    assert sum(claim.holds for claim in found(gain=gains(None, p=None)).claims()) == 4
 
 
 def test_the_leaky_task_leaks_in_every_row_and_its_model_in_none(tmp_path: Path, tiny: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fiat_ray.artifact import write_text
-from fiat_ray.report import decision, facts, figures, per_language, scaling, tables, worth
+from fiat_ray.report import controls, decision, facts, figures, per_language, scaling, tables, worth
 from fiat_ray.report.cells import Cell, cell, columns, displayed, heading, is_numeric, language_name
 from fiat_ray.report.examples import examples
 from fiat_ray.report.paper_figures import Figure
@@ -39,7 +39,7 @@ def build(run_dir: str | Path) -> Path:
     curves, rest = facts.curves(results), [facts.trials(results), facts.rationales(results), facts.costs(results), facts.not_run(results)]
     current = curves.frame["trial"].isin([trial["name"] for trial in results.trials()])
     validation, drawn = figures.validation_figures(curves.frame[current]), paper_figures(results, curves.frame[current])
-    beyond = {"worth": worth.section(results), "scaling": scaling.section(results), "decision": decision.section(results)}
+    beyond = {module.__name__.rpartition(".")[2]: module.section(results) for module in (worth, scaling, decision, controls)}
     more = [table for section in beyond.values() for table in section.tables]
     files = {f"{t.name}.csv": t.frame.to_csv(index=False) for t in (*of_paper, *(figure.table for figure in drawn), *more, curves, *rest)}
     pictures = {table.name: picture(table) for table in (*of_paper, *more)} | {figure.table.name: figure.svg for figure in drawn}

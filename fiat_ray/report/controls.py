@@ -1,0 +1,31 @@
+"""Whether effects like those of a report are real, and would be missed were they not: what ``make controls`` found, shown in its own run."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fiat_ray.artifact import read_json
+from fiat_ray.report.results import Results
+from fiat_ray.report.section import Section
+from fiat_ray.report.tables import Table
+
+CONTROLS = "controls.json"
+"""In the run directory of the positive control: ``claims``, each with whether it holds and the gain behind it, and ``summary``."""
+
+COLUMNS = ["what", "holds", "gain", "gain_low", "gain_high", "gain_p", "rows"]
+
+
+def section(results: Results) -> Section:
+    found = read_json(results.run.path / CONTROLS, claims=list, summary=dict)
+    if found is None:
+        sentence = (
+            "Not part of this run. `make controls` tunes the embedded model on questions that only a rationale makes answerable, and shows that a "
+            "gain is found where there is one, and none where rationales imply another answer, or are dropped or shuffled in training or inference."
+        )
+        return Section([sentence], [], [])
+    claims = pd.DataFrame(found["claims"]).rename(columns={"claim": "what"}).reindex(columns=COLUMNS)
+    holding = int(claims["holds"].sum())
+    claims["holds"] = claims["holds"].map({True: "holds", False: "FAILS"})
+    sentence = f"{holding} of {len(claims)} claims hold, with {found['summary']['seeds']} seeds of the embedded model."
+    note = "gain: F1 less that of no_cot on the same rows, or, of instructions, less that of the same untuned model without i_tau; 95 % intervals."
+    return Section([sentence], [], [Table("controls", "Controls", claims, [note])])
