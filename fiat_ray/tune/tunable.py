@@ -42,10 +42,7 @@ class DeepSpeedTunable:
         import deepspeed
 
         torch.manual_seed(self.trial.seed)
-        # A CPU multiplies float32 faster than bfloat16; DeepSpeed keeps float32 masters of bfloat16 parameters.
-        stored = checkpoints.dtype_of(self._folder)
-        half = torch.cuda.is_available() and stored != torch.float32
-        self.model = checkpoints.load(self._folder, torch.bfloat16 if half else torch.float32)
+        self.model = checkpoints.load(self._folder, precision(self._folder))
         if self.trial.recipe.peft:
             self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
@@ -103,16 +100,28 @@ class DeepSpeedTunable:
             del self.engine
 
     def _deepspeed_config(self) -> dict[str, Any]:
+        half = self.model.dtype == torch.bfloat16
         return {
             "train_micro_batch_size_per_gpu": 1,  # a formality: batches, their weights and their boundaries are ours
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 1.0,
-            "bf16": {"enabled": self.model.dtype == torch.bfloat16},
-            "zero_optimization": {"stage": self._zero},
+            "bf16": {"enabled": half},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            # In bfloat16 stage 0 means 1, which keeps the masters: DeepSpeed 0.19 loses part of the gradient in its optimizer for stage 0.
+            "zero_optimization": {"stage": max(1, self._zero) if half else self._zero},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
         }
+
+
+def precision(folder: Path) -> torch.dtype:
+    """What a checkpoint is tuned in: bfloat16 on a GPU, unless it is stored in float32; DeepSpeed keeps float32 masters.
+
+    On a CPU float32: bfloat16 would be faster by a half at most, and rounds the small updates of a short tuning away.
+    """
+    half = torch.cuda.is_available() and checkpoints.dtype_of(folder) != torch.float32
+    return torch.bfloat16 if half else torch.float32
 
 
 def supervised(renderer: Renderer, task: Task, recipe: Recipe, x: Sequence[Example], y_beta: Sequence[str | None]) -> list[Supervised]:
