@@ -111,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--out", help="run directory (default: runs/<name of the config>)")
         added.add_argument("override", nargs="*", default=[], metavar="key=value", help="changes to the config, such as limit.train=100")
         added.set_defaults(stage=name)
-    added = command("plan", _plan, "rows, tokens, what gets cut, time and cost; starts nothing", config=True)
+    added = command("plan", _plan, "rows, tokens, what gets cut, time, disk and cost; starts nothing", config=True)
+    added.add_argument("--out", help="run directory that is there or will be (default: runs/<name of the config>)")
+    added.add_argument("--sample", action="store_true", help="measure the reasoner here, about 20 s on real prompts; what it answers is kept")
     added.add_argument("override", nargs="*", default=[], metavar="key=value")
     added = command("prompt", _prompt, "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
     added.add_argument("override", nargs="*", default=[], metavar="key=value")
@@ -180,6 +182,7 @@ def _data_validate(parsed: argparse.Namespace) -> None:
 
 def _run(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, runs
+    from fiat_ray.report import estimates
     from fiat_ray.report.tables import console_table
     from fiat_ray.schedule import STAGES
 
@@ -193,11 +196,13 @@ def _run(parsed: argparse.Namespace) -> None:
         done, outcome = runs.run_config(config.load(parsed.config, overrides), out, stages=stages, command=command)
     if parsed.stage == "run":
         print(console_table(done.path))
+        print(estimates.console_table(done.path))
         print(f"\nNext:\n  {_tool()} ui")
         print(f"  {_tool()} infer {_shown(done.path)} --input rows.jsonl --output answers.jsonl")
         print(f"  xdg-open {_shown(done.path)}/report/index.html")
-    if outcome.failed or outcome.engine_errors:
-        parts = [f"trial {name}: {error.splitlines()[0]}" for name, error in outcome.failed.items()]
+    if outcome.stopped or outcome.failed or outcome.engine_errors:
+        parts = [f"{outcome.stopped}; with a higher limit the same command goes on"] if outcome.stopped else []
+        parts += [f"trial {name}: {error.splitlines()[0]}" for name, error in outcome.failed.items()]
         if outcome.engine_errors:
             parts.append(f"{len(outcome.engine_errors)} rows without a rationale (engine_error): {', '.join(outcome.engine_errors[:10])}")
         raise Unfinished(f"{done.path}: finished, but not all of it: " + "; ".join(parts))
@@ -232,10 +237,14 @@ def _tool() -> str:
 
 def _plan(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, plan_text, planning
+    from fiat_ray.report import estimates
 
     with _config_named(parsed):
         loaded = config.load(parsed.config, parsed.override)
-        print(plan_text.describe(planning.plan(loaded, run=_default_out(parsed.config))))
+        out = _default_out(parsed.config) if parsed.out is None else parsed.out
+        print(plan_text.describe(planning.plan(loaded, run=out, sample=parsed.sample)))
+    if (Path(out) / "plan.json").is_file():
+        print(f"\n{estimates.console_table(out)}")
 
 
 def _prompt(parsed: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fiat_ray.config import Where
+from fiat_ray.config import Config, Where
 from fiat_ray.errors import UserError
 
 
@@ -74,6 +74,11 @@ def unit(where: Where) -> Unit:
 def resolved(where: Where, found: Unit) -> Where:
     """``where`` with its defaults filled in for this cluster."""
     return replace(where, gpus=int(found.gpus), cpus=int(found.cpus))
+
+
+def reasoner_unit(config: Config, found: Unit) -> Unit:
+    """What one reasoner takes of it. One that asks a remote endpoint only waits, and all else goes on beside it."""
+    return Unit(0, 0, 1) if config.reasoner.is_remote else found
 
 
 def check_shared(folder: Path) -> None:

@@ -16,27 +16,12 @@ import yaml
 
 from fiat_ray.draw import LanguageMix
 from fiat_ray.errors import UserError
+from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.recipe import ABLATIONS, METHOD_LISTS, RECIPES, UNTUNED, Recipe
 from fiat_ray.typed import typed
 from fiat_ray.yaml_file import parse_yaml, read_yaml
 
 BUILT_IN = Path(__file__).parent / "configs"
-
-
-@dataclass(frozen=True)
-class ReasonerConfig:
-    model: str = "embedded"
-    """A name on the hub, a folder, or ``embedded``."""
-    kind: Literal["vllm", "scripted"] = "vllm"
-    max_tokens: int = 256
-    """Bound on a rationale, in tokens."""
-    max_length: int | None = None
-    """Prompt and rationale together, in tokens; default: what the model was made for, at most 8,192."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    stop: list[str] = field(default_factory=list)
-    """Strings that end a rationale, besides EOS."""
-    script: str | None = None
-    """A Python file with ``reason(row) -> str``, for ``kind: scripted``."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +118,11 @@ class Config:
     store: str | None = None
     """Folder of the rationale store, to share it between campaigns; default: ``rationales`` inside the run."""
     tracking_uri: str | None = None
+    max_gpu_hours: float | None = None
+    """A run that has taken so many, over all its sittings, starts nothing more. Hours of every engine and tuning worker count, its start included,
+    times its GPUs; an hour of one without a GPU counts as one."""
+    max_cost: float | None = None
+    """The same in money, by ``where.gpu_hour_price``."""
     where: Where = Where()
     notes: list[str] = field(default_factory=list)
     """Said under the main table."""
@@ -188,7 +178,8 @@ def _paths(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [(key, values[key]) for key in ("data", "store") if _is_path(values.get(key), always=True)]
     reasoner = values.get("reasoner")
     if isinstance(reasoner, Mapping):
-        found += [(f"reasoner.{key}", reasoner[key]) for key in ("script", "model") if _is_path(reasoner.get(key), always=key == "script")]
+        named = ("script", "tokenizer", *(["model"] if reasoner.get("kind") != "openai" else []))  # an endpoint's name of a model is no path
+        found += [(f"reasoner.{key}", reasoner[key]) for key in named if _is_path(reasoner.get(key), always=key == "script")]
     for name, tunable in (values.get("tunables") or {}).items() if isinstance(values.get("tunables"), Mapping) else ():
         if isinstance(tunable, Mapping) and "." not in str(name):  # a name with a dot is refused later
             found += [(f"tunables.{name}.{key}", tunable[key]) for key in ("model", "pretrained") if _is_path(tunable.get(key))]
@@ -279,6 +270,9 @@ def _check(config: Config) -> None:
     positive = {
         "reasoner.max_tokens": config.reasoner.max_tokens,
         "reasoner.max_length": config.reasoner.max_length,
+        "reasoner.concurrency": config.reasoner.concurrency,
+        "reasoner.price_in": config.reasoner.price_in,
+        "reasoner.price_out": config.reasoner.price_out,
         "batch_size": config.batch_size,
         "epochs": config.epochs,
         "train_size": min(config.train_size, default=1),
@@ -292,6 +286,8 @@ def _check(config: Config) -> None:
         "where.replicas": config.where.replicas,
         "where.workers": config.where.workers,
         "where.gpu_hour_price": config.where.gpu_hour_price,
+        "max_gpu_hours": config.max_gpu_hours,
+        "max_cost": config.max_cost,
         **{f"where.throughput.{key}": rate for key, rate in (dataclasses.asdict(config.where)["throughput"] or {}).items()},
         **{f"limit.{split}": rows for split, rows in config.limit.items()},
         **{f"tunables.{name}.max_length": tunable.max_length for name, tunable in config.tunables.items()},
@@ -302,8 +298,9 @@ def _check(config: Config) -> None:
             raise UserError(f"{key}: must be above 0 and finite, not {number}")
     if len(config.learning_rate.lora) != len(config.learning_rate.full):
         raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
-    if config.reasoner.kind == "scripted" and not config.reasoner.script:
-        raise UserError("reasoner.script: names the Python file of a scripted reasoner")
+    config.reasoner.check()
+    if config.max_cost is not None and config.where.gpu_hour_price is None:
+        raise UserError("max_cost: needs where.gpu_hour_price, what a GPU costs an hour")
     for seed in config.seeds:
         if not 0 <= seed < 2**32:
             raise UserError(f"seeds: {seed} is none; take whole numbers from 0 to 2^32 - 1")
@@ -311,8 +308,6 @@ def _check(config: Config) -> None:
         raise UserError("languages: is empty; leave it out for all")
     if "" in (config.data, config.store):
         raise UserError(f"{'data' if config.data == '' else 'store'}: is empty; name a folder, or leave it out")
-    if "" in config.reasoner.stop:
-        raise UserError("reasoner.stop: an empty string would end every rationale before it starts")
     if config.epochs > 10**6:
         raise UserError(f"epochs: {config.epochs} is more than anybody can wait for")
     if config.tracking_uri is not None:

@@ -2,13 +2,15 @@
 
 Reading a prompt and tuning are bound by arithmetic, so one number a GPU, the TFLOP/s it reaches (``where.throughput.tflops``), does for every model:
 a token takes ``FLOP`` floating-point operations for each active parameter. Generating is bound by memory, and by how many rows an engine has at once,
-so its speed is a number of its own (``where.throughput.decode``). What this leaves out is smaller than what nobody knows about those two: attention,
-2 to 20 % of a pass at these lengths, and against it the embeddings, counted but looked up, a fifth to a quarter of these models' active parameters.
+so its speed is a number of its own (``where.throughput.decode``). A sample (``sample.py``) measures both on this machine.
+
+What this leaves out is smaller than what nobody knows about those two: attention, 2 to 20 % of a pass at these lengths, and against it the
+embeddings, counted but looked up, a fifth to a quarter of these models' active parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from fiat_ray.config import Config, Where
@@ -33,32 +35,43 @@ UNSTATED = "no speed of a GPU was measured; state yours: where.throughput.tflops
 
 
 def estimate(config: Config, planned: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of each part, one after the other on one engine or worker; GPU hours and cost (None without GPUs, a stated throughput or a price).
+    """Seconds of each part still to do, one after the other on one engine or worker; GPU hours and cost (None without GPUs, a known throughput or
+    a price). Beside them, without starts and whether done or not: ``prompts``, task → seconds of ``all`` and of the ``missing``; ``trials``, for each
+    of the plan's the seconds of ``tuning`` and ``evaluation`` of one seed.
 
     Several GPUs share the work out: the same GPU hours in less time, but for what stands idle meanwhile, which is not in here.
     """
     where = config.where
-    gpus = _gpus(where)
-    speed, note = _speed(where, gpus)
+    gpus = gpus_of(where)
+    speed, note = _speed(where, gpus, planned)
     if speed is None:
-        return {"seconds": None, "parts": {}, "gpu_hours": None, "cost": None, "note": note}
-    parts = {"reasoning": _reasoning(planned, speed), "tuning": _tuning(planned, speed), "evaluation": _evaluation(planned, speed)}
+        return {"seconds": None, "parts": {}, "gpu_hours": None, "cost": None, "note": note, "gpus": gpus, "prompts": {}, "trials": []}
+    prompts = _prompts(planned, speed)
+    trials = [_trial(trial, planned["models"][trial["model"]]["active_parameters"], speed) for trial in planned["trials"]]
+    parts = {"reasoning": _reasoning(planned, prompts), "tuning": _tuning(planned, trials), "evaluation": _evaluation(planned, trials)}
     seconds = sum(parts.values())
     hours = seconds / 3600 * gpus if gpus else None
     cost = hours * where.gpu_hour_price if hours is not None and where.gpu_hour_price is not None else None
-    return {"seconds": seconds, "parts": parts, "gpu_hours": hours, "cost": cost, "note": note}
+    found = {"seconds": seconds, "parts": parts, "gpu_hours": hours, "cost": cost, "note": note, "gpus": gpus}
+    return {**found, "prompts": prompts, "trials": trials}
 
 
-def _gpus(where: Where) -> int:
+def gpus_of(where: Where) -> int:
     """GPUs of one engine; where the config leaves it open, one if their throughput is stated or this machine has any."""
     import torch
 
     return int(where.throughput is not None or torch.cuda.is_available()) if where.gpus is None else where.gpus
 
 
-def _speed(where: Where, gpus: int) -> tuple[Speed | None, str]:
-    """How fast things go, and on what grounds."""
-    stated = where.throughput
+def _speed(where: Where, gpus: int, planned: Mapping[str, Any]) -> tuple[Speed | None, str]:
+    """How fast things go, and on what grounds: measured by a sample of this reasoner, or stated, or measured elsewhere."""
+    stated, sample = where.throughput, planned.get("sample")
+    if sample is not None:
+        size = planned["models"]["reasoner"]["active_parameters"]
+        return _sampled(sample, size, gpus), (
+            f"measured with this reasoner on {sample['rows']} prompts in {sample['seconds']:.0f} s: {sample['read']:,.0f} tokens/s read, "
+            f"{sample['write']:,.0f} written by an engine; tunables and tuning by parameters from there; {STARTS}"
+        )
     if not gpus:
         note = f"measured with {MEASURED_ON}; scaled by parameters for other models, not scaled for other processors"
         return lambda work, size: MEASURED[work] * MEASURED_PARAMETERS / size, note
@@ -75,40 +88,57 @@ def _speed(where: Where, gpus: int) -> tuple[Speed | None, str]:
     )
 
 
-def _reasoning(planned: Mapping[str, Any], speed: Speed) -> float:
+def _sampled(sample: Mapping[str, Any], size: int, gpus: int) -> Speed:
+    """``size``: active parameters of the reasoner that was sampled. On a GPU its reading tells the arithmetic that tuning reaches too; on a CPU it
+    tells how much faster than where ``MEASURED`` was measured this machine is.
+    """
+    flops = sample["read"] * FLOP["read"] * size
+    faster = sample["read"] * size / (MEASURED["read"] * MEASURED_PARAMETERS)
+
+    def speed(work: Work, of: int) -> float:
+        if work == "write":
+            return float(sample["write"] if gpus else sample["write"] * size / of)
+        if not gpus:
+            return float(faster * MEASURED[work] * MEASURED_PARAMETERS / of)
+        return float(flops / (1 if work == "read" else gpus) / (FLOP[work] * of))
+
+    return speed
+
+
+def _prompts(planned: Mapping[str, Any], speed: Speed) -> dict[str, dict[str, float]]:
     """Every shared beginning is read once: prompts come in the order that a prefix cache likes."""
-    if "reasoner" not in planned["models"]:
-        return 0.0
-    size = planned["models"]["reasoner"]["active_parameters"]
-    missing = [task["reasoner"]["missing"] for task in planned["tasks"].values() if task["reasoner"]]
-    seconds = 0.0
-    for part in missing:
+    size = planned["models"].get("reasoner", {}).get("active_parameters")
+    if size is None:  # a script, or a remote endpoint, which has a price and no known speed
+        return {}
+
+    def seconds(part: Mapping[str, Any]) -> float:
         out = part["tokens_out_most"] if part["tokens_out_estimate"] is None else part["tokens_out_estimate"]
-        seconds += part["tokens_in_prefix_once"] / speed("read", size) + out / speed("write", size)
-    return seconds + START["engine"] if any(part["prompts"] for part in missing) else 0.0
+        return float(part["tokens_in_prefix_once"] / speed("read", size) + out / speed("write", size))
+
+    asked = {name: task["reasoner"] for name, task in planned["tasks"].items() if task["reasoner"]}
+    return {name: {which: seconds(of[which]) for which in ("all", "missing")} for name, of in asked.items()}
 
 
-def _tuning(planned: Mapping[str, Any], speed: Speed) -> float:
-    """Steps of all learning rates, and the validations between them."""
-    seconds = 0.0
-    for trials in planned["trials"]:
-        size = planned["models"][trials["model"]]["active_parameters"]
-        to_do = len(trials["seeds"]) - trials["tuned"]
-        seconds += to_do * trials["tokens"] / len(trials["seeds"]) / speed("lora" if trials["peft"] else "full", size)
-        seconds += to_do * trials["rows_validated"] * _answer(trials, size, speed)
+def _trial(trials: Mapping[str, Any], size: int, speed: Speed) -> dict[str, float]:
+    """One seed: steps of all learning rates and the validations between them; and its test rows."""
+    # A row is read and answered by the tunable, its prompt and its answer as long as a train row's.
+    answer = trials["tokens_mean"] / speed("read", size) + trials["answer_tokens_mean"] / speed("write", size)
+    steps = trials["tokens"] / len(trials["seeds"]) / speed("lora" if trials["peft"] else "full", size)
+    return {"tuning": steps + trials["rows_validated"] * answer, "evaluation": trials["rows_tested"] * answer}
+
+
+def _reasoning(planned: Mapping[str, Any], prompts: Mapping[str, Mapping[str, float]]) -> float:
+    starts = any(planned["tasks"][name]["reasoner"]["missing"]["prompts"] for name in prompts)
+    return sum(seconds["missing"] for seconds in prompts.values()) + START["engine"] * starts
+
+
+def _tuning(planned: Mapping[str, Any], trials: Sequence[Mapping[str, float]]) -> float:
+    seconds = sum((len(of["seeds"]) - of["tuned"]) * one["tuning"] for of, one in zip(planned["trials"], trials, strict=True))
     return seconds + START["tuning"] if seconds else 0.0
 
 
-def _evaluation(planned: Mapping[str, Any], speed: Speed) -> float:
+def _evaluation(planned: Mapping[str, Any], trials: Sequence[Mapping[str, float]]) -> float:
     """Test rows of all trials, on one engine a checkpoint."""
-    to_do = [trials for trials in planned["trials"] if trials["evaluated"] < len(trials["seeds"])]
-    seconds = START["engine"] * len({trials["model"] for trials in to_do})
-    for trials in to_do:
-        rows = trials["rows_tested"] * (len(trials["seeds"]) - trials["evaluated"])
-        seconds += rows * _answer(trials, planned["models"][trials["model"]]["active_parameters"], speed)
-    return seconds
-
-
-def _answer(trials: Mapping[str, Any], size: int, speed: Speed) -> float:
-    """One row read and answered by the tunable, its prompt and its answer as long as a train row's."""
-    return float(trials["tokens_mean"] / speed("read", size) + trials["answer_tokens_mean"] / speed("write", size))
+    to_do = [(of, one) for of, one in zip(planned["trials"], trials, strict=True) if of["evaluated"] < len(of["seeds"])]
+    starts = START["engine"] * len({of["model"] for of, _ in to_do})
+    return starts + sum((len(of["seeds"]) - of["evaluated"]) * one["evaluation"] for of, one in to_do)

@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 
+GPU_ROWS, CPU_ROWS = 256, 32
+"""Rows that an engine generates side by side, unless told otherwise."""
+
+
 @dataclass(frozen=True)
 class Completion:
     text: str
     finish_reason: str
     """``stop`` (EOS or a stop string) or ``length``."""
     prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt's, those that the prefix cache held."""
     output_tokens: int
     seconds: float
     """From admission to the last token."""
@@ -240,7 +246,7 @@ def _create(model: Path, options: EngineOptions) -> LLMEngine:
             model=str(model),
             dtype=options.dtype,
             max_model_len=options.max_length,
-            max_num_seqs=options.max_num_seqs or (256 if on_gpu else 32),
+            max_num_seqs=options.max_num_seqs or (GPU_ROWS if on_gpu else CPU_ROWS),
             max_num_batched_tokens=8192 if on_gpu else 2048,
             tensor_parallel_size=options.tensor_parallel,
             enable_prefix_caching=True,
@@ -265,7 +271,8 @@ def _greedy(max_tokens: int, stop: Sequence[str], stop_ids: Sequence[int]) -> Sa
 
 def _completion(output: Any) -> Completion:
     first = output.outputs[0]
-    return Completion(first.text, str(first.finish_reason), len(output.prompt_token_ids), len(first.token_ids), output.seconds)
+    read, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
+    return Completion(first.text, str(first.finish_reason), read, cached, len(first.token_ids), output.seconds)
 
 
 def _ending_logprob(output: Any, ending: Sequence[int]) -> float:

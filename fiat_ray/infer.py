@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fiat_ray import campaign, cluster
@@ -14,8 +13,8 @@ from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.length import Budget, Lengths, measure
 from fiat_ray.models import find, resolve
-from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_identity
-from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
+from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_budget, requests_of
+from fiat_ray.reason.requests import Requests
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
 from fiat_ray.recipe import Recipe
@@ -37,10 +36,11 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
     if not task.rows:
         return []
     spec = _trial(run, config, record)
-    lengths, requests = _measured(config, task, spec, run)
+    lengths, requests, reasoner_length = _measured(config, task, spec, run)
     cluster.connect()
-    config = replace(config, where=cluster.resolved(config.where, cluster.unit(config.where)))
-    rationales = _rationales(config, requests, run) if spec.recipe.cot == "augmented" else {}
+    unit = cluster.unit(config.where)
+    config = replace(config, where=cluster.resolved(config.where, unit))
+    rationales = _rationales(config, requests, run, unit, reasoner_length) if spec.recipe.cot == "augmented" else {}
     found = [rationales.get(requests.keys.get(row.id, "")) or {} for row in task.rows]
     examples = [
         Example(row.id, "test", row.language, lengths.texts[row.id], row.targets, row.group, f.get("text"), f.get("status"))
@@ -83,23 +83,19 @@ def _trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Tria
     )
 
 
-def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tuple[Lengths, Requests]:
-    """New rows, cut as the run's rows were; and what to ask the reasoner about them."""
+def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tuple[Lengths, Requests, int]:
+    """New rows, cut as the run's rows were; what to ask the reasoner about them; and the bound on its prompts and outputs."""
     renderer = make_renderer(trial.tunable, find(trial.model), trial.recipe.instruction_tuned)
     reserved = trial.answer_tokens + 1 + (trial.rationale_tokens if trial.recipe.cot == "augmented" else 0)
     budgets = [Budget(f"tunables.{trial.tunable}", renderer, trial.max_length, reserved, (trial.recipe,))]
     if trial.recipe.cot != "augmented":
-        return measure(task, budgets, config.exemplars), Requests({}, {}, {})
-    if config.reasoner.kind == "scripted":
-        lengths = measure(task, budgets, config.exemplars)
-        return lengths, scripted_requests(task, lengths, Path(config.reasoner.script or ""))
-    model = resolve(config.reasoner.model)
-    asking = make_renderer("reasoner", model.folder)
-    budgets.append(Budget("reasoner", asking, max_length("reasoner", config.reasoner, model.folder), config.reasoner.max_tokens))
-    _check_hash(run, "reasoner", model.hash)
+        return measure(task, budgets, config.exemplars), Requests({}, {}, {}), 0
+    budget, model = reasoner_budget(config)
+    if model is not None:
+        _check_hash(run, "reasoner", model.hash)
     # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
-    lengths = measure(task, budgets, config.exemplars, run.folder.exemplars_shown(task.name))
-    return lengths, vllm_requests(task, lengths, asking, reasoner_identity(config, model.hash), config.exemplars, lengths.exemplars)
+    lengths = measure(task, [*budgets, *([budget] if budget else [])], config.exemplars, run.folder.exemplars_shown(task.name))
+    return lengths, requests_of(config, task, lengths, budget, model), budget.max_length if budget else 0
 
 
 def _check_hash(run: Run, role: str, found: str) -> None:
@@ -109,10 +105,9 @@ def _check_hash(run: Run, role: str, found: str) -> None:
         raise UserError(f"{role}: the files of {expected['name']} have changed since this run; put back the ones it was made with")
 
 
-def _rationales(config: Config, requests: Requests, run: Run) -> dict[str, dict[str, Any]]:
-    store = Store(run.folder.rationales)
-    length = 0 if config.reasoner.kind == "scripted" else max_length("reasoner", config.reasoner, find(config.reasoner.model))
-    for _ in reason(requests, store, make_reasoner(config, length), cpus=config.where.cpus or 1, gpus=config.where.gpus or 0):
+def _rationales(config: Config, requests: Requests, run: Run, unit: cluster.Unit, length: int) -> dict[str, dict[str, Any]]:
+    store, unit = Store(run.folder.rationales), cluster.reasoner_unit(config, unit)
+    for _ in reason(requests, store, make_reasoner(config, length), cpus=unit.cpus, gpus=unit.gpus):
         pass
     return store.read(requests.distinct)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
 
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import Recipe
-from fiat_ray.render import Renderer
+from fiat_ray.render import Prompt, Renderer
 from fiat_ray.task import Row, Task, Which, by_language
 
 
@@ -67,6 +69,36 @@ def measure(task: Task, budgets: Sequence[Budget], which: Which = "row_language"
     return lengths
 
 
+def components(task: Task, budgets: Sequence[Budget], lengths: Lengths, which: Which = "row_language") -> list[dict[str, Any]]:
+    """What the longest prompts are made of, in tokens: a row for each checkpoint and language. JSON-able.
+
+    ``instructions`` (the chat template with them), ``exemplars``, the rows' own text (``input_mean``, ``input_max``), ``reserved`` for output;
+    ``most``: all of them for the longest row, of ``max_length``.
+    """
+    found = []
+    for budget in budgets:
+        for language, rows in by_language(task.rows).items():
+            shown = 0 if budget.recipes else lengths.exemplars[language]
+            prompt = _longest_empty(task, budget, language, shown, which)
+            exemplars = sum(len(piece.ids) for piece in prompt.pieces if piece.kind == "exemplars")
+            own = budget.renderer.counts([lengths.texts[row.id] for row in rows])
+            found.append(
+                {
+                    "role": budget.role,
+                    "language": language,
+                    "rows": len(rows),
+                    "instructions": len(prompt) - exemplars,
+                    "exemplars": exemplars,
+                    "input_mean": fmean(own),
+                    "input_max": max(own),
+                    "reserved": budget.reserved,
+                    "most": len(prompt) + max(own) + budget.reserved,
+                    "max_length": budget.max_length,
+                }
+            )
+    return found
+
+
 @dataclass(frozen=True)
 class _Fit:
     """How many tokens of input text a budget allows the rows of one language, and how to count them."""
@@ -85,7 +117,7 @@ def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: 
 
     needed, longest = max(((count(_text(task, row, 0)), row.id) for row in rows), default=(0, ""))
     while True:
-        allowed = budget.max_length - budget.reserved - _overhead(task, budget, language, exemplars, which)
+        allowed = budget.max_length - budget.reserved - len(_longest_empty(task, budget, language, exemplars, which))
         if allowed >= needed:
             return _Fit(allowed, exemplars, count)
         if budget.recipes or exemplars <= 1:
@@ -97,12 +129,13 @@ def _fit(task: Task, budget: Budget, language: str, rows: Sequence[Row], which: 
         exemplars -= 1
 
 
-def _overhead(task: Task, budget: Budget, language: str, exemplars: int, which: Which) -> int:
+def _longest_empty(task: Task, budget: Budget, language: str, exemplars: int, which: Which) -> Prompt:
+    """Of the prompts that a checkpoint gets of one row the longest, here of a row without text."""
     if not budget.recipes:
-        return len(budget.renderer.reasoner_prompt(task, exemplars, "", language, which))
+        return budget.renderer.reasoner_prompt(task, exemplars, "", language, which)
     prompts = [budget.renderer.tunable_prompt(task, "", "", recipe) for recipe in budget.recipes]
     prompts += [budget.renderer.explain_prompt(task, "", recipe) for recipe in budget.recipes if recipe.cot == "distilled"]
-    return max(map(len, prompts))
+    return max(prompts, key=len)
 
 
 def _text(task: Task, row: Row, characters: int | None) -> str:

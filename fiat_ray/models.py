@@ -29,7 +29,7 @@ class Model:
     name: str
     folder: Path
     hash: str
-    """sha256 over weights, tokenizer and configs: what decides the model's output."""
+    """sha256 over weights, tokenizer and configs: what decides the model's output. Empty of a remote one, whose ``folder`` estimates its tokens."""
 
 
 def find(name: str) -> Path:
@@ -113,17 +113,23 @@ def parameters(folder: Path) -> Parameters:
     ``config.json`` says how many experts there are (``num_experts``, ``num_local_experts`` or ``n_routed_experts``) and how many a token is sent to
     (``num_experts_per_tok``). Weights packed into fewer numbers (4 bit) count as the numbers they are packed into.
     """
-    counts: dict[str, int] = {}
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        counts |= {name: math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    counts = {name: math.prod(shape) for name, shape in shapes(folder).items()}
     values = json.loads((folder / "config.json").read_text("utf-8"))
     values = values.get("text_config", values)
     experts = next((values[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if values.get(key)), 1)
     idle = sum(count for name, count in counts.items() if ".experts." in name) * (1 - values.get("num_experts_per_tok", experts) / experts)
     total = sum(counts.values())
     return Parameters(total, total - round(idle))
+
+
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """Tensor name → shape, from the headers of a checkpoint's safetensors files."""
+    found: dict[str, list[int]] = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        found |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    return found
 
 
 def cache_folder() -> Path:

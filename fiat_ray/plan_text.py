@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from textwrap import fill
 from typing import Any
 
+from fiat_ray.disk import size_of
 from fiat_ray.planning import SAMPLED
 from fiat_ray.task import SPLITS
 
@@ -17,7 +18,8 @@ def describe(planned: Mapping[str, Any]) -> str:
     """A plan as text, at most ``WIDTH`` columns wide."""
     lines = [line for name, task in planned["tasks"].items() for line in (*_describe_task(name, task, planned["models"]), "")]
     lines += _describe_trials(planned)
-    return "\n".join([*lines, "", describe_time(planned["time"])])
+    lines += ["", describe_time(planned["time"])]
+    return "\n".join([*lines, *map(_describe_disk, planned["disk"])])
 
 
 def describe_time(time: Mapping[str, Any]) -> str:
@@ -41,6 +43,7 @@ def _describe_task(name: str, task: Mapping[str, Any], of_models: Mapping[str, A
     cut = f"{sum(task['cut'].values()):,} passages cut to fit: {_counts(task['cut'])}" if task["cut"] else "no passage is cut"
     gold = {language: rows for language, rows in task["gold_cut"].items() if rows}
     yield _line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {_counts(gold)}" if gold else ""))
+    yield from _describe_length(task)
     if not task["reasoner"]:
         return
     fewer = {x: shown for x, shown in task["exemplars"].items() if shown < task["exemplars_most"][x]}
@@ -49,8 +52,42 @@ def _describe_task(name: str, task: Mapping[str, Any], of_models: Mapping[str, A
     yield from _describe_reasoner(task["reasoner"], of_models.get("reasoner"))
 
 
+def _describe_length(task: Mapping[str, Any]) -> Iterable[str]:
+    """What prompts are made of: a line for each checkpoint, and a table of languages, in tokens of the first of them."""
+    roles = dict.fromkeys(part["role"] for part in task["length"])
+    for role in roles:
+        parts = [part for part in task["length"] if part["role"] == role]
+        longest, low, high = max(parts, key=lambda part: part["most"]), *(of(part["exemplars"] for part in parts) for of in (min, max))
+        exemplars = f" + {low:,}{f' to {high:,}' if high > low else ''} exemplars" if high else ""
+        mean = sum(part["input_mean"] * part["rows"] for part in parts) / sum(part["rows"] for part in parts)
+        row = f"a row's {mean:,.0f} (most {max(part['input_max'] for part in parts):,})"
+        fixed = f"{longest['instructions']:,} instructions and template{exemplars} + {row} + {longest['reserved']:,} kept for output"
+        yield _line("tokens", f"{role}: {fixed}: at most {longest['most']:,} ({longest['language']}) of {longest['max_length']:,}")
+    if not roles:
+        return
+    heads = [f"{role.removeprefix('tunables.'):.14}" for role in roles]
+    yield f"  language    rows  exemplars    a row   most   cut  gold cut   longest, with output: {'  '.join(f'{head:>8}' for head in heads)}"
+    for language in task["languages"]:
+        first, *others = (part for part in task["length"] if part["language"] == language)
+        most = "  ".join(f"{part['most']:>{max(8, len(head))},}" for part, head in zip((first, *others), heads, strict=True))
+        yield (
+            f"  {language:<8.8}  {first['rows']:>6,}  {first['exemplars']:>9,}  {first['input_mean']:>7,.0f}  {first['input_max']:>5,}"
+            f"  {task['cut'].get(language, 0):>4,}  {task['gold_cut'].get(language, 0):>8,}  {'':>22}{most}"
+        )
+
+
+def _describe_disk(found: Mapping[str, Any]) -> str:
+    needed = sum(found["needed"].values())
+    parts = ", ".join(f"{what} {size_of(size)}" for what, size in found["needed"].items())
+    short = "" if needed <= found["free"] else "TOO LITTLE: "
+    return _line(
+        "disk", f"{short}{size_of(found['free'])} free for {found['folder']}; needed at most {size_of(needed)}" + (f": {parts}" if parts else "")
+    )
+
+
 def _describe_reasoner(asked: Mapping[str, Any], model: Mapping[str, Any] | None) -> Iterable[str]:
-    who = f"{model['name']}, {_parameters(model)}" if model else "a script"
+    remote = asked["estimated_by"] is not None
+    who = f"{model['name']}{'' if remote else ', ' + _parameters(model)}" if model else "a script"
     missing = asked["missing"]
     yield _line("reasoner", f"{who}: {asked['prompts']:,} distinct prompts, {asked['stored']:,} stored, {missing['prompts']:,} to generate")
     if not model:
@@ -60,6 +97,10 @@ def _describe_reasoner(asked: Mapping[str, Any], model: Mapping[str, Any] | None
         estimate = part["tokens_out_estimate"]
         by_store = "" if estimate is None else f" (about {estimate:,} by the mean of those stored, {asked['output_tokens_mean']:.0f})"
         yield _line("", f"{what}: {tokens_in}, at most {part['tokens_out_most']:,} out{by_store}")
+    if remote:
+        price = "" if asked["charged"] is None else f"; to generate costs {asked['charged']:,.2f} by price_in and price_out, without discounts"
+        yield _line("", f"an estimate, by the tokenizer of {asked['estimated_by']} (reasoner.tokenizer): the endpoint counts by its own{price}")
+        yield _line("", "how fast it answers is not known: the time below is without it")
 
 
 def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:

@@ -9,16 +9,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fiat_ray import costs, models, prepare
+from fiat_ray import artifact, costs, models, prepare
 from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
+from fiat_ray.disk import disk
 from fiat_ray.draw import number_of_steps
+from fiat_ray.length import components
 from fiat_ray.reason.requests import Request, Requests
+from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store, is_final
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer, shown_rationale
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.sample import measure
 from fiat_ray.schedule.trials import evaluated, tuned
+from fiat_ray.schema import SAMPLE
 from fiat_ray.task import Row, Task
 
 SAMPLED = 500
@@ -27,22 +32,34 @@ SAMPLED = 500
 Rationales = dict[str, dict[str, Any]]
 
 
-def plan(config: Config, tasks: Mapping[str, Task] | None = None, *, run: str | Path | None = None) -> dict[str, Any]:
+def plan(config: Config, tasks: Mapping[str, Task] | None = None, *, run: str | Path | None = None, sample: bool = False) -> dict[str, Any]:
     """Rows, cuts, reasoner and trials with their tokens, rough time and cost (see ``costs.estimate``); JSON-able.
 
     ``tasks``: given instead of the config's own. ``run``: a run directory, finished in part or not there yet; what it holds need not be done again.
+    ``sample``: measure the reasoner first (see ``sample.py``); nothing else is ever started.
     Raises ``UserError`` for what can't run, as the run itself would.
     """
     prepared = prepare.prepare(config, tasks)
+    if sample:
+        measure(prepared, RunFolder(run or ""))
+    return of(prepared, run)
+
+
+def of(prepared: prepare.Prepared, run: str | Path | None) -> dict[str, Any]:
+    """``plan`` of what is prepared already."""
+    config, folder = prepared.config, RunFolder(run) if run else None
     found = {name: stored(config, requests, run) for name, requests in prepared.requests.items()}
     planned = prepare.describe(prepared)
     for name, task in prepared.tasks.items():
+        planned["tasks"][name]["length"] = components(task, prepared.budgets, prepared.lengths[name], config.exemplars)
         planned["tasks"][name]["exemplars_most"] = {x: len(task.exemplars_for(x, config.exemplars)) for x in task.languages}
         requests = prepared.requests.get(name)
-        planned["tasks"][name]["reasoner"] = _asked(requests, found[name], config.reasoner.max_tokens) if requests else None
-    planned["models"] = {role: model | _size(model["name"]) for role, model in prepared.models.items()}
-    planned["trials"] = _trials(prepared, found, RunFolder(run) if run else None)
+        planned["tasks"][name]["reasoner"] = _asked(requests, found[name], config.reasoner) if requests else None
+    planned["models"] = {role: model | (_size(model["name"]) if model["hash"] else {}) for role, model in prepared.models.items()}
+    planned["trials"] = _trials(prepared, found, folder)
     planned["untuned"] = [method for method in config.methods if method in UNTUNED]
+    planned["disk"] = disk(prepared, folder) if folder else []
+    planned["sample"] = _sample(prepared, folder) if folder else None
     planned["time"] = costs.estimate(config, planned)
     return planned
 
@@ -53,21 +70,34 @@ def stored(config: Config, requests: Requests, run: str | Path | None) -> Ration
     return {key: row for key, row in Store(folder).read(requests.distinct).items() if is_final(row)} if folder else {}
 
 
+def _sample(prepared: prepare.Prepared, run: RunFolder) -> dict[str, Any] | None:
+    """What was measured of this reasoner on so many GPUs (see ``sample.py``); None where nothing was."""
+    found: dict[str, Any] | None = artifact.read_json(run.sample, **SAMPLE)
+    if found is None or "reasoner" not in prepared.models:
+        return None
+    same = found["model"] == prepared.models["reasoner"]["hash"] and found["gpus"] == costs.gpus_of(prepared.config.where)
+    return found if same else None
+
+
 def _size(model: str) -> dict[str, int]:
     found = models.parameters(models.find(model))
     return {"parameters": found.total, "active_parameters": found.active}
 
 
-def _asked(requests: Requests, found: Rationales, max_tokens: int) -> dict[str, Any]:
+def _asked(requests: Requests, found: Rationales, reasoner: ReasonerConfig) -> dict[str, Any]:
     """What the reasoner is asked in all, and what of it is not stored yet."""
     mean = fmean(row["output_tokens"] for row in found.values()) if found else None
     missing = [request for key, request in requests.distinct.items() if key not in found]
+    to_pay = _tokens_asked(requests, missing, reasoner.max_tokens, mean)
+    out = to_pay["tokens_out_most"] if to_pay["tokens_out_estimate"] is None else to_pay["tokens_out_estimate"]
     return {
         "prompts": len(requests.distinct),
         "stored": len(found),
         "output_tokens_mean": mean,
-        "all": _tokens_asked(requests, list(requests.distinct.values()), max_tokens, mean),
-        "missing": _tokens_asked(requests, missing, max_tokens, mean),
+        "estimated_by": reasoner.tokenizer if reasoner.is_remote else None,
+        "charged": reasoner.charged(to_pay["tokens_in"] or 0, out or 0),
+        "all": _tokens_asked(requests, list(requests.distinct.values()), reasoner.max_tokens, mean),
+        "missing": to_pay,
     }
 
 

@@ -13,12 +13,14 @@ from fiat_ray import augmented, campaign, models
 from fiat_ray import config as configs
 from fiat_ray.artifact import fingerprint
 from fiat_ray.campaign import Checkpoint, Measured, NotRun, Trial
-from fiat_ray.config import Config, ReasonerConfig, TunableConfig
+from fiat_ray.config import Config, TunableConfig
 from fiat_ray.errors import UserError
 from fiat_ray.length import Budget, Lengths, measure
 from fiat_ray.models import Model
+from fiat_ray.reason.openai import OpenAIReasoner
 from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, VllmReasoner, load_script
-from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
+from fiat_ray.reason.requests import Requests, openai_requests, scripted_requests, vllm_requests
+from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder, place_for
@@ -26,6 +28,9 @@ from fiat_ray.schema import VERSION
 from fiat_ray.task import SPLITS, Task, check_splits, count_by_language, limited
 from fiat_ray.task_folder import reader_options
 from fiat_ray.yaml_file import parse_yaml
+
+LONGEST_PROMPT = 8192
+"""A reasoner's prompt and output, where the config does not say."""
 
 
 @dataclass
@@ -41,6 +46,8 @@ class Prepared:
     """Empty where no method asks the reasoner."""
     reasoner_length: int = 0
     """Bound on the reasoner's prompt and output, in its tokens."""
+    budgets: list[Budget] = field(default_factory=list)
+    """What each checkpoint that gets prompts has room for."""
     data: dict[str, str] = field(default_factory=dict)
     """Task → fingerprint of its rows as used."""
 
@@ -54,6 +61,8 @@ def make_reasoner(config: Config, max_length: int) -> Callable[[], Reasoner]:
     reasoner = config.reasoner
     if reasoner.kind == "scripted":
         return partial(ScriptedReasoner, str(Path(reasoner.script or "").resolve()))
+    if reasoner.is_remote:
+        return partial(OpenAIReasoner, reasoner.base_url or "", reasoner.model, reasoner.max_tokens, tuple(reasoner.stop), reasoner.concurrency)
     gpus = max(1, config.where.gpus or 1)
     model = models.pinned(reasoner.model)
     return partial(VllmReasoner, model, max_length, reasoner.max_tokens, reasoner.dtype, tuple(reasoner.stop), gpus)
@@ -101,14 +110,18 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
     if config.store:
         place_for(config.store, "a store")
     found: dict[str, Model] = {}
-    budgets: list[Budget] = []
     prepared = Prepared(config, tasks, {}, [], [], {})
-    reasoner = _reasoner_budget(config, found, budgets, prepared)
+    budgets = prepared.budgets
+    reasoner, model = reasoner_budget(config) if campaign.needs_reasoner(config) else (None, None)
+    if reasoner and model:
+        budgets.append(reasoner)
+        found["reasoner"] = model
+        prepared.reasoner_length = reasoner.max_length
     checkpoints = _tunable_budgets(config, tasks, found, budgets)
     for name, task in tasks.items():
         prepared.lengths[name] = measure(task, budgets, config.exemplars)
         if campaign.needs_reasoner(config):
-            prepared.requests[name] = _requests(config, task, prepared.lengths[name], reasoner, found)
+            prepared.requests[name] = requests_of(config, task, prepared.lengths[name], reasoner, model)
     measured = {name: _measured(task, prepared.lengths[name], prepared.requests.get(name)) for name, task in tasks.items()}
     prepared.data = {name: found.rows for name, found in measured.items()}
     prepared.trials, prepared.not_run = campaign.trials(config, measured, {key: value for key, (value, _) in checkpoints.items()})
@@ -151,22 +164,24 @@ def max_length(key: str, section: ReasonerConfig | TunableConfig, folder: Path) 
     context = context_length(folder)
     if section.max_length is not None and section.max_length > context:
         raise UserError(f"{key}.max_length: {section.max_length} is more than the model's {context} positions")
-    return section.max_length or min(context, 8192 if isinstance(section, ReasonerConfig) else 4096)
+    return section.max_length or min(context, LONGEST_PROMPT if isinstance(section, ReasonerConfig) else 4096)
 
 
-def _reasoner_budget(config: Config, found: dict[str, Model], budgets: list[Budget], prepared: Prepared) -> Renderer | None:
-    if not campaign.needs_reasoner(config):
-        return None
-    if config.reasoner.kind == "scripted":
-        load_script(Path(config.reasoner.script or ""))
-        return None
-    model = found["reasoner"] = models.resolve(config.reasoner.model)
+def reasoner_budget(config: Config) -> tuple[Budget | None, Model | None]:
+    """What the reasoner has room for, and what it is. A script reads no tokens; those of a remote model are another tokenizer's, as an estimate."""
+    reasoner = config.reasoner
+    if reasoner.kind == "scripted":
+        load_script(Path(reasoner.script or ""))
+        return None, None
+    if reasoner.is_remote:
+        model = Model(f"{reasoner.model} at {reasoner.base_url}", models.find(reasoner.tokenizer), "")
+    else:
+        model = models.resolve(reasoner.model)
     renderer = make_renderer("reasoner", model.folder)
-    prepared.reasoner_length = max_length("reasoner", config.reasoner, model.folder)
-    if config.reasoner.max_tokens >= prepared.reasoner_length:
-        raise UserError(f"reasoner.max_tokens: {config.reasoner.max_tokens} leaves no room for a prompt in {prepared.reasoner_length} tokens")
-    budgets.append(Budget("reasoner", renderer, prepared.reasoner_length, config.reasoner.max_tokens))
-    return renderer
+    length = reasoner.max_length or LONGEST_PROMPT if reasoner.is_remote else max_length("reasoner", reasoner, model.folder)
+    if reasoner.max_tokens >= length:
+        raise UserError(f"reasoner.max_tokens: {reasoner.max_tokens} leaves no room for a prompt in {length} tokens")
+    return Budget("reasoner", renderer, length, reasoner.max_tokens), model
 
 
 Checkpoints = dict[tuple[str, bool], tuple[Checkpoint, Budget]]
@@ -201,25 +216,21 @@ def _answer_tokens(task: Task, renderer: Renderer) -> int:
     return max(8, longest * 3 // 2)
 
 
-def _requests(config: Config, task: Task, lengths: Lengths, renderer: Renderer | None, found: Mapping[str, Model]) -> Requests:
-    if config.reasoner.kind == "scripted":
+def requests_of(config: Config, task: Task, lengths: Lengths, budget: Budget | None, model: Model | None) -> Requests:
+    """What the reasoner is asked about a task's rows. ``budget``, ``model``: see ``reasoner_budget``."""
+    if budget is None or model is None:
         return scripted_requests(task, lengths, Path(config.reasoner.script or ""))
-    assert renderer is not None
-    return vllm_requests(task, lengths, renderer, reasoner_identity(config, found["reasoner"].hash), config.exemplars, lengths.exemplars)
+    ask = openai_requests if config.reasoner.is_remote else vllm_requests
+    return ask(task, lengths, budget.renderer, _identity(config.reasoner, model), config.exemplars, lengths.exemplars)
 
 
-def reasoner_identity(config: Config, model_hash: str) -> dict[str, Any]:
-    """All besides the prompt that decides what a vLLM reasoner says."""
-    reasoner = config.reasoner
-    return {
-        "version": VERSION,
-        "kind": "vllm",
-        "model": model_hash,
-        "dtype": reasoner.dtype,
-        "temperature": 0,
-        "max_tokens": reasoner.max_tokens,
-        "stop": reasoner.stop,
-    }
+def _identity(reasoner: ReasonerConfig, model: Model) -> dict[str, Any]:
+    """All besides the prompt that decides what a reasoner says."""
+    if reasoner.is_remote:
+        who = {"base_url": (reasoner.base_url or "").rstrip("/"), "model": reasoner.model}
+    else:
+        who = {"model": model.hash, "dtype": reasoner.dtype}
+    return {"version": VERSION, "kind": reasoner.kind, **who, "temperature": 0, "max_tokens": reasoner.max_tokens, "stop": reasoner.stop}
 
 
 def _measured(task: Task, lengths: Lengths, requests: Requests | None) -> Measured:

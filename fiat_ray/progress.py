@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+LOGGED_EVERY = 60.0
+"""Seconds between two lines of a log."""
 
 
 class Console:
@@ -28,7 +35,7 @@ class Console:
         """How far it is: replaced by the next. Without a terminal at most once a minute."""
         with self._lock:
             now = time.monotonic()
-            if now - self._last < (0.2 if self._terminal else 60):
+            if now - self._last < (0.2 if self._terminal else LOGGED_EVERY):
                 return
             self._last = now
             self._clear()
@@ -45,6 +52,38 @@ class Console:
         if not self._quiet:
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+class ProgressLog:
+    """JSON lines in a file, one a minute: ``task``, ``numbers`` by name, ``time`` (seconds since the epoch). ``send`` follows each, in a thread."""
+
+    def __init__(self, path: Path, send: Callable[[], object]) -> None:
+        self._path, self._send = path, send
+        self._last = time.monotonic()
+        self._sender: threading.Thread | None = None
+
+    def write(self, task: str, numbers: Callable[[], Mapping[str, float]], last: bool = False) -> None:
+        """Does nothing within a minute after the last line, unless these are the last numbers of a stage."""
+        if not last and time.monotonic() - self._last < LOGGED_EVERY:
+            return
+        self._last = time.monotonic()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), "task": task, "numbers": dict(numbers())}) + "\n")
+        if not last and (self._sender is None or not self._sender.is_alive()):
+            self._sender = threading.Thread(target=self._send, daemon=True, name="progress")
+            self._sender.start()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a progress log; of a line that a killed process left unfinished nothing."""
+    text = path.read_text("utf-8") if path.is_file() else ""
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.planning import stored
 from fiat_ray.recipe import RECIPES, UNTUNED
-from fiat_ray.render import Piece, Prompt, Renderer, shown_rationale
+from fiat_ray.render import Prompt, Renderer, shown_rationale
 from fiat_ray.task import Row, Task
 
 NOT_STORED = "(no rationale is stored yet: it will stand here)"
 
-COLORS = {"structure": 90, "instructions": 35, "exemplars": 34, "input": 36, "rationale": 33, "target": 32}
-"""ANSI foreground of each kind of piece."""
+COLORS = {"structure": 90, "instructions": 35, "exemplars": 34, "input": 36, "rationale": 33, "target": 32, "user": 36, "assistant": 34}
+"""ANSI foreground of each kind of piece, and of a remote reasoner's messages."""
 
 
 def show(
@@ -89,14 +90,22 @@ class _Chosen:
             yield f"the script {config.reasoner.script} is called with this row, under key {requests.keys[self.row.id]}:"
             yield requests.distinct[requests.keys[self.row.id]].row
             return
-        renderer = prepare.make_renderer("reasoner", models.find(config.reasoner.model))
+        remote = config.reasoner.is_remote
+        renderer = prepare.make_renderer("reasoner", models.find(config.reasoner.tokenizer if remote else config.reasoner.model))
         shown, most = self.prepared.lengths[self.task.name].exemplars[language], len(self.task.exemplars_for(language, config.exemplars))
         prompt = renderer.reasoner_prompt(self.task, shown, self.text, language, config.exemplars)
         shared = len(renderer.reasoner_prefix(self.task, shown, language, config.exemplars))
-        yield f"reasoner {config.reasoner.model}, key {requests.keys[self.row.id]}"
+        yield f"reasoner {self.prepared.models['reasoner']['name']}, key {requests.keys[self.row.id]}"
         yield f"exemplars: {shown} of {most}; the first {shared:,} tokens are the same for all rows of this language"
+        if remote:
+            yield f"tokens are an estimate, by the tokenizer and template of {config.reasoner.tokenizer}; the messages are exact"
         yield ""
-        yield from _pieces(prompt, renderer, color)
+        if remote:
+            for message in json.loads(requests.distinct[requests.keys[self.row.id]].row):
+                text = message["content"]
+                yield from _block(message["role"], len(renderer.content("input", text).ids), text, color)
+        else:
+            yield from _pieces(prompt, renderer, color)
         yield ""
         yield _total(len(prompt), config.reasoner.max_tokens, "for the rationale", self.prepared.reasoner_length)
 
@@ -146,10 +155,14 @@ def _pieces(prompt: Prompt, renderer: Renderer, color: bool) -> Iterator[str]:
     """Kind, tokens and text of each piece; ``⏎`` is a line break of the prompt."""
     for piece in prompt.pieces:
         text = piece.text + (str(renderer.tokenizer.decode([renderer.eos])) if piece.kind == "target" else "")
-        bar = "┃" if piece.kind == "target" else "│"
-        for number, line in enumerate(_lines(text)):
-            head = f"{piece.kind:<12} {len(piece.ids):>6}" if number == 0 else " " * 19
-            yield f"{head} {bar} {_colored(line, piece, color)}"
+        yield from _block(piece.kind, len(piece.ids), text, color)
+
+
+def _block(kind: str, tokens: int, text: str, color: bool) -> Iterator[str]:
+    bar = "┃" if kind == "target" else "│"
+    for number, line in enumerate(_lines(text)):
+        head = f"{kind:<12} {tokens:>6}" if number == 0 else " " * 19
+        yield f"{head} {bar} {_colored(line, kind, color)}"
 
 
 def _lines(text: str) -> Sequence[str]:
@@ -157,10 +170,10 @@ def _lines(text: str) -> Sequence[str]:
     return [f"{line}⏎" for line in ended] + ([last] if last or not ended else [])
 
 
-def _colored(line: str, piece: Piece, color: bool) -> str:
+def _colored(line: str, kind: str, color: bool) -> str:
     # A terminal would obey the control characters in a row's text.
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line)
-    return f"\033[{COLORS[piece.kind]}m{line}\033[0m" if color else line
+    return f"\033[{COLORS[kind]}m{line}\033[0m" if color else line
 
 
 def _total(tokens: int, kept: int, for_what: str, max_length: int, supervised: int | None = None) -> str:

@@ -55,6 +55,26 @@ class Prompt:
         return sum(len(piece.ids) for piece in self.pieces)
 
 
+def reasoner_turns(task: Task, exemplar_count: int, text: str, language: str, which: Which = "row_language") -> tuple[Message, ...]:
+    """Instructions i_beta, the first ``exemplar_count`` exemplars as earlier turns, and the row: the conversation that β goes on with."""
+    turns: list[Message] = []
+    opening: tuple[str, ...] = (f"{task.i_beta}\n\n",)
+    for exemplar in task.exemplars_for(language, which)[:exemplar_count]:
+        turns += [("user", (*opening, task.text(exemplar.fields))), ("assistant", (exemplar.answer,))]
+        opening = ()
+    return (*turns, ("user", (*opening, text)))
+
+
+def chat_messages(turns: Sequence[Message]) -> list[dict[str, str]]:
+    """Turns as chat endpoints take them, whose servers put their own template around them."""
+    return [{"role": role, "content": _valid("".join(texts))} for role, texts in turns]
+
+
+def _valid(text: str) -> str:
+    """A lone surrogate is no text that a tokenizer or an endpoint takes; it shows as a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class Renderer:
     """Renders for one checkpoint: its tokenizer, and its chat template where it is instruction-tuned.
 
@@ -70,20 +90,14 @@ class Renderer:
         self._content = lru_cache(maxsize=4096)(self._encode_content)
 
     def reasoner_prompt(self, task: Task, exemplar_count: int, text: str, language: str, which: Which = "row_language") -> Prompt:
-        """Instructions i_beta, the first ``exemplar_count`` exemplars as earlier turns, and the row: what β reasons about."""
+        """``reasoner_turns`` as tokens: what β reasons about."""
         return self.reasoner_prefix(task, exemplar_count, language, which) + self.row_pieces(text)
 
     def reasoner_prefix(self, task: Task, exemplar_count: int, language: str, which: Which = "row_language") -> Prompt:
         """All of the prompt before the row: the same for all rows of a language, so that engines compute it once."""
-        kinds: list[str] = ["instructions"]
-        messages: list[Message] = []
-        opening: tuple[str, ...] = (f"{task.i_beta}\n\n",)
-        for exemplar in task.exemplars_for(language, which)[:exemplar_count]:
-            messages += [("user", (*opening, task.text(exemplar.fields))), ("assistant", (exemplar.answer,))]
-            kinds += ["exemplars", "exemplars"]
-            opening = ()
-        messages.append(("user", (*opening, "")))
-        before, _ = self._around_last(tuple(messages), tuple(kinds) + ("input",))
+        turns = reasoner_turns(task, exemplar_count, "", language, which)
+        kinds = ("instructions", *["exemplars"] * 2 * (len(turns) // 2), "input")
+        before, _ = self._around_last(turns, kinds)
         return Prompt(before)
 
     def row_pieces(self, text: str) -> list[Piece]:
@@ -115,6 +129,11 @@ class Renderer:
         if self.tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer names no EOS token")
 
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of many texts takes as content of a prompt; all at once, which is faster than one by one."""
+        valid = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        return [len(ids) for ids in self.tokenizer(valid, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+
     def target(self, text: str) -> Piece:
         """The supervised tokens: the answer and EOS."""
         return Piece("target", text, (*self.answer_ids(text), self.eos))
@@ -135,8 +154,7 @@ class Renderer:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _encode_content(self, text: str) -> tuple[int, ...]:
-        # A lone surrogate is no text that a tokenizer takes; it shows as a question mark.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = _valid(text)
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
 
     @lru_cache(maxsize=256)  # noqa: B019 - a renderer lives as long as its process

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,46 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a killed run left half-written. Only under the run's lock: nobody else writes here."""
-        for path in [*self.path.glob(".ray-train-*"), *self.path.glob("trials/*/.*"), *self.path.glob("**/.*.tmp")]:
+        for path in [*self.path.glob(".ray-train-*"), self.stop, *self.path.glob("trials/*/.*"), *self.path.glob("**/.*.tmp")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    @contextmanager
+    def only_one(self) -> Iterator[None]:
+        """Two drivers in one run directory would do the same work twice. The lock goes with the process, however it ends."""
+        if self.path.is_dir() and any(self.path.iterdir()) and not any(path.exists() for path in (self.manifest, self.path / ".lock")):
+            raise UserError(f"{self.path}: is not empty, and no run directory; give another --out")
+        make(self.path, "a run directory")
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another fiat-ray is at work in this run directory") from None
+            yield
+
+    @property
+    def stop(self) -> Path:
+        """While this file is there, reasoners on all nodes finish the rows they are at and take no others."""
+        return self.path / ".stop"
+
+    @property
+    def plan(self) -> Path:
+        """What ``planning.of`` said before the campaign's first part ran."""
+        return self.path / "plan.json"
+
+    @property
+    def sample(self) -> Path:
+        """See ``sample.py``."""
+        return self.path / "sample.json"
+
+    @property
+    def progress(self) -> Path:
+        """Progress through the reasoning, a JSON line a minute."""
+        return self.path / "progress.jsonl"
+
+    @property
+    def spent(self) -> Path:
+        """See ``schedule.spending``."""
+        return self.path / "spent.json"
 
     @property
     def config(self) -> Path:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiat_ray import artifact, schedule
+from fiat_ray import artifact, disk, planning, schedule
 from fiat_ray import config as configs
 from fiat_ray.collect import collect
 from fiat_ray.config import Config
-from fiat_ray.errors import UserError
+from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.prepare import Prepared, describe, drawn, prepare
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder, make
@@ -50,9 +48,10 @@ def run_config(
     console.status("reading rows and measuring prompts …")
     prepared = prepare(config, tasks)
     _announce(prepared, console)
+    disk.check(prepared, folder)
     if config.store:
         make(Path(config.store), "a store")
-    with _only_one(folder):
+    with folder.only_one():
         _write_inputs(prepared, folder, command, console)
         outcome = schedule.execute(prepared, folder, console, stages)
         collect(prepared, folder)
@@ -83,6 +82,7 @@ def _write_inputs(prepared: Prepared, folder: RunFolder, command: str, console: 
         folder.save_task(task, prepared.lengths[name], settings)
     if any(before.get(key) != described[key] for key in ("tasks", "trials")):
         folder.scores.unlink(missing_ok=True)  # of another config; written anew at the end
+        folder.plan.unlink(missing_ok=True)
         shutil.rmtree(folder.path / "untuned", ignore_errors=True)
     folder.sweep()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -96,6 +96,8 @@ def _write_inputs(prepared: Prepared, folder: RunFolder, command: str, console: 
         "seeds": prepared.config.seeds,
     }
     artifact.write_json(folder.manifest, about | described)
+    if not folder.plan.is_file():
+        artifact.write_json(folder.plan, planning.of(prepared, folder.path))
 
 
 def _compare(before: Mapping[str, Any], described: Mapping[str, Any], folder: RunFolder, console: Console) -> None:
@@ -121,21 +123,6 @@ def _show(folder: RunFolder, config: Config, console: Console) -> None:
     console.status("sending the run to MLflow …")
     tracking.track(folder.path, config.tracking_uri)
     console.line(f"report: {os.path.relpath(folder.path / 'report' / 'index.html')}")
-
-
-@contextmanager
-def _only_one(folder: RunFolder) -> Iterator[None]:
-    """Two drivers in one run directory would tune the same trials twice. The lock goes with the process, however it ends."""
-    known = (folder.manifest, folder.path / ".lock")
-    if folder.path.is_dir() and any(folder.path.iterdir()) and not any(path.exists() for path in known):
-        raise UserError(f"{folder.path}: is not empty, and no run directory; give another --out")
-    make(folder.path, "a run directory")
-    with (folder.path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder.path}: another fiat-ray is at work in this run directory") from None
-        yield
 
 
 def versions() -> dict[str, str]:
@@ -254,7 +241,8 @@ def run(
 ) -> Run:
     """Run a campaign on a task. ``reasoner`` and ``tunable``: a model's name, or its section of the config; ``options``: other keys of the config.
 
-    Uses a running Ray, or starts a local one. Raises ``UserError`` for bad input, ``RuntimeError`` where trials failed.
+    Uses a running Ray, or starts a local one. Raises ``UserError`` for bad input, ``RuntimeError`` where trials failed, ``Unfinished`` where
+    ``max_gpu_hours`` or ``max_cost`` stopped it.
     """
     values = {
         "task": task if isinstance(task, str) else task.name,
@@ -268,4 +256,6 @@ def run(
     if outcome.failed:
         name, error = next(iter(outcome.failed.items()))
         raise RuntimeError(f"{len(outcome.failed)} trials failed; {name}: {error}")
+    if outcome.stopped:
+        raise Unfinished(f"{done.path}: {outcome.stopped}")
     return done

@@ -28,6 +28,7 @@ RATIONALES = pa.schema(
         ("text", pa.string()),
         ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),  # of the prompt's, those that the prefix cache held; null in parts of older versions
         ("output_tokens", pa.int64()),
         ("seconds", pa.float64()),
         ("tries", pa.int64()),
@@ -108,6 +109,11 @@ TRIAL: Kinds = {
     "gpus": int,
 }
 """``trial.json``, the completion record of a tuning."""
+
+_NUMBER = (int, float)
+
+SAMPLE: Kinds = {"model": str, "gpus": int, "rows": int, "seconds": _NUMBER, "read": _NUMBER, "write": _NUMBER}
+"""``sample.json``: what a sample of the reasoner (content hash ``model``) measured, in seconds and tokens a second of one engine."""
 
 SEAL: Kinds = {"fingerprint": str, "asked": str, "rows": int, "status": dict}
 """``_manifest.json``, the completion record of an augmented set."""

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fiat_ray.errors import UserError
+from fiat_ray.progress import read_log
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.read import Run, read, records
 
@@ -30,9 +32,9 @@ Values = dict[str, Any]
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "fiat-ray"
-RUN_TAG, TRIAL_TAG, CURRENT_TAG, DONE_TAG = "fiat_ray.run", "fiat_ray.trial", "fiat_ray.current", "fiat_ray.sent"
+RUN_TAG, TRIAL_TAG, CURRENT_TAG, DONE_TAG, LINES_TAG = "fiat_ray.run", "fiat_ray.trial", "fiat_ray.current", "fiat_ray.sent", "fiat_ray.lines"
 """Identity of a campaign, of a trial; whether a trial belongs to the campaign's present config; a digest of what was sent: while it holds,
-nothing is missing."""
+nothing is missing; how many lines of progress were sent."""
 LARGEST_CHECKPOINT = 100 * 2**20
 """Bytes. Adapters are always sent, full checkpoints only below this."""
 PATIENCE = 5
@@ -68,11 +70,21 @@ def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
                 _send_trial(client, run, trial, parent, experiment)
         _mark_current(client, run, parent, experiment)
         _send_campaign(client, run, parent)
+        _send_progress(client, run, parent)
     except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSError; none may cost a campaign its results
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         log.warning("MLflow at %s: %s. Nothing is lost: the next `fiat-ray run` or `report` of %s sends it again.", uri, reason[:200], run_dir)
         return None
     return str(parent)
+
+
+def track_progress(run_dir: str | Path, tracking_uri: str | None = None) -> None:
+    """Sends the lines of ``progress.jsonl`` that are new, while a campaign runs."""
+    run = read(run_dir)
+    uri = tracking_uri or default_store()
+    with suppress(Exception):  # whatever it is, ``track`` meets it at the end, says it, and sends what is missing
+        client = _client(uri)
+        _send_progress(client, run, _parent(client, run, _experiment(client, uri)))
 
 
 def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
@@ -171,6 +183,19 @@ def _send_campaign(client: MlflowClient, run: Run, parent: str) -> None:
     metrics = [(_metric_name(score, (score["method"], *((score["task"],) if several else ()))), score["value"], 0) for score in scores]
     files = [run.path / name for name in ("config.yaml", "manifest.json", "scores.parquet", "report")]
     _send(client, parent, {}, tags, metrics, files)
+
+
+def _send_progress(client: MlflowClient, run: Run, parent: str) -> None:
+    """Lines of the progress log as metrics over time, each line sent once: the tag counts those that were."""
+    from mlflow.entities import Metric
+
+    lines = read_log(run.path / "progress.jsonl")
+    sent = int(client.get_run(parent).data.tags.get(LINES_TAG, 0))
+    for number, line in enumerate(lines[sent:], sent):
+        at = int(line["time"] * 1000)
+        named = {f"reason/{line['task']}/{name}": value for name, value in line["numbers"].items()}
+        client.log_batch(parent, metrics=[Metric(name, float(value), at, number) for name, value in named.items()])
+    client.set_tag(parent, LINES_TAG, len(lines))
 
 
 def _mark_current(client: MlflowClient, run: Run, parent: str, experiment: str) -> None:

@@ -20,12 +20,13 @@ def planned(**changes: Any) -> dict[str, Any]:
     trials = {"model": "tunables.xs", "seeds": [0, 1], "tuned": 0, "evaluated": 0, "rows_validated": 100, "rows_tested": 1000}
     trials |= {"tokens_mean": 500.0, "answer_tokens_mean": 10.0, "tokens": 10_000_000} | changes
     missing = {"prompts": 5, "tokens_in_prefix_once": 1_000_000, "tokens_out_most": 400_000, "tokens_out_estimate": 200_000}
+    whole = missing | {"prompts": 10, "tokens_in_prefix_once": 2_000_000}
     return {
         "models": {
             "reasoner": {"parameters": 30_000_000_000, "active_parameters": 3_000_000_000},
             "tunables.xs": {"parameters": 1_000_000_000, "active_parameters": 1_000_000_000},
         },
-        "tasks": {"towns": {"reasoner": {"missing": missing}}},
+        "tasks": {"towns": {"reasoner": {"all": whole, "missing": missing}}},
         "trials": [{**trials, "peft": True}, {**trials, "peft": False}],
     }
 

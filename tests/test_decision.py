@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_directory import rewrite_rationales, write_run
 
-from fiat_ray.report import decision, page
+from fiat_ray.report import decision, facts, page
 from fiat_ray.report.decision import Cost
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
@@ -110,6 +110,37 @@ def test_prices_are_those_of_gpu_time(tmp_path: Path) -> None:
     assert found["icl"]["tuning_price"] == 0
     assert "FIAT costs 12.0 times fine-tuning per 1,000 predictions (GPU time)" in priced.sentences[0]
     assert any("at 3.6 an hour" in note for note in priced.tables[0].footnotes)
+
+
+def remote(folder: Path, gpus: int, price: float | None, **reasoner: Any) -> Section:
+    """The same run, its rationales from an endpoint."""
+    written(folder, gpus, price)
+    took = {"rows": 20, "seconds": 10.0, "gpu_seconds": 0.0}
+    (folder / "reasoning.json").write_text(json.dumps({"rivers": took}))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"reasoner": {"kind": "openai", **reasoner}}))
+    return section(folder)
+
+
+def test_a_remote_reasoner_is_paid_by_token(tmp_path: Path) -> None:
+    priced = remote(tmp_path, 2, 3.6, price_in=10.0, price_out=100.0)
+    found = rows(priced)
+    rationale = 1000 * (100 * 10 + 10 * 100) / 1e6
+    assert found["icl"]["per_1000_price"] == pytest.approx(rationale)
+    assert found["no_peft"]["per_1000_price"] == pytest.approx(0.2)
+    assert found["fiat"]["per_1000_price"] == pytest.approx(rationale + 0.4)
+    assert found["fiat"]["tuning_price"] == pytest.approx(0.3 + 100 * 100 * 10 / 1e6 + 100 * 20 * 100 / 1e6, rel=0.05)  # of 100 rows; 4 have 10 out
+    assert "GPU time)" not in priced.sentences[0]  # nobody knows the endpoint's
+    assert any("A million tokens: 10 in, 100 out" in note for note in priced.tables[0].footnotes)
+    costs = facts.costs(Results(read(tmp_path))).frame.iloc[0]
+    assert costs["charged"] == pytest.approx((10 * costs["prompt_tokens"] + 100 * costs["output_tokens"]) / 1e6)
+
+
+def test_a_part_without_a_price_leaves_the_sum_open(tmp_path: Path) -> None:
+    found = rows(remote(tmp_path / "unpriced", 2, 3.6))
+    assert pd.isna([found[method]["per_1000_price"] for method in ("icl", "fiat")]).all() and found["no_peft"]["per_1000_price"] > 0
+    found = rows(remote(tmp_path / "no GPU price", 2, None, price_in=10.0, price_out=100.0))
+    assert pd.isna([found[method]["per_1000_price"] for method in ("no_peft", "fiat")]).all() and found["icl"]["per_1000_price"] > 0
 
 
 @pytest.mark.parametrize(("gpus", "price"), [(0, 3.6), (2, None)])

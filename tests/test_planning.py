@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,11 +15,13 @@ import pytest
 import tiny_model
 
 from fiat_ray import config as configs
-from fiat_ray import costs, models, plan_text, planning
+from fiat_ray import costs, disk, models, plan_text, planning
 from fiat_ray.config import Config
 from fiat_ray.draw import number_of_steps, steps_of
+from fiat_ray.errors import UserError
 from fiat_ray.prepare import prepare
 from fiat_ray.reason.store import Store
+from fiat_ray.runs import run_config
 from fiat_ray.task import Task
 
 
@@ -116,6 +119,64 @@ def test_cuts_and_exemplars_that_do_not_fit_are_named(tiny: Path) -> None:
     assert task["exemplars"]["bn"] < task["exemplars_most"]["bn"] == 3
     text = plan_text.describe(planned)
     assert "6 passages cut to fit: bn 6" in text and "lost their gold answer: bn 6" in text and "fewer than 3 fit in bn" in text
+
+
+def test_lengths_by_component_and_language_add_up_to_the_longest_prompt(tiny: Path) -> None:
+    task = towns()["towns"]
+    found = planning.plan(config(tiny), towns())["tasks"]["towns"]
+    prepared = prepare(config(tiny), towns())
+    assert [(part["role"], part["language"]) for part in found["length"]] == [(r, x) for r in ("reasoner", "tunables.xs") for x in ("bn", "hi")]
+    for part in found["length"]:
+        budget = next(b for b in prepared.budgets if b.role == part["role"])
+        rows = [row for row in task.rows if row.language == part["language"]]
+        texts = [task.text(row.fields) for row in rows]
+        if part["role"] == "reasoner":
+            longest = max(len(budget.renderer.reasoner_prompt(task, 3, text, part["language"])) for text in texts)
+            assert part["exemplars"] > 0
+        else:
+            prompts = [budget.renderer.tunable_prompt(task, text, "", recipe) for text in texts for recipe in budget.recipes]
+            prompts += [
+                budget.renderer.explain_prompt(task, text, recipe) for text in texts for recipe in budget.recipes if recipe.cot == "distilled"
+            ]
+            longest = max(map(len, prompts))
+            assert part["exemplars"] == 0
+        assert part["most"] == longest + part["reserved"] <= part["max_length"]
+        assert part["rows"] == 9 and part["input_mean"] <= part["input_max"]
+        assert part["instructions"] + part["exemplars"] + part["input_max"] + part["reserved"] == part["most"]
+    text = plan_text.describe(planning.plan(config(tiny), towns()))
+    assert "tokens     reasoner: " in text and "longest, with output: reasoner        xs" in text
+
+
+def test_disk_is_what_is_not_there_yet(tiny: Path, tmp_path: Path) -> None:
+    asked = config(tiny, methods=["icl", "fiat", "no_peft"], seeds=[0, 1])
+    [found] = planning.plan(asked, towns(), run=tmp_path)["disk"]
+    assert 0 < found["free"] <= shutil.disk_usage(tmp_path).free * 1.1
+    weights = sum(path.stat().st_size for path in tiny.glob("*.safetensors"))
+    adapters = found["needed"]["adapters and checkpoints"] - 2 * weights
+    assert 0 < adapters < 2 * weights  # two adapters
+    assert found["needed"]["a merged checkpoint, for a while"] == weights
+    assert found["needed"]["rationales"] >= 6 * 32 * disk.TOKEN
+    shared = planning.plan(config(tiny, store=str(tmp_path / "store")), towns(), run=tmp_path)["disk"]
+    assert shared[0]["needed"]["their copy in the run"] == shared[0]["needed"]["rationales"]
+
+
+def test_an_adapter_takes_what_was_planned(tiny: Path, tmp_path: Path) -> None:
+    from fiat_ray.tune import model as checkpoints
+
+    lora = configs.Lora(rank=4)
+    model = checkpoints.add_lora(checkpoints.load(tiny), lora, 0)
+    state = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    checkpoints.save(model, state, True, checkpoints.dtype_of(tiny), tmp_path)
+    taken = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert disk._weights(tiny, True, lora) <= taken < disk._weights(tiny, True, lora) * 1.2
+
+
+def test_too_little_room_is_said_before_anything_starts(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="too little room, 0 MiB are free; needed are at most: rationales"):
+        run_config(config(tiny), tmp_path / "out", tasks=towns())
+    assert not (tmp_path / "out").exists()
+    assert "TOO LITTLE" in plan_text.describe(planning.plan(config(tiny), towns(), run=tmp_path / "out"))
 
 
 def test_described_in_110_columns(tiny: Path, tmp_path: Path) -> None:

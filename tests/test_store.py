@@ -19,7 +19,7 @@ from fiat_ray.schema import RATIONALES
 
 def answered(key: str, status: str = "ok", text: str = "because", tries: int = 1, **more: Any) -> dict[str, Any]:
     return {
-        **{"key": key, "status": status, "text": text, "finish_reason": "stop", "prompt_tokens": 3, "output_tokens": 4},
+        **{"key": key, "status": status, "text": text, "finish_reason": "stop", "prompt_tokens": 3, "cached_tokens": 2, "output_tokens": 4},
         **{"seconds": 0.5, "tries": tries, "error": "", **more},
     }
 

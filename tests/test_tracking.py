@@ -135,3 +135,24 @@ def test_a_server_that_never_answers_costs_seconds(run_dir: Path, monkeypatch: p
 def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tracking.default_store() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+def test_progress_becomes_metrics_over_time_each_line_once(tmp_path: Path) -> None:
+    folder, uri = write_run(tmp_path / "run", methods=("fiat",)), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    log = folder / "progress.jsonl"
+    lines = [json.dumps({"time": 1000.0 + 60 * n, "task": "rivers", "numbers": {"rows": 10 * n, "cached_share": 0.9}}) + "\n" for n in range(3)]
+    log.write_text("".join(lines[:2]))
+    tracking.track_progress(folder, uri)
+    log.write_text("".join(lines))
+    for _ in range(2):
+        tracking.track(folder, uri)
+    _, _, metrics, _ = snapshot(uri)["run"]
+    assert metrics["reason/rivers/rows"] == [(0, 0), (1, 10), (2, 20)]
+    assert metrics["reason/rivers/cached_share"] == [(0, 0.9), (1, 0.9), (2, 0.9)]
+
+
+def test_progress_is_silent_where_there_is_no_server(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        tracking.track_progress(run_dir, f"http://127.0.0.1:{unused.getsockname()[1]}")
+    assert not caplog.records

@@ -1,4 +1,4 @@
-"""Who answers: a model in this cluster behind vLLM, or a script (for tests and controls)."""
+"""Who answers: a model in this cluster behind vLLM, or a script (for tests and controls); a remote one is in ``openai.py``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,22 @@ class Answer:
     text: str = ""
     finish_reason: str = ""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's, those that the prefix cache held."""
     output_tokens: int = 0
     seconds: float = 0.0
     error: str = ""
 
 
+def ended(text: str, finish_reason: str) -> str:
+    """The status of a row that was answered."""
+    return "length" if finish_reason == "length" else "ok" if text else "empty"
+
+
 class Reasoner(Protocol):
     async def reason(self, prefix: Sequence[int], ids: Sequence[int], row: str) -> Answer:
-        """ŷ_β = argmax_y P(y | x; θ_β, I_β) for one request. A row's own failure is an ``Answer``; an exception means the reasoner is broken."""
+        """ŷ_β = argmax_y P(y | x; θ_β, I_β) for one request. A row's own failure is an ``Answer``; an exception means the reasoner is broken,
+        and ``UserError`` that nothing but another config will mend it."""
 
 
 class VllmReasoner:
@@ -46,8 +54,16 @@ class VllmReasoner:
         except ValueError as error:  # vLLM refused this prompt
             return Answer("engine_error", error=str(error)[:500])
         text = done.text.strip()
-        status = "length" if done.finish_reason == "length" else "ok" if text else "empty"
-        return Answer(status, text, done.finish_reason, done.prompt_tokens, done.output_tokens, done.seconds)
+        status = ended(text, done.finish_reason)
+        return Answer(status, text, done.finish_reason, done.prompt_tokens, done.cached_tokens, done.output_tokens, done.seconds)
+
+    async def read(self, prefix: Sequence[int], ids: Sequence[int]) -> int:
+        """Only read a prompt, as a measurement: how many of its tokens were computed."""
+        done = await asyncio.wrap_future(self._engine.complete([*prefix, *ids], 1))
+        return done.prompt_tokens - done.cached_tokens
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 class ScriptedReasoner:
@@ -62,7 +78,7 @@ class ScriptedReasoner:
             text = (await asyncio.to_thread(self._function, json.loads(row))).strip()
         except Exception as error:
             return Answer("engine_error", error=f"{type(error).__name__}: {error}"[:500])
-        return Answer("ok" if text else "empty", text, "stop", 0, 0, time.perf_counter() - start)
+        return Answer(ended(text, "stop"), text, "stop", seconds=time.perf_counter() - start)
 
 
 def load_script(path: Path) -> Callable[[dict[str, Any]], str]:

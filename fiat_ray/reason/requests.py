@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fiat_ray.artifact import fingerprint
 from fiat_ray.length import Lengths
-from fiat_ray.render import Renderer
+from fiat_ray.render import Renderer, chat_messages, reasoner_turns
 from fiat_ray.task import Row, Task, Which
 
 
@@ -24,7 +25,7 @@ class Request:
     ids: tuple[int, ...]
     """The row's own token ids, after the prefix; empty for a scripted reasoner."""
     row: str
-    """The row as JSON, for a scripted reasoner; empty otherwise."""
+    """JSON: the row, for a scripted reasoner, or the messages, for a remote one, whose token ids are estimates; empty otherwise."""
 
 
 @dataclass
@@ -56,6 +57,21 @@ def vllm_requests(
         requests.prefixes[name] = prefix
         requests.keys[row.id] = key
         requests.distinct.setdefault(key, Request(key, name, tuple(own), ""))
+    return requests
+
+
+def openai_requests(
+    task: Task, lengths: Lengths, renderer: Renderer, identity: Mapping[str, Any], which: Which, exemplars: Mapping[str, int]
+) -> Requests:
+    """Requests for a remote endpoint: as in ``vllm_requests``, but what is asked, and keyed, are messages. ``renderer`` estimates their tokens."""
+    measured = vllm_requests(task, lengths, renderer, identity, which, exemplars)
+    requests = Requests(measured.prefixes, {}, {})
+    for row in task.rows:
+        messages = chat_messages(reasoner_turns(task, exemplars[row.language], lengths.texts[row.id], row.language, which))
+        key = fingerprint(identity, messages)
+        requests.keys[row.id] = key
+        asked = replace(measured.distinct[measured.keys[row.id]], key=key, row=json.dumps(messages))
+        requests.distinct.setdefault(key, asked)
     return requests
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fiat_ray.cluster import end_with_raylet
+from fiat_ray.errors import UserError
 from fiat_ray.reason.reasoners import Reasoner
 from fiat_ray.reason.requests import Request, Requests, columns
 from fiat_ray.reason.store import Store, is_final
@@ -38,13 +40,15 @@ def reason(
     cpus: float = 1,
     gpus: float = 0,
     batch_size: int = 16,
+    stop: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Generate what the store lacks; yields ``{key, status, admitted}`` for each row when it is durable. ``create`` runs in each actor.
 
     ``admitted``: when the row was given to a reasoner that was ready, in seconds since the epoch.
 
     Starts no actor where nothing is missing. Rows that failed are tried again until they are final. When an actor dies, what it had not written is
-    given to a new one; after ``MOST_STRIKES`` the error of the last is raised.
+    given to a new one; after ``MOST_STRIKES`` the error of the last is raised. A reasoner's ``UserError`` is raised at once. When the file ``stop``
+    appears, rows that a reasoner has are finished, and no others are begun.
     """
     strikes = 0
     while strikes < MOST_STRIKES:
@@ -53,10 +57,14 @@ def reason(
         if not missing:
             return
         try:
-            answered = _answered(missing, requests.prefixes, store, create, replicas, cpus, gpus, batch_size)
+            answered = _answered(missing, requests.prefixes, store, create, replicas, cpus, gpus, batch_size, stop)
             for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from batch.to_pylist()
-        except Exception:
+            if stop is not None and stop.exists():
+                return
+        except Exception as error:
+            if broken := re.search(r"UserError: (.+)", str(error)):  # Ray passes on a worker's exception as text only
+                raise UserError(broken[1]) from None
             strikes += 1
             if strikes == MOST_STRIKES:
                 raise
@@ -71,13 +79,14 @@ def _answered(
     cpus: float,
     gpus: float,
     batch_size: int,
+    stop: Path | None,
 ) -> Any:
     """The Ray dataset of keys and statuses; iterating it generates."""
     import pyarrow as pa
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and told by who gives up
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -89,7 +98,7 @@ def _answered(
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             ReasonerActor,
-            fn_constructor_args=(create, prefixes, str(store.folder)),
+            fn_constructor_args=(create, prefixes, str(store.folder), stop),
             batch_size=batch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=replicas),
@@ -102,8 +111,9 @@ def _answered(
 class ReasonerActor:
     """Ray Data's callable: one reasoner, and the store it writes to."""
 
-    def __init__(self, create: Callable[[], Reasoner], prefixes: dict[str, list[int]], store: str) -> None:
+    def __init__(self, create: Callable[[], Reasoner], prefixes: dict[str, list[int]], store: str, stop: Path | None = None) -> None:
         end_with_raylet()
+        self._stop = stop
         self._store = Store(Path(store))
         self._states = self._store.states()
         self._prefixes = prefixes
@@ -114,6 +124,8 @@ class ReasonerActor:
         self._reasoner = create()
 
     async def __call__(self, batch: Any) -> dict[str, np.ndarray]:
+        if self._stop is not None and self._stop.exists():
+            batch = batch.slice(0, 0)
         admitted = time.time()
         statuses = await asyncio.gather(*(self._row(row) for row in batch.to_pylist()))
         await self._flush()

@@ -19,6 +19,10 @@ MOST_TRIES = 3
 """``engine_error`` is tried again, at most twice; all other states are final, because greedy decoding would repeat them."""
 
 
+ADDED = {"cached_tokens"}
+"""Columns that parts of older versions lack: nothing but progress depends on them."""
+
+
 class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,8 +59,9 @@ class Store:
         """Rows of one part. Raises ``UserError`` where it is damaged or of another version."""
         try:
             with pq.ParquetFile(path) as part:
-                lacking = sorted(set(columns) - set(part.schema_arrow.names))
-                rows: list[dict[str, Any]] = [] if lacking else part.read(columns).to_pylist()
+                absent = set(columns) - set(part.schema_arrow.names)
+                lacking = sorted(absent - ADDED)
+                rows: list[dict[str, Any]] = [] if lacking else [dict.fromkeys(absent) | row for row in part.read(columns).to_pylist()]
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
                 f"{path}: damaged part of the rationale store ({str(error)[:120]}); delete this file, its rows are generated anew"

@@ -22,6 +22,8 @@ WORDS = {
     "reason": "why it is not there",
     "config_key": "config key that adds it",
     "count": "number",
+    "count_planned": "planned",
+    "times_planned": "times planned",
     "fiat": "FIAT",
     "no_cot": "w/o rationales",
     "same_answer": "same answer %: FIAT",
@@ -124,5 +126,7 @@ def _number(value: float, name: str) -> str:
         return f"{value:g}"
     if name.endswith("price"):
         return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-    whole = isinstance(value, int) or name in ("seeds", "count", "questions", "characters") or name.endswith("rows") or "tokens" in name
+    whole = (
+        isinstance(value, int) or name in ("seeds", "count", "count_planned", "questions", "characters") or name.endswith("rows") or "tokens" in name
+    )
     return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.1f}"

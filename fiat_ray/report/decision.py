@@ -42,15 +42,12 @@ class Cost:
 
 def section(results: Results) -> Section:
     rows = [row for task in results.run.tasks for row in _rows(results, task)]
-    price = _price(results)
     notes = [
         "Quality on test, with its 95 % interval. tuning: one trial with all learning rates that it tried, mean over seeds; for FIAT with the "
         "rationales of its train and validation rows. 1,000 predictions: by the mean of the test rows.",
         "Seconds are wall-clock with many rows side by side, as in this run. Starting engines and workers is not in them: it costs the same for one "
         "row and for a million. Empty: not measured in this run.",
-        f"Prices: GPU time at {price:g} an hour (config key where.gpu_hour_price)."
-        if price is not None
-        else "No prices: config key where.gpu_hour_price says what an hour of a GPU costs.",
+        *_price_notes(results),
     ]
     said = [says for task in results.run.tasks for tunable in results.tunables(task) if (says := _says(results, task, tunable))]
     about = ("task", "tunable", "method", "row")
@@ -61,6 +58,21 @@ def section(results: Results) -> Section:
         Table("decision_tokens", "Tokens read and written", whole[[*about, *tokens, "note", "reason", "config_key"]]),
     ]
     return Section(said, [], tables)
+
+
+def _price_notes(results: Results) -> list[str]:
+    price, reasoner = _price(results), results.run.reasoner
+    notes = [
+        f"Prices: GPU time at {price:g} an hour (config key where.gpu_hour_price)."
+        if price is not None
+        else "No prices: config key where.gpu_hour_price says what an hour of a GPU costs."
+    ]
+    if reasoner.is_remote:
+        what = "The reasoner is a remote endpoint, whose time on GPUs nobody knows. A million tokens"
+        keys = "config keys reasoner.price_in and price_out"
+        unstated = reasoner.price_in is None or reasoner.price_out is None
+        notes.append(f"{what} have no price: {keys}." if unstated else f"{what}: {reasoner.price_in:g} in, {reasoner.price_out:g} out ({keys}).")
+    return notes
 
 
 def _fine_tuning(results: Results, task: str, tunable: str) -> str:
@@ -154,11 +166,15 @@ def _price(results: Results) -> float | None:
 
 
 def _money(results: Results, cost: Cost) -> float | None:
-    """None where no price is stated, or where no GPU was used."""
-    price = _price(results)
-    if price is None or cost.gpu_seconds is None or (cost.seconds and not cost.gpu_seconds):
+    """GPU time, and what a remote reasoner charges. None where a price that is needed is not stated, or where no GPU was used."""
+    price, remote = _price(results), results.run.reasoner.is_remote
+    asked = (cost.reasoner_tokens_in, cost.reasoner_tokens_out)
+    charged = results.run.reasoner.charged(*asked) if remote and asked != (0.0, 0.0) else 0.0
+    if remote and cost.tunable_tokens_in == 0.0:  # nothing ran here
+        return charged
+    if charged is None or price is None or cost.gpu_seconds is None or (cost.seconds and not cost.gpu_seconds):
         return None
-    return price * cost.gpu_seconds / 3600
+    return charged + price * cost.gpu_seconds / 3600
 
 
 def _says(results: Results, task: str, tunable: str) -> str:
@@ -173,6 +189,8 @@ def _beside(results: Results, task: str, fiat: tuple[str, str], other: tuple[str
     mine, theirs = _prediction(results, task, *fiat), _prediction(results, task, *other)
     costs = f"what FIAT costs beside {title} was not measured, and it "
     for basis, of_what in BASES.items():
+        if basis == "gpu_seconds" and results.run.reasoner.is_remote:
+            continue  # nobody knows a remote reasoner's
         a, b = getattr(mine, basis), getattr(theirs, basis)
         if a and b:
             costs = f"FIAT costs {a / b:.1f} times {title} per 1,000 predictions ({of_what}) and "

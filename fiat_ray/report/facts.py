@@ -97,7 +97,8 @@ def costs(results: Results) -> Table:
     rows: list[dict[str, Any]] = []
     if stored := results.run.rationales.values():
         prompt, output = (sum(row[name] or 0 for row in stored) for name in ("prompt_tokens", "output_tokens"))
-        rows.append({"what": "reasoner: rationales", "count": len(stored), "prompt_tokens": prompt, "output_tokens": output})
+        charged = results.run.reasoner.charged(prompt, output)
+        rows.append({"what": "reasoner: rationales", "count": len(stored), "prompt_tokens": prompt, "output_tokens": output, "charged": charged})
     spent: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for trial in results.run.trials:
         if trial["tuned"]:
@@ -106,8 +107,12 @@ def costs(results: Results) -> Table:
         tokens, seconds = (sum(trial[name] or 0 for trial in of) for name in ("supervised_tokens", "seconds"))
         row = {"what": f"tuning: {title_of(method)} · {tunable} · {task}", "count": len(of), "supervised_tokens": tokens, "seconds": seconds}
         rows.append(row)
-    columns = ["what", "count", "prompt_tokens", "output_tokens", "supervised_tokens", "seconds"]
-    return Table("costs", "Cost", pd.DataFrame(rows, columns=columns), ["count: rationales, or trials. Empty: not measured in this run."])
+    columns = ["what", "count", "prompt_tokens", "output_tokens", "supervised_tokens", "seconds", "charged"]
+    notes = [
+        "count: rationales, or trials. Empty: not measured in this run.",
+        "charged: by a remote endpoint, at the config's reasoner.price_in and price_out, for the tokens that it counted.",
+    ]
+    return Table("costs", "Cost", pd.DataFrame(rows, columns=columns), notes)
 
 
 def not_run(results: Results) -> Table:

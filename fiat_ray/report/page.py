@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fiat_ray.artifact import write_text
-from fiat_ray.report import controls, decision, facts, figures, per_language, scaling, tables, worth
+from fiat_ray.report import controls, decision, estimates, facts, figures, per_language, scaling, tables, worth
 from fiat_ray.report.cells import Cell, cell, columns, displayed, heading, is_numeric, language_name
 from fiat_ray.report.examples import examples
 from fiat_ray.report.paper_figures import Figure
@@ -36,7 +36,8 @@ def build(run_dir: str | Path) -> Path:
     sizes = [*(facts.sizes(results, task) for task in results.run.tasks), *facts.absent_sizes(results)]
     absent = per_language.absent_tables(results)
     of_paper = [table2, table3, leave_one_out, *sizes, *by_language, *absent, differences]
-    curves, rest = facts.curves(results), [facts.trials(results), facts.rationales(results), facts.costs(results), facts.not_run(results)]
+    curves = facts.curves(results)
+    rest = [make(results) for make in (facts.trials, facts.rationales, facts.costs, facts.not_run, estimates.table)]
     current = curves.frame["trial"].isin([trial["name"] for trial in results.trials()])
     validation, drawn = figures.validation_figures(curves.frame[current]), paper_figures(results, curves.frame[current])
     beyond = {module.__name__.rpartition(".")[2]: module.section(results) for module in (worth, scaling, decision, controls)}
@@ -94,7 +95,7 @@ def _asked(results: Results) -> str:
 
 
 def _model(model: dict[str, Any]) -> str:
-    return f"{model['name']}, content hash {str(model['hash'])[:12]}"
+    return f"{model['name']}, content hash {model['hash'][:12]}" if model["hash"] else f"{model['name']}, a remote endpoint"
 
 
 def _reproduce(results: Results) -> str:

@@ -16,6 +16,7 @@ import yaml
 from fiat_ray import schema
 from fiat_ray.artifact import read_json, read_rows
 from fiat_ray.errors import UserError
+from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 
 
@@ -88,6 +89,23 @@ class Run:
         """What a trial's test predictions took: ``predict.Usage``, and ``gpus``."""
         found: dict[str, Any] | None = read_json(self.path / "trials" / trial / "evaluation.json")
         return found
+
+    @property
+    def reasoner(self) -> ReasonerConfig:
+        """Of the config's section what says who answers, and at what price."""
+        section = self.config.get("reasoner") or {}
+        return ReasonerConfig(**{name: section[name] for name in ("kind", "price_in", "price_out") if name in section})
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """What ``fiat-ray plan`` said before the first part ran; None where an older version made the run."""
+        found: dict[str, Any] | None = read_json(self.path / "plan.json", tasks=dict, trials=list, time=dict)
+        return found
+
+    @property
+    def gpu_seconds(self) -> float | None:
+        """Of all engines and workers, over all sittings (see ``schedule.spending``); None where nothing ran."""
+        return (read_json(self.path / "spent.json", gpu_seconds=(int, float)) or {}).get("gpu_seconds")
 
     def reasoning(self, task: str) -> dict[str, float] | None:
         """What a task's rationales took in this run: ``rows``, ``seconds``, ``gpu_seconds``. None where all were stored before, or not measured."""

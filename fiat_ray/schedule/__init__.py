@@ -16,6 +16,7 @@ from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.evaluation import Evaluation
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.reasoning import Reasoning
+from fiat_ray.schedule.spending import Spending
 from fiat_ray.schedule.trials import Outcome, Trials
 from fiat_ray.schedule.tuning import Tuning
 
@@ -29,7 +30,11 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     trials.refresh()
     if "tune" not in stages:
         trials.fail_untuned()
+    spending = Spending(run.spent, prepared.config)
     if not (reasoning.unfinished or trials.unfinished):
+        return trials.outcome
+    if spending.reached:
+        trials.outcome.stopped = f"{spending.reached}; {_left(reasoning, trials)}"
         return trials.outcome
     hardware = _connect(prepared, run, console)
     storage = run.path / f".ray-train-{uuid.uuid4().hex[:8]}"
@@ -37,16 +42,37 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     tuning = Tuning(run, trials, reasoning, console, where, storage)
     evaluation = Evaluation(run, trials, reasoning, tuning, console)
     parts = (reasoning, tuning, evaluation)
+    stopping = False
     try:
-        while any(part.unfinished for part in parts):
-            for part in parts:
-                part.start_what_can(hardware)
+        while any(part.unfinished for part in parts) and (hardware.busy or not stopping):
+            spending.update(hardware.gpu_seconds)
+            if spending.reached and not stopping:
+                stopping = True
+                console.line(f"{spending.reached}: what runs is finished, nothing more is started")
+                for part in parts:
+                    part.stop()
+            elif not stopping:
+                for part in parts:
+                    part.start_what_can(hardware)
             if not hardware.deal_with_next():
                 reasoning.show_progress()
                 tuning.show_progress()
     finally:
+        spending.update(hardware.gpu_seconds, last=True)
+        run.stop.unlink(missing_ok=True)
         shutil.rmtree(storage, ignore_errors=True)
+    if stopping and (left := _left(reasoning, trials)):
+        trials.outcome.stopped = f"{spending.reached}; {left}"
     return trials.outcome
+
+
+def _left(reasoning: Reasoning, trials: Trials) -> str:
+    """What is missing when a limit stops a campaign, in words."""
+    to_tune = [trial.name for trial in trials.to_tune]
+    to_evaluate = [trial.name for trial in trials.to_evaluate if trial.name not in to_tune]
+    left = [f"{missing:,} prompts are not answered" for missing in [reasoning.missing] if missing]
+    left += [f"{len(names)} trials are not {what} ({', '.join(names)})" for what, names in (("tuned", to_tune), ("evaluated", to_evaluate)) if names]
+    return "; ".join(left)
 
 
 def _connect(prepared: Prepared, run: RunFolder, console: Console) -> Hardware:

@@ -20,6 +20,7 @@ class Evaluation:
         self._run, self._trials, self._reasoning, self._tuning, self._console = run, trials, reasoning, tuning, console
         self._running: set[str] = set()
         """Checkpoints whose engine runs."""
+        self._stopped = False
 
     @property
     def unfinished(self) -> bool:
@@ -30,6 +31,10 @@ class Evaluation:
             if model not in self._running and hardware.free(1):
                 self._running.add(model)
                 hardware.start(1, self._evaluate, hardware, model, trials)
+
+    def stop(self) -> None:
+        """Engines end with the trial they are at."""
+        self._stopped = True
 
     def _ready(self) -> dict[str, list[Trial]]:
         """Checkpoint → its trials, once all of them are tuned (or failed)."""
@@ -52,6 +57,8 @@ class Evaluation:
         )
         self._console.line(f"evaluate: starting the engine of {model} for {len(trials)} trial(s)")
         for number, trial in enumerate(trials, 1):
+            if self._stopped:
+                break
             try:
                 ray.get(actor.evaluate.remote(trial))
                 self._console.line(f"evaluated {trial.name} ({number}/{len(trials)})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +17,14 @@ class Hardware:
         self.unit = unit
         self.busy = 0
         """Units in use."""
+        self._gpu_seconds, self._counted = 0.0, time.monotonic()
         self._ended: queue.Queue[Callable[[], None]] = queue.Queue()
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Taken so far: time of each unit in use, times its GPUs; once where it has none."""
+        self._occupy(0)
+        return self._gpu_seconds
 
     def free(self, units: int) -> bool:
         """Whether so many units are free; something may always run, also where a tuning wants more than there is at once."""
@@ -24,7 +32,7 @@ class Hardware:
 
     def start(self, units: int, work: Callable[..., Callable[[], None]], *arguments: Any) -> None:
         """Run ``work`` in a thread; what it returns, or its error, is dealt with by the deciding thread (see ``deal_with_next``)."""
-        self.busy += units
+        self._occupy(units)
 
         def body() -> None:
             try:
@@ -45,8 +53,14 @@ class Hardware:
         return True
 
     def _end(self, units: int, after: Callable[[], None]) -> None:
-        self.busy -= units
+        self._occupy(-units)
         after()
+
+    def _occupy(self, units: int) -> None:
+        now = time.monotonic()
+        self._gpu_seconds += (now - self._counted) * self.busy * max(1.0, self.unit.gpus)
+        self._counted = now
+        self.busy += units
 
 
 def _raise(error: BaseException) -> None:

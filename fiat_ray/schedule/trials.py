@@ -22,6 +22,8 @@ class Outcome:
     """Trial → what went wrong, its last try."""
     engine_errors: list[str] = field(default_factory=list)
     """Rows whose rationale could not be generated."""
+    stopped: str | None = None
+    """Which limit of spending stopped the campaign, and what is missing therefore."""
 
 
 def tuned(run: RunFolder, trial: Trial) -> bool:

@@ -54,6 +54,14 @@ class Tuning:
             self._lanes.add(name)
             hardware.start(self._where.workers, self._lane, hardware, name)
 
+    def stop(self) -> None:
+        """Lanes end with the trial they are at: it would have to start over."""
+        if self._board is not None:
+            import ray
+
+            self._trials.to_tune += ray.get(self._board.withdraw.remote())
+            self._waiting = 0
+
     def show_progress(self) -> None:
         """What lanes said since the last look."""
         if self._board is None:

@@ -43,6 +43,12 @@ class Board:
             self._taken[lane] = self._ready.popleft()
         return self._taken.get(lane)
 
+    def withdraw(self) -> list[Trial]:
+        """Trials that no lane has taken yet, and now none will."""
+        withdrawn = list(self._ready)
+        self._ready.clear()
+        return withdrawn
+
     def waiting(self) -> int:
         return len(self._ready)
 

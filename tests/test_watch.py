@@ -1,0 +1,78 @@
+"""Progress of reasoning: rows, speed, prefix-cache share, time left, causes; as a line, and as a log that a killed process may have cut off."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fiat_ray import progress, schema
+from fiat_ray.reason.store import Store
+from fiat_ray.reason.watch import Watch
+
+
+def row(key: int, status: str = "ok", error: str = "", **tokens: int) -> dict[str, Any]:
+    return {"key": str(key), "status": status, "error": error, "tries": 1, "prompt_tokens": 1000, "cached_tokens": 750, "output_tokens": 50} | tokens
+
+
+def test_a_line_says_how_far_how_fast_and_what_failed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write([row(0)])  # before the watch began
+    watch = Watch("rivers", 20, store)
+    assert watch.text() == "reason: rivers: 0/20 rows, starting …"
+    store.write([row(1), row(2, "length"), row(3, "engine_error", "ValueError: too\n odd"), row(4, "engine_error", "ValueError: too odd")])
+    text = watch.text()
+    assert text.startswith("reason: rivers: 4/20 rows · 2.0 rows/s · tokens/s: 2,000 in, 100 out (75% cached) · ETA 0:0")
+    assert text.endswith(" · 2 engine_error (ValueError: too odd) · 1 length")
+    now = watch.numbers()
+    assert (now["rows"], now["missing"], now["cached_share"]) == (4, 16, 0.75)
+    assert now["status/engine_error"] == 2 and now["status/ok"] == 1
+
+
+def test_a_script_has_no_prefix_cache(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    watch = Watch("rivers", 2, store)
+    store.write([row(1, prompt_tokens=0, cached_tokens=0)])
+    assert "cached" not in watch.text()
+
+
+def test_parts_of_older_versions_are_read(tmp_path: Path) -> None:
+    """They lack the column of cached tokens."""
+    old = pa.schema([field for field in schema.RATIONALES if field.name != "cached_tokens"])
+    store, watch = Store(tmp_path), Watch("rivers", 2, Store(tmp_path))
+    pq.write_table(pa.Table.from_pylist([row(1)], schema=old), tmp_path / "part-0.parquet")
+    assert store.read(["1"])["1"]["cached_tokens"] is None and "1/2 rows" in watch.text()
+
+
+def test_a_log_has_a_line_a_minute_and_the_last_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = threading.Event()
+    log = progress.ProgressLog(tmp_path / "progress.jsonl", sent.set)
+    log.write("rivers", lambda: {"rows": 1})
+    assert progress.read_log(tmp_path / "progress.jsonl") == []
+    monkeypatch.setattr(progress, "LOGGED_EVERY", 0.0)
+    log.write("rivers", lambda: {"rows": 2})
+    assert sent.wait(5)
+    monkeypatch.setattr(progress, "LOGGED_EVERY", 60.0)
+    log.write("rivers", lambda: {"rows": 3}, last=True)
+    with (tmp_path / "progress.jsonl").open("a") as file:
+        file.write('{"time": 1, "ta')
+    lines = progress.read_log(tmp_path / "progress.jsonl")
+    assert [(line["task"], line["numbers"]["rows"]) for line in lines] == [("rivers", 2), ("rivers", 3)]
+    assert all(abs(line["time"] - time.time()) < 60 for line in lines)
+    assert json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[0])["task"] == "rivers"
+
+
+def test_without_a_terminal_a_status_is_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    console = progress.Console()
+    for _ in range(3):
+        console.status("10/20 rows")
+    assert capsys.readouterr().err.count("10/20 rows\n") == 1
+    monkeypatch.setattr(progress, "LOGGED_EVERY", 0.0)
+    console.status("11/20 rows")
+    assert capsys.readouterr().err.count("11/20 rows\n") == 1
