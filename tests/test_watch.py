@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fiat_ray import progress, schema
+from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 from fiat_ray.reason.watch import Watch
 
@@ -24,7 +25,7 @@ def row(key: int, status: str = "ok", error: str = "", **tokens: int) -> dict[st
 def test_a_line_says_how_far_how_fast_and_what_failed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write([row(0)])  # before the watch began
-    watch = Watch("rivers", 20, store)
+    watch = Watch("rivers", 20, store, ReasonerConfig())
     assert watch.text() == "reason: rivers: 0/20 rows, starting …"
     store.write([row(1), row(2, "length"), row(3, "engine_error", "ValueError: too\n odd"), row(4, "engine_error", "ValueError: too odd")])
     text = watch.text()
@@ -37,7 +38,7 @@ def test_a_line_says_how_far_how_fast_and_what_failed(tmp_path: Path) -> None:
 
 def test_a_script_has_no_prefix_cache(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    watch = Watch("rivers", 2, store)
+    watch = Watch("rivers", 2, store, ReasonerConfig())
     store.write([row(1, prompt_tokens=0, cached_tokens=0)])
     assert "cached" not in watch.text()
 
@@ -45,7 +46,7 @@ def test_a_script_has_no_prefix_cache(tmp_path: Path) -> None:
 def test_parts_of_older_versions_are_read(tmp_path: Path) -> None:
     """They lack the column of cached tokens."""
     old = pa.schema([field for field in schema.RATIONALES if field.name != "cached_tokens"])
-    store, watch = Store(tmp_path), Watch("rivers", 2, Store(tmp_path))
+    store, watch = Store(tmp_path), Watch("rivers", 2, Store(tmp_path), ReasonerConfig())
     pq.write_table(pa.Table.from_pylist([row(1)], schema=old), tmp_path / "part-0.parquet")
     assert store.read(["1"])["1"]["cached_tokens"] is None and "1/2 rows" in watch.text()
 

@@ -13,7 +13,7 @@ from fiat_ray.reason.stage import FLUSH_SECONDS
 from fiat_ray.reason.store import Store
 
 COLUMNS = ["status", "error", "prompt_tokens", "cached_tokens", "output_tokens"]
-SHOWN_CAUSES = 3
+SHOWN_CAUSES = 5
 
 
 class Watch:
@@ -36,7 +36,7 @@ class Watch:
         if not done:
             return f"reason: {self.task}: 0/{self._missing} rows, starting …"
         speed = f"{now['rows_per_second']:.1f} rows/s · tokens/s: {now['read_per_second']:,.0f} in, {now['written_per_second']:,.0f} out"
-        cached = f" ({now['cached_share']:.0%} cached)" if self._tokens["prompt_tokens"] else ""
+        cached = f" ({now['cached_share']:.0%} cached)" if self._tokens["cached_tokens"] else ""
         charged = self._reasoner.charged(self._tokens["prompt_tokens"], self._tokens["output_tokens"])
         cost = "" if charged is None else f" · cost {charged:,.2f}"
         left = clock((self._missing - done) / now["rows_per_second"])
