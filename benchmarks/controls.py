@@ -39,14 +39,14 @@ from fiat_ray.significance import Comparison, compare
 
 OUT = Path("runs/controls")
 SEEDS = [0, 1, 2]
-TUNING = {"learning_rate": {"lora": [2e-3], "full": [2e-4]}, "batch_size": 8, "epochs": 1, "validation": {"times": 1, "rows": 16}}
+TUNING = {"learning_rate": {"lora": [2e-3], "full": [2e-4]}, "batch_size": 8, "epochs": 1, "validation": {"times": 1, "rows": 8}}
 NOTES = {
     "own": "rationales of their own",
     "none": "no rationales (mutant: dropped in training)",
     "another": "rationales of other rows, which imply another answer (negative control)",
 }
-ASKED_IN = ["el", "id", "ru", "sw"]
-"""Languages of the country facts, which cost the tunable's tokenizer the fewest tokens."""
+ASKED_IN = ["ar", "el", "id", "ja", "ko", "ru", "sw"]
+"""Of the country facts' languages seven of the eight whose rows cost the tunable's tokenizer the fewest tokens; 60 test rows each."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def instruction_gain() -> Comparison:
     from fiat_ray.predict import EngineTuned, predict
     from fiat_ray.render import Renderer
 
-    config = fiat.load_config({"task": "country_facts", "languages": ASKED_IN, "limit": {"test": 50}, "methods": ["no_cot", "no_instructions"]})
+    config = fiat.load_config({"task": "country_facts", "languages": ASKED_IN, "methods": ["no_cot", "no_instructions"]})
     prepared = prepare(config)
     task, texts = prepared.tasks["country_facts"], prepared.lengths["country_facts"].texts
     examples = [Example(row.id, row.split, row.language, texts[row.id], row.targets, row.group) for row in task.split("test")]

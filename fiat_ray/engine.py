@@ -5,6 +5,7 @@ The engine is created in the very thread that steps it (OpenMP's pools are per t
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -66,6 +67,8 @@ class Engine:
         """What ended the stepping thread."""
         self._model = model
         self._options = options
+        self._loaded: str | None = None
+        """See ``loaded``."""
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True, name="engine")
         self._thread.start()
@@ -130,6 +133,13 @@ class Engine:
             engine.reset_prefix_cache()
 
         self._call(reload)
+        self._loaded = tensors_hash(weights)
+
+    def loaded(self) -> str:
+        """Hash of the weights that were loaded last (see ``tensors_hash``)."""
+        if self._loaded is None:
+            self._loaded = tensors_hash(self._model)
+        return self._loaded
 
     def first_logprobs(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
         """Log-probabilities of ``tokens`` as the first output token: compared with the tuned model's own, they show that a swap took."""
@@ -196,6 +206,22 @@ def check_same_tensors(expected: Path, given: Path) -> None:
     if wrong:
         name = wrong[0]
         raise ValueError(f"{given}: {len(wrong)} tensors differ from {expected} (first: {name}: {theirs.get(name)} instead of {ours.get(name)})")
+
+
+def tensors_hash(folder: Path) -> str:
+    """sha256 of a checkpoint's tensors, whatever files they stand in."""
+    import torch
+    from safetensors import safe_open
+
+    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings")
+    digests: list[str] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if not (tied and name == "lm_head.weight"):
+                    content = file.get_tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy()
+                    digests.append(f"{name} {hashlib.sha256(content).hexdigest()}")
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -56,7 +56,7 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
 
 def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
     fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
-    language = str(raw.get(task.language or "", "und") or "und")
+    language = text_field(raw, task.language, place) if task.language else "und"
     return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "", place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fiat_ray.errors import UserError
@@ -37,7 +38,17 @@ def _later(row: Row, other: Row) -> bool:
 
 
 def _check_exemplars(task: Task) -> None:
-    exemplars = {tuple(exemplar.fields.items()): number for number, exemplar in reversed(list(enumerate(task.exemplars, 1)))}
+    """The field that gives way, the passage, is short in exemplars: a part of the row's is enough there."""
+
+    def apart(fields: Mapping[str, str]) -> tuple[tuple[tuple[str, str], ...], str]:
+        return tuple((name, text) for name, text in fields.items() if name != task.cut), " ".join(fields.get(task.cut or "", "").split())
+
+    exemplars = [apart(exemplar.fields) for exemplar in task.exemplars]
+    others = {fields for fields, _ in exemplars}
     for row in task.rows:
-        if number := exemplars.get(tuple(row.fields.items())):
+        fields, passage = apart(row.fields)
+        if fields not in others:
+            continue
+        same = (at for at, (shown, part) in enumerate(exemplars, 1) if shown == fields and (part in passage or passage in part))
+        if number := next(same, 0):
             raise UserError(f"{task.name}: {row} is also an exemplar, number {number}; write another exemplar")

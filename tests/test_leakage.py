@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_exemplar_that_is_a_row_is_an_error(built_in: bool) -> None:
     with pytest.raises(UserError, match=r"test-a-0 \(test, language bn\) is also an exemplar, number 1"):
         without_overlap(task_of(row("test", "a"), built_in=built_in, exemplars=(exemplar,)))
     without_overlap(task_of(row("test", "b"), built_in=built_in, exemplars=(exemplar,)))
+
+
+def test_exemplar_that_is_a_row_with_its_passage_cut_is_an_error() -> None:
+    fields = {"question": "Which town?", "context": "It is Ambra. Many roads meet there.  It has a river."}
+    rows = (Row("r", "test", "bn", fields, ("Ambra",), "r", "r"),)
+    for context, refused in (("It is Ambra. Many roads meet there.", True), ("It is Birka.", False)):
+        exemplar = Exemplar("bn", {**fields, "context": context}, "because", "Ambra")
+        task = replace(task_of(exemplars=(exemplar,)), input="{question} {context}", cut="context", rows=rows)
+        if refused:
+            with pytest.raises(UserError, match="is also an exemplar, number 1"):
+                without_overlap(task)
+        else:
+            without_overlap(task)
 
 
 def test_guard_sees_the_rows_as_they_are_read(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_rerun_from_its_own_directory_changes_nothing(texts: Run) -> None:
 @pytest.mark.vllm
 def test_infer_answers_new_rows(texts: Run) -> None:
     gold = {row.fields["question"]: row.targets[0] for row in memory_task().rows}
-    rows = [{"question": WORDS[at], "context": WORDS[at - 3], "extra": at} for at in (3, 0, 7)]
+    rows = [{"question": WORDS[at], "context": WORDS[at - 3], "language": "aa", "extra": at} for at in (3, 0, 7)]
     answers = texts.infer(rows, trial="no_peft")
     assert [row["prediction"] for row in answers] == [gold[row["question"]] for row in rows]
     assert [row["extra"] for row in answers] == [3, 0, 7]
@@ -181,6 +181,26 @@ def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Pat
     save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="tensors differ"):
         engine.swap(lacking)
+
+
+@pytest.mark.vllm
+def test_a_swap_between_close_checkpoints_is_checked(engine, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """As those of two seeds after a few steps are. The same tensors in another file are no other checkpoint: a trial may keep step 0."""
+    from fiat_ray.evaluate import checked_swap
+
+    prompt = list(range(5, 40))
+    engine.swap(tiny)
+    close, same = (Path(shutil.copytree(tiny, tmp_path / name)) for name in ("close", "same"))
+    tensors = load_file(tiny / "model.safetensors")
+    save_file({name: t + 0.01 * t.abs().mean() for name, t in tensors.items()}, close / "model.safetensors", metadata={"format": "pt"})
+    save_file(dict(reversed(tensors.items())), same / "model.safetensors", metadata={"format": "pt", "written": "anew"})
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "swap", lambda weights: None)
+        checked_swap(engine, same, [prompt])
+        with pytest.raises(RuntimeError, match="did not take"):
+            checked_swap(engine, close, [prompt])
+    checked_swap(engine, close, [prompt])
+    engine.swap(tiny)
 
 
 @pytest.mark.vllm

@@ -108,8 +108,10 @@ def _number(setting: str) -> str:
 
 def _notes(results: Results, task: str, setting: str | None) -> list[str]:
     notes = []
-    undefined = [x for x in results.languages(task) if results.value(task, "fiat", (results.tunables(task) or [""])[0], "auc_pr", x) is None]
-    if "auc_pr" in results.metrics(task) and undefined and len(undefined) < len(results.languages(task)):
+    scored = [(method, tunable) for method in results.methods(task) for tunable in results.places(task, method)]
+    known = {x for x in results.languages(task) for which in scored if results.value(task, *which, "auc_pr", x) is not None}
+    undefined = [x for x in results.languages(task) if x not in known]
+    if "auc_pr" in results.metrics(task) and undefined and known:
         notes.append(f"AUC-PR is not defined without positive test rows; left out of its mean: {' '.join(undefined)}.")
     if setting:
         of_paper = next(iter(next(iter(published.per_language(setting).values())).values()))

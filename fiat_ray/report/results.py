@@ -76,7 +76,7 @@ class Results:
         ``mean`` is left out where it is ``mean_27``.
         """
         found = {language for _, name, _, _, language, _ in self._scores if name == task}
-        named: list[str] = [name for name in ("mean_22", "mean_27", "mean_21") if name in found]
+        named: list[str] = [name for name in ("mean_22", "mean_27", "mean_21") if name in found and self.averaged(task, name)]
         return named if named and set(self.languages(task)) == set(FULL) else [*named, "mean"]
 
     def averaged(self, task: str, average: str) -> list[str]:

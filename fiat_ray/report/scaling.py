@@ -53,7 +53,8 @@ def _rows(by_size: Mapping[int, Results], task: str, method: str, tunable: str) 
         if not trials:
             continue
         metric, average, which = results.metrics(task)[0], results.averages(task)[0], (task, method, tunable)
-        row = {"task": task, "tunable": tunable, "row": title_of(method), "rows": size, "questions": trials[0]["train_groups"]}
+        questions = next((trial["train_groups"] for trial in trials if trial["tuned"]), None)
+        row = {"task": task, "tunable": tunable, "row": title_of(method), "rows": size, "questions": questions}
         rows.append(row | {"seeds": results.seeds(*which) or None, metric: results.value(*which, metric, average)})
         rows[-1] |= bounds(metric, results.interval(*which))
         if not results.has(*which):

@@ -99,8 +99,9 @@ class _Session:
             tunable.close()
 
     def _validate(self, tunable: DeepSpeedTunable, learning_rate: float, step: int, seconds: float) -> None:
-        if step == 0 and self.history:
-            return  # the same model as under the first learning rate
+        if step == 0 and self.history:  # the same model as under the first learning rate
+            self.history.append(self.history[0] | {"learning_rate": learning_rate})
+            return
         found = validate(tunable.model, self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)
         agreed = [found]  # rounding may differ between GPUs, and all workers must keep the same step
         dist.broadcast_object_list(agreed)
