@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,16 @@ def fingerprint(*parts: Any) -> str:
     """sha256 of JSON-able parts, independent of the order of mapping keys: the identity of an artifact's content."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def fingerprint_all(items: Iterable[Any]) -> str:
+    """``fingerprint(list(items))`` without the list."""
+    digest = hashlib.sha256(b"[[")
+    for number, item in enumerate(items):
+        text = json.dumps(item, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        digest.update(f"{',' if number else ''}{text}".encode("utf-8", "surrogatepass"))
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -67,14 +77,18 @@ def read_json(path: Path, **kinds: type | tuple[type, ...]) -> Any:
     return value
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    """Rows as one Parquet file. Lone surrogates, which are no text, become question marks."""
+def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table. Lone surrogates, which are no text, become question marks."""
     try:
-        table = pa.Table.from_pylist(rows, schema=schema)
+        return pa.Table.from_pylist(rows, schema=schema)
     except UnicodeEncodeError:
-        table = pa.Table.from_pylist([_valid(row) for row in rows], schema=schema)
+        return pa.Table.from_pylist([_valid(row) for row in rows], schema=schema)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Rows as one Parquet file."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table_of(rows, schema), temporary)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

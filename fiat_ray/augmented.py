@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 
 from fiat_ray import schema
-from fiat_ray.artifact import fingerprint, read_json, read_rows, write_json, write_rows
+from fiat_ray.artifact import fingerprint_all, read_json, read_rows, write_json, write_rows
 from fiat_ray.length import Lengths
 from fiat_ray.schema import AUGMENTED, ROWS
 from fiat_ray.task import Row
@@ -25,6 +25,10 @@ PARTITIONS = ("split", "language")
 
 READABLE = ("ok", "length")
 """States whose text is shown to the tunable. All other rows get an empty rationale, in training and in test alike; none is dropped."""
+
+
+AT_ONCE = 4096
+"""Rationales that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,13 @@ def read_rows_of_task(path: Path) -> list[Example]:
     return [_example(row) for row in read_rows(path)]
 
 
+Rationales = Callable[[Sequence[str]], Sequence[Mapping[str, Any]]]
+"""Keys → their rationales, in the same order: ``text``, ``status`` and ``finish_reason`` of each."""
+
+
 def asked(rows: Sequence[Row], lengths: Lengths, keys: Mapping[str, str]) -> str:
     """Fingerprint of what a set is sealed for: rows, their texts and groups, and the keys of their rationales."""
-    return fingerprint([[row.id, row.group, row.targets, lengths.texts[row.id], keys[row.id]] for row in rows])
+    return fingerprint_all([row.id, row.group, row.targets, lengths.texts[row.id], keys[row.id]] for row in rows)
 
 
 def read_seal(folder: Path, question: str | None = None) -> dict[str, Any] | None:
@@ -62,12 +70,18 @@ def read_seal(folder: Path, question: str | None = None) -> dict[str, Any] | Non
     return found if found is not None and question in (None, found.get("asked")) else None
 
 
-def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str, str], rationales: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str, str], rationales: Rationales) -> dict[str, Any]:
     """Write ``split=…/language=…/rows.parquet`` and, last, the seal: fingerprint, and rows by language and status. Returns the seal.
 
     A folder that is sealed with the same fingerprint is left as it is.
     """
-    identity = fingerprint([[row.id, row.group, keys[row.id], *(rationales[keys[row.id]][name] for name in ("status", "text"))] for row in rows])
+
+    def with_rationales(some: Sequence[Row]) -> Iterator[tuple[Row, Mapping[str, Any]]]:
+        for start in range(0, len(some), AT_ONCE):
+            piece = some[start : start + AT_ONCE]
+            yield from zip(piece, rationales([keys[row.id] for row in piece]), strict=True)
+
+    identity = fingerprint_all([row.id, row.group, keys[row.id], found["status"], found["text"]] for row, found in with_rationales(rows))
     question = asked(rows, lengths, keys)
     sealed = read_seal(folder, question)
     if sealed is not None and sealed["fingerprint"] == identity:
@@ -75,19 +89,19 @@ def seal(folder: Path, rows: Sequence[Row], lengths: Lengths, keys: Mapping[str,
     (folder / SEAL).unlink(missing_ok=True)
     for old in folder.glob("split=*/language=*/*.parquet"):
         old.unlink()
-    parts: dict[Path, list[dict[str, Any]]] = defaultdict(list)
+    parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
     status: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        rationale = rationales[keys[row.id]]
-        part = folder / f"split={row.split}" / f"language={quote(row.language, safe='')}" / "rows.parquet"
-        parts[part].append(
-            _columns(row, lengths)
-            | {"key": keys[row.id], "rationale": rationale["text"], "status": rationale["status"], "finish_reason": rationale["finish_reason"]}
-        )
-        status[row.language][rationale["status"]] += 1
+        parts[row.split, row.language].append(row)
     columns = pa.schema([column for column in AUGMENTED if column.name not in PARTITIONS])
-    for part, content in parts.items():
-        write_rows(part, content, columns)
+    for (split, language), some in parts.items():
+        content = [
+            _columns(row, lengths)
+            | {"key": keys[row.id], "rationale": found["text"], "status": found["status"], "finish_reason": found["finish_reason"]}
+            for row, found in with_rationales(some)
+        ]
+        write_rows(folder / f"split={split}" / f"language={quote(language, safe='')}" / "rows.parquet", content, columns)
+        status[language].update(row["status"] for row in content)
     seal_ = {
         "fingerprint": identity,
         "asked": question,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -116,7 +117,8 @@ class Config:
     """Instead of epochs."""
     validation: ValidationConfig = ValidationConfig()
     store: str | None = None
-    """Folder of the rationale store, to share it between campaigns; default: ``rationales`` inside the run."""
+    """Folder or object store (``s3://bucket/folder?endpoint_override=…``, credentials from the environment) of the rationale store, to share it
+    between campaigns; default: ``rationales`` inside the run."""
     tracking_uri: str | None = None
     max_gpu_hours: float | None = None
     """A run that has taken so many, over all its sittings, starts nothing more. Hours of every engine and tuning worker count, its start included,
@@ -314,8 +316,8 @@ def _check(config: Config) -> None:
         from fiat_ray.tracking import check_uri  # here, because it brings pandas along
 
         check_uri(config.tracking_uri)
-    if "://" in (config.store or ""):
-        raise UserError(f"store: {config.store}: object stores are not supported yet; give a folder that all nodes share")
+    if "@" in urlsplit(config.store or "").netloc:
+        raise UserError("store: holds credentials, which would be written into the run; leave them to the environment")
     for key, parts in (("task", config.task), ("methods", config.methods), ("seeds", config.seeds), ("tunables", list(config.tunables))):
         if not parts or len(set(map(str, parts))) != len(parts):
             raise UserError(f"{key}: {'is empty' if not parts else 'names something twice'}")

@@ -26,8 +26,9 @@ WEIGHT = 4
 
 def disk(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
     """For each disk concerned: a ``folder`` on it, bytes ``free``, and bytes ``needed`` for what is not there yet, by what it is. JSON-able."""
-    config, store = prepared.config, Path(prepared.config.store) if prepared.config.store else None
-    prompts = sum(len(requests.distinct) for requests in prepared.requests.values())
+    config, store = prepared.config, Path(prepared.config.store or run.path)
+    remote = "://" in (config.store or "")  # an object store is no disk
+    prompts = sum(len(requests) for requests in prepared.requests.values())
     if all(augmented.read_seal(run.augmented(task), prepared.asked(task)) for task in prepared.requests):
         prompts = 0
     rationales = prompts * (config.reasoner.max_tokens * TOKEN + ROW)
@@ -35,8 +36,8 @@ def disk(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
     weights = [_weights(models.find(trial.model), trial.recipe.peft, trial.lora) for trial in prepared.trials if not tuned(run, trial)]
     merged = [_weights(models.find(trial.model), False, trial.lora) for trial in prepared.trials if trial.recipe.peft]
     parts = [
-        ("rationales", store or run.path, rationales),
-        ("their copy in the run", run.path, rationales if store else 0),
+        ("rationales", run.path if remote else store, 0 if remote else rationales),
+        ("their copy in the run", run.path, rationales if config.store else 0),
         ("rows and the augmented set", run.path, 2 * rows + (rationales + rows if prompts else 0)),
         ("adapters and checkpoints", run.path, sum(weights)),
         ("a merged checkpoint, for a while", Path(tempfile.gettempdir()), max(merged, default=0)),

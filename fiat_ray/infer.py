@@ -40,8 +40,8 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
     cluster.connect()
     unit = cluster.unit(config.where)
     config = replace(config, where=cluster.resolved(config.where, unit))
-    rationales = _rationales(config, requests, run, unit, reasoner_length) if spec.recipe.cot == "augmented" else {}
-    found = [rationales.get(requests.keys.get(row.id, "")) or {} for row in task.rows]
+    rationales = _rationales(config, requests, run, unit, reasoner_length) if requests else {}
+    found = [rationales[requests.keys[row.id]] if requests else {} for row in task.rows]
     examples = [
         Example(row.id, "test", row.language, lengths.texts[row.id], row.targets, row.group, f.get("text"), f.get("status"))
         for row, f in zip(task.rows, found, strict=True)
@@ -83,13 +83,13 @@ def _trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Tria
     )
 
 
-def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tuple[Lengths, Requests, int]:
-    """New rows, cut as the run's rows were; what to ask the reasoner about them; and the bound on its prompts and outputs."""
+def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tuple[Lengths, Requests | None, int]:
+    """New rows, cut as the run's rows were; what to ask the reasoner about them, if anything; and the bound on its prompts and outputs."""
     renderer = make_renderer(trial.tunable, find(trial.model), trial.recipe.instruction_tuned)
     reserved = trial.answer_tokens + 1 + (trial.rationale_tokens if trial.recipe.cot == "augmented" else 0)
     budgets = [Budget(f"tunables.{trial.tunable}", renderer, trial.max_length, reserved, (trial.recipe,))]
     if trial.recipe.cot != "augmented":
-        return measure(task, budgets, config.exemplars), Requests({}, {}, {}), 0
+        return measure(task, budgets, config.exemplars), None, 0
     budget, model = reasoner_budget(config)
     if model is not None:
         _check_hash(run, "reasoner", model.hash)
@@ -107,9 +107,10 @@ def _check_hash(run: Run, role: str, found: str) -> None:
 
 def _rationales(config: Config, requests: Requests, run: Run, unit: cluster.Unit, length: int) -> dict[str, dict[str, Any]]:
     store, unit = Store(run.folder.rationales), cluster.reasoner_unit(config, unit)
-    for _ in reason(requests, store, make_reasoner(config, length), cpus=unit.cpus, gpus=unit.gpus):
-        pass
-    return store.read(requests.distinct)
+    with requests.shared(run.path) as shared:
+        for _ in reason(shared, store, make_reasoner(config, length), cpus=unit.cpus, gpus=unit.gpus):
+            pass
+    return store.read(requests.distinct())
 
 
 def _predict(config: Config, run: Run, trial: campaign.Trial, task: Task, examples: list[Example]) -> list[dict[str, Any]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import pyarrow as pa
 
 from fiat_ray import artifact, costs, models, prepare
 from fiat_ray.campaign import Trial
@@ -15,9 +18,9 @@ from fiat_ray.config import Config
 from fiat_ray.disk import disk
 from fiat_ray.draw import number_of_steps
 from fiat_ray.length import components
-from fiat_ray.reason.requests import Request, Requests
+from fiat_ray.reason.requests import Requests
 from fiat_ray.reason.settings import ReasonerConfig
-from fiat_ray.reason.store import Store, is_final
+from fiat_ray.reason.store import Store
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer, shown_rationale
 from fiat_ray.run_folder import RunFolder
@@ -66,8 +69,11 @@ def of(prepared: prepare.Prepared, run: str | Path | None) -> dict[str, Any]:
 
 def stored(config: Config, requests: Requests, run: str | Path | None) -> Rationales:
     """Key → rationale, of those requests that need no further try: from the config's store, or the run's own."""
-    folder = Path(config.store) if config.store else RunFolder(run).rationales if run else None
-    return {key: row for key, row in Store(folder).read(requests.distinct).items() if is_final(row)} if folder else {}
+    place = config.store or (RunFolder(run).rationales if run else None)
+    if place is None:
+        return {}
+    store, keys = Store(place), requests.distinct()
+    return store.read(keys.filter(pa.array(store.known().has(keys))))
 
 
 def _sample(prepared: prepare.Prepared, run: RunFolder) -> dict[str, Any] | None:
@@ -87,30 +93,33 @@ def _size(model: str) -> dict[str, int]:
 def _asked(requests: Requests, found: Rationales, reasoner: ReasonerConfig) -> dict[str, Any]:
     """What the reasoner is asked in all, and what of it is not stored yet."""
     mean = fmean(row["output_tokens"] for row in found.values()) if found else None
-    missing = [request for key, request in requests.distinct.items() if key not in found]
-    to_pay = _tokens_asked(requests, missing, reasoner.max_tokens, mean)
+    to_pay = _tokens_asked(requests, found, reasoner.max_tokens, mean)
     out = to_pay["tokens_out_most"] if to_pay["tokens_out_estimate"] is None else to_pay["tokens_out_estimate"]
     return {
-        "prompts": len(requests.distinct),
+        "prompts": len(requests),
         "stored": len(found),
         "output_tokens_mean": mean,
         "estimated_by": reasoner.tokenizer if reasoner.is_remote else None,
         "charged": reasoner.charged(to_pay["tokens_in"] or 0, out or 0),
-        "all": _tokens_asked(requests, list(requests.distinct.values()), reasoner.max_tokens, mean),
+        "all": _tokens_asked(requests, {}, reasoner.max_tokens, mean),
         "missing": to_pay,
     }
 
 
-def _tokens_asked(requests: Requests, asked: Sequence[Request], max_tokens: int, mean: float | None) -> dict[str, int | None]:
-    """Tokens of some requests; 0 in and out where a script answers."""
+def _tokens_asked(requests: Requests, found: Rationales, max_tokens: int, mean: float | None) -> dict[str, int | None]:
+    """Tokens of those requests that are not ``found``; 0 in and out where a script answers."""
     prefixes = {name: len(ids) for name, ids in requests.prefixes.items()}
-    own = sum(len(request.ids) for request in asked)
-    once = sum(prefixes.get(name, 0) for name in {request.prefix for request in asked})
-    rendered = len(asked) if prefixes else 0
+    asked: Counter[str] = Counter()
+    own = 0
+    for table in requests.columns("key", "prefix", "size"):
+        missing = [row for row in table.to_pylist() if row["key"] not in found]
+        asked.update(row["prefix"] for row in missing)
+        own += sum(row["size"] for row in missing) if prefixes else 0
+    rendered = asked.total() if prefixes else 0
     return {
-        "prompts": len(asked),
-        "tokens_in": own + sum(prefixes.get(request.prefix, 0) for request in asked),
-        "tokens_in_prefix_once": own + once,
+        "prompts": asked.total(),
+        "tokens_in": own + sum(prefixes.get(name, 0) * rows for name, rows in asked.items()),
+        "tokens_in_prefix_once": own + sum(prefixes.get(name, 0) for name in asked),
         "tokens_out_most": rendered * max_tokens,
         "tokens_out_estimate": None if mean is None else round(rendered * mean),
     }

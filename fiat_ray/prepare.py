@@ -21,6 +21,7 @@ from fiat_ray.reason.openai import OpenAIReasoner
 from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, VllmReasoner, load_script
 from fiat_ray.reason.requests import Requests, openai_requests, scripted_requests, vllm_requests
 from fiat_ray.reason.settings import ReasonerConfig
+from fiat_ray.reason.store import Store
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder, place_for
@@ -107,7 +108,9 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
     tasks = load_tasks(config) if tasks is None else {name: limited(task, config.limit) for name, task in tasks.items()}
     for task in tasks.values():
         check_splits(task)
-    if config.store:
+    if config.store and "://" in config.store:
+        Store(config.store).parts()
+    elif config.store:
         place_for(config.store, "a store")
     found: dict[str, Model] = {}
     prepared = Prepared(config, tasks, {}, [], [], {})

@@ -88,7 +88,7 @@ class _Chosen:
         requests, language = self.prepared.requests[self.task.name], self.row.language
         if config.reasoner.kind == "scripted":
             yield f"the script {config.reasoner.script} is called with this row, under key {requests.keys[self.row.id]}:"
-            yield requests.distinct[requests.keys[self.row.id]].row
+            yield requests.of(requests.keys[self.row.id])["row"]
             return
         remote = config.reasoner.is_remote
         renderer = prepare.make_renderer("reasoner", models.find(config.reasoner.tokenizer if remote else config.reasoner.model))
@@ -101,7 +101,7 @@ class _Chosen:
             yield f"tokens are an estimate, by the tokenizer and template of {config.reasoner.tokenizer}; the messages are exact"
         yield ""
         if remote:
-            for message in json.loads(requests.distinct[requests.keys[self.row.id]].row):
+            for message in json.loads(requests.of(requests.keys[self.row.id])["row"]):
                 text = message["content"]
                 yield from _block(message["role"], len(renderer.content("input", text).ids), text, color)
         else:

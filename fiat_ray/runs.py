@@ -19,7 +19,8 @@ from fiat_ray.config import Config
 from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.prepare import Prepared, describe, drawn, prepare
 from fiat_ray.progress import Console
-from fiat_ray.run_folder import RunFolder, make
+from fiat_ray.reason.store import Store
+from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.trials import Outcome
 from fiat_ray.schema import TRIAL
 from fiat_ray.task import Task
@@ -52,7 +53,7 @@ def run_config(
     _announce(prepared, console)
     disk.check(prepared, folder)
     if config.store:
-        make(Path(config.store), "a store")
+        Store(config.store).check_writable()
     with folder.only_one():
         _write_inputs(prepared, folder, command, console)
         outcome = schedule.execute(prepared, folder, console, stages)
@@ -250,8 +251,8 @@ def run(
 ) -> Run:
     """Run a campaign on a task. ``reasoner`` and ``tunable``: a model's name, or its section of the config; ``options``: other keys of the config.
 
-    Uses a running Ray, or starts a local one. Raises ``UserError`` for bad input, ``RuntimeError`` where trials failed, ``Unfinished`` where
-    ``max_gpu_hours`` or ``max_cost`` stopped it.
+    Uses a running Ray, or starts a local one. Raises ``UserError`` for bad input, ``RuntimeError`` where reasoning broke off or trials failed,
+    ``Unfinished`` where ``max_gpu_hours`` or ``max_cost`` stopped it.
     """
     values = {
         "task": task if isinstance(task, str) else task.name,
@@ -262,6 +263,8 @@ def run(
     }
     config = configs.load(values)
     done, outcome = run_config(config, out, tasks=None if isinstance(task, str) else {task.name: task})
+    if outcome.broken_off:
+        raise RuntimeError("; ".join(outcome.broken_off))
     if outcome.failed:
         name, error = next(iter(outcome.failed.items()))
         raise RuntimeError(f"{len(outcome.failed)} trials failed; {name}: {error}")

@@ -12,15 +12,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from pathlib import Path
 from typing import cast
+
+import pyarrow as pa
 
 from fiat_ray import artifact, costs
 from fiat_ray.engine import CPU_ROWS, GPU_ROWS
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared, make_reasoner
 from fiat_ray.reason.reasoners import Answer, VllmReasoner
-from fiat_ray.reason.store import Store
+from fiat_ray.reason.store import Known, Store
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.task import by_language
 
@@ -41,8 +42,8 @@ def measure(prepared: Prepared, run: RunFolder) -> None:
         raise UserError("--sample: measures a reasoner of kind vllm, and this config asks none; leave it out")
     gpus = costs.gpus_of(config.where)
     with run.only_one():
-        store = Store(Path(config.store) if config.store else run.rationales)
-        prompts = _in_turn(prepared, set(store.states()))
+        store = Store(config.store or run.rationales)
+        prompts = _in_turn(prepared, store.known())
         if not prompts:
             return
         print(f"sampling the reasoner: its engine starts, then about {SECONDS:.0f} s of prompts …", file=sys.stderr, flush=True)
@@ -68,15 +69,14 @@ class _Measured:
     answers: dict[str, Answer]
 
 
-def _in_turn(prepared: Prepared, stored: set[str]) -> list[Prompt]:
+def _in_turn(prepared: Prepared, known: Known) -> list[Prompt]:
     """Prompts of rows that are not stored, languages in turn, those of a language in an order drawn once and for all."""
     draw, of_languages = random.Random(0), []
-    for name, task in prepared.tasks.items():
-        requests = prepared.requests[name]
-        for rows in by_language(task.rows).values():
-            asked = [requests.distinct[key] for key in dict.fromkeys(requests.keys[row.id] for row in rows) if key not in stored]
+    for requests in prepared.requests.values():
+        missing = (table.filter(pa.array(~known.has(table["key"]))) for table in requests.columns("key", "prefix", "ids", "language"))
+        for asked in by_language(row for table in missing for row in table.to_pylist()).values():
             draw.shuffle(asked)
-            of_languages.append([(request.key, requests.prefixes[request.prefix], request.ids) for request in asked])
+            of_languages.append([(row["key"], requests.prefixes[row["prefix"]], row["ids"]) for row in asked])
     return list({prompt[0]: prompt for turn in zip_longest(*of_languages) for prompt in turn if prompt is not None}.values())
 
 

@@ -17,6 +17,10 @@ os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "RAY_worker_niceness": "0",
+    # For the S3 server of the tests, which takes any; here, because Ray's workers get them from the process that starts Ray.
+    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
 }
 
 from collections.abc import Iterator  # noqa: E402

@@ -25,8 +25,8 @@ LENGTHS = Lengths(texts={row.id: f"text of {row.id}" for row in ROWS}, cut_chara
 KEYS = {row.id: f"key of {row.id}" for row in ROWS}
 
 
-def rationales(**changes: Any) -> dict[str, dict[str, Any]]:
-    return {key: {"text": f"because of {key}", "status": "ok", "finish_reason": "stop"} | changes for key in KEYS.values()}
+def rationales(**changes: Any) -> augmented.Rationales:
+    return lambda keys: [{"text": f"because of {key}", "status": "ok", "finish_reason": "stop"} | changes for key in keys]
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -99,7 +99,6 @@ def test_whatever_differs_is_sealed_anew(tmp_path: Path, change: str) -> None:
     rows: list[Row] = [replace(row, group="another") for row in ROWS] if change == "group" else list(ROWS)
     keys = {name: f"{key}, again" for name, key in KEYS.items()} if change == "key" else KEYS
     given = rationales(text="now there" if change == "text" else "", status="empty" if change == "status" else "engine_error")
-    given = dict(zip(keys.values(), given.values(), strict=True))
     augmented.seal(tmp_path, rows, LENGTHS, keys, given)
     found = augmented.read(tmp_path)
     assert {e.status for e in found} == {"empty" if change == "status" else "engine_error"}
@@ -110,7 +109,7 @@ def test_whatever_differs_is_sealed_anew(tmp_path: Path, change: str) -> None:
 def test_one_policy_for_missing_rationales_and_no_row_is_dropped(tmp_path: Path) -> None:
     states = ("ok", "length", "empty", "engine_error", "prompt_too_long")
     given = {key: {"text": "some text", "status": states[n % 5], "finish_reason": ""} for n, key in enumerate(KEYS.values())}
-    seal = augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, given)
+    seal = augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, lambda keys: [given[key] for key in keys])
     examples = augmented.read(tmp_path)
     shown = augmented.readable(examples)
     assert shown == {e.id: "some text" if e.status in ("ok", "length") else "" for e in examples} and len(shown) == len(ROWS)
@@ -121,7 +120,7 @@ def test_one_policy_for_missing_rationales_and_no_row_is_dropped(tmp_path: Path)
 def test_an_interrupted_reseal_is_not_taken_for_the_old_set(tmp_path: Path) -> None:
     augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, rationales())
     with pytest.raises(KeyError):
-        augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, {key: {"text": "other", "status": "ok"} for key in KEYS.values()})  # lacks finish_reason
+        augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, lambda keys: [{"text": "other", "status": "ok"} for _ in keys])  # lacks finish_reason
     with pytest.raises(FileNotFoundError):
         augmented.read(tmp_path)
     augmented.seal(tmp_path, ROWS, LENGTHS, KEYS, rationales())

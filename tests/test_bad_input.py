@@ -136,7 +136,8 @@ def test_bad_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], co
         ({"data": "a\0b"}, "is no path"),
         ({"task": "~nosuchuser/x"}, "neither a built-in task"),
         ({"store": ""}, "store: is empty"),
-        ({"store": "s3://bucket/x"}, "store: s3://bucket/x: object stores are not supported"),
+        ({"store": "s3://key:secret@bucket/x"}, "store: holds credentials"),
+        ({"store": "nosuch://bucket/x"}, "nosuch://bucket/x: no place for a rationale store"),
         ({"store": "/dev/null"}, "/dev/null: is a file; a store can't be made there"),
         ({"store": "mine.yaml/x"}, "mine.yaml: is a file; a store can't be made there"),
         ({"tracking_uri": "file:///tmp/mlruns"}, "tracking_uri: 'file:///tmp/mlruns' is none of sqlite:///FILE"),
@@ -347,7 +348,7 @@ def test_places_where_no_run_can_be(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_store_that_can_not_be_written_is_refused_before_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_file(tmp_path, store="/proc/x")
-    assert "/proc/x: a store can't be made there" in refused(capsys, "run", str(config), "--out", str(tmp_path / "out"))
+    assert "/proc/x: the rationale store can't be written" in refused(capsys, "run", str(config), "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

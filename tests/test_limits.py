@@ -82,7 +82,7 @@ def test_a_stopped_stage_finishes_what_was_begun_and_begins_nothing(ray_local: N
     requests, stop = bench.requests(*(f"slow 0.4 {n}" for n in range(60))), bench.folder / "stop"
 
     def run() -> None:
-        list(reason(requests, bench.store, partial(ScriptedReasoner, str(bench.script)), batch_size=1, stop=stop))
+        list(reason(requests, bench.store, partial(ScriptedReasoner, str(bench.script)), window=4, stop=stop))
 
     running = threading.Thread(target=run, daemon=True)
     running.start()
@@ -93,10 +93,10 @@ def test_a_stopped_stage_finishes_what_was_begun_and_begins_nothing(ray_local: N
     running.join(30)
     assert not running.is_alive()
     first = bench.calls()
-    assert 0 < len(first) < 60 and len(bench.store.finished()) == len(first)
+    assert 0 < len(first) < 60 and len(bench.finished()) == len(first)
     stop.unlink()
     run()
-    assert Counter(bench.calls().values()) == {1: 60} and bench.store.finished() == set(requests.distinct)
+    assert Counter(bench.calls().values()) == {1: 60} and bench.finished() == set(requests.distinct().to_pylist())
 
 
 def fiat_ray(config: Path, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import chat_server
+import numpy as np
 import pytest
 import tiny_model
 from chat_server import ChatServer
@@ -71,15 +72,15 @@ def test_a_request_holds_the_same_turns_as_a_prompt_in_this_cluster(tiny: Path) 
     prepared = asked(config(tiny, "http://h/v1"))
     requests, renderer = prepared.requests["towns"], Renderer(tiny, reply="\n")
     for row in task.rows:
-        request = requests.distinct[requests.keys[row.id]]
-        messages = json.loads(request.row)
+        request = requests.of(requests.keys[row.id])
+        messages = json.loads(request["row"])
         assert [message["role"] for message in messages] == ["user", "assistant"] * 3 + ["user"]
         assert messages[0]["content"].startswith(f"{task.i_beta}\n\nquestion: ") and messages[-1]["content"] == task.text(row.fields)
         prompt = renderer.reasoner_prompt(task, 3, task.text(row.fields), row.language)
         said = "".join(piece.text for piece in prompt.pieces if piece.kind != "structure")
         assert "".join(message["content"] for message in messages) == said
-        assert requests.prefixes[request.prefix] + list(request.ids) == prompt.ids  # what plan counts
-    assert len(requests.distinct) == 6 < len(task.rows)  # the same question in three splits is one request
+        assert requests.prefixes[request["prefix"]] + request["ids"] == prompt.ids  # what plan counts
+    assert len(requests) == 6 < len(task.rows)  # the same question in three splits is one request
 
 
 def test_a_key_is_of_all_that_decides_the_answer_and_of_nothing_else(tiny: Path, tiny_pretrained: Path) -> None:
@@ -237,12 +238,12 @@ def of_questions(tiny: Path, *questions: str) -> Requests:
 def test_the_stage_asks_an_endpoint_once_for_each_prompt(ray_local: None, tiny: Path, chat: ChatServer, tmp_path: Path) -> None:
     questions = [*(f"q{n}" for n in range(30)), "empty", "length", "context", "filtered"]
     requests, store = of_questions(tiny, *questions, *questions), Store(tmp_path)
-    watch = Watch("towns", len(requests.distinct), store, config(tiny, chat.url, price_in=1e6, price_out=1e6).reasoner)
-    answered = list(reason(requests, store, partial(OpenAIReasoner, chat.url, "m", 32, (), 16), cpus=0, batch_size=16))
+    watch = Watch("towns", len(requests), store, config(tiny, chat.url, price_in=1e6, price_out=1e6).reasoner)
+    answered = list(reason(requests, store, partial(OpenAIReasoner, chat.url, "m", 32, (), 16), cpus=0, window=16))
     ended = {"ok": 30, "empty": 1, "length": 1, "prompt_too_long": 1, "engine_error": 1}
-    assert Counter(row["status"] for row in store.states().values()) == ended and len(answered) == 34 + 2  # a failed row has two more tries
+    assert Counter(row["status"] for row in store.table().to_pylist()) == ended and len(answered) == 34
     assert chat.questions == dict.fromkeys(questions, 1) | {"filtered": 3} and chat.most_at_once <= 16
-    rows = store.read(requests.distinct).values()
+    rows = store.read(requests.distinct()).values()
     tokens = sum(row["prompt_tokens"] + row["output_tokens"] for row in rows)
     assert f"· cost {tokens:,.2f} ·" in watch.text() and "1 prompt_too_long" in watch.text()
 
@@ -251,9 +252,9 @@ def test_a_broken_config_stops_the_stage_at_once_and_keeps_what_was_answered(ray
     requests, store = of_questions(tiny, "q0", "q1", "model"), Store(tmp_path)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"^reasoner.model: m at .* 404, The model `m` does not exist\.$"):
-        list(reason(requests, store, partial(OpenAIReasoner, chat.url, "m", 32, (), 1), cpus=0, batch_size=1))
+        list(reason(requests, store, partial(OpenAIReasoner, chat.url, "m", 32, (), 1), cpus=0, window=1))
     assert chat.questions["model"] == 1 and time.monotonic() - start < 60
-    assert "engine_error" not in {row["status"] for row in store.states().values()}
+    assert "engine_error" not in {row["status"] for row in store.table().to_pylist()}
 
 
 def test_plan_and_prompt_say_what_is_estimated(tiny: Path, tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_plan_and_prompt_say_what_is_estimated(tiny: Path, tmp_path: Path) -> No
     shown = prompts.show(replace(told, **facts))
     assert "reasoner m at http://h/v1, key " in shown and "tokens are an estimate" in shown and "\nassistant " in shown
     requests = prepare(replace(told, **facts)).requests["country_facts"]
-    messages = json.loads(next(iter(requests.distinct.values())).row)
+    messages = json.loads(requests.at(np.array([0])).to_pylist()[0]["row"])
     for line in messages[-1]["content"].splitlines():
         assert line in shown
     assert "<|im_start|>" not in shown  # the endpoint's template is its own

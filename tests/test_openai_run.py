@@ -27,6 +27,7 @@ from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared, make_reasoner, prepare, reasoner_budget
 from fiat_ray.reason.reasoners import Answer
+from fiat_ray.reason.requests import Requests
 from fiat_ray.task import SPLITS, Task
 
 SECRET = "sk-planted-4f1d"
@@ -127,6 +128,10 @@ def _answers(url: str) -> bool:
     return True
 
 
+def rows(requests: Requests) -> list[dict[str, Any]]:
+    return [row for table in requests.columns("prefix", "ids", "row") for row in table.to_pylist()]
+
+
 def asked(tiny: Path, url: str, task: Task | None = None, **changes: Any) -> tuple[Prepared, list[Answer]]:
     """What a server says to the distinct prompts of a task."""
     values = {"kind": "openai", "model": "m", "base_url": url, "max_tokens": 16, "tokenizer": str(tiny), "max_length": 512, **changes}
@@ -135,8 +140,7 @@ def asked(tiny: Path, url: str, task: Task | None = None, **changes: Any) -> tup
 
     async def answers() -> list[Answer]:
         reasoner = make_reasoner(config, 0)()
-        requests = prepared.requests["towns"].distinct.values()
-        return await asyncio.gather(*(reasoner.reason([], request.ids, request.row) for request in requests))
+        return await asyncio.gather(*(reasoner.reason([], row["ids"], row["row"]) for row in rows(prepared.requests["towns"])))
 
     return prepared, asyncio.run(answers())
 
@@ -150,9 +154,9 @@ def test_a_real_server_answers_the_prompts_that_the_engine_here_would_get(tiny: 
     budget, _ = reasoner_budget(prepared.config)
     assert budget is not None
     requests = prepared.requests["towns"]
-    for request, answer in zip(requests.distinct.values(), answers, strict=True):
+    for request, answer in zip(rows(requests), answers, strict=True):
         # Its own template, and whole turns tokenized at once: where pieces meet, a few tokens may be others.
-        assert answer.prompt_tokens == pytest.approx(len(requests.prefixes[request.prefix]) + len(request.ids), abs=8)
+        assert answer.prompt_tokens == pytest.approx(len(requests.prefixes[request["prefix"]]) + len(request["ids"]), abs=8)
         assert 0 < answer.output_tokens <= 16 and (answer.status == "length") == (answer.output_tokens == 16)
     again, same = asked(tiny, served)
     assert again.requests["towns"].keys == requests.keys

@@ -46,7 +46,7 @@ def store(folder: Path, config: Config, keys: int, **changes: Any) -> None:
     """Rationales of the first ``keys`` requests, each of 10 tokens."""
     requests = prepare(config, towns()).requests["towns"]
     row = {"status": "ok", "text": "The context names it.", "finish_reason": "stop", "prompt_tokens": 1, "output_tokens": 10, "seconds": 1.0}
-    Store(folder).write([{"key": key, "tries": 1, "error": "", **row, **changes} for key in list(requests.distinct)[:keys]])
+    Store(folder).write([{"key": key, "tries": 1, "error": "", **row, **changes} for key in requests.distinct().to_pylist()[:keys]])
 
 
 def test_rows_prompts_and_tokens_of_the_reasoner(tiny: Path) -> None:
@@ -56,7 +56,7 @@ def test_rows_prompts_and_tokens_of_the_reasoner(tiny: Path) -> None:
     assert task["rows"] == {split: {"bn": 3, "hi": 3} for split in ("train", "validation", "test")}
     requests = prepare(asked, towns()).requests["towns"]
     shared = sum(len(ids) for ids in requests.prefixes.values())
-    own = sum(len(request.ids) for request in requests.distinct.values())
+    own = sum(len(ids) for table in requests.columns("ids") for ids in table["ids"].to_pylist())
     reasoner = task["reasoner"]
     # The rows of the three splits ask the same: a language has three prompts.
     assert (reasoner["prompts"], reasoner["stored"], len(requests.prefixes)) == (6, 0, 2)

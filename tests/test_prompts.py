@@ -50,11 +50,11 @@ def test_the_reasoners_prompt_is_shown_exactly(tiny: Path) -> None:
     renderer = prepare.make_renderer("reasoner", tiny)
     for number, row in enumerate(prepared.tasks["country_facts"].rows):
         shown = prompts.show(config(tiny), "reasoner", number)
-        request = requests.distinct[requests.keys[row.id]]
-        ids = [*requests.prefixes[request.prefix], *request.ids]
+        request = requests.of(requests.keys[row.id])
+        ids = [*requests.prefixes[request["prefix"]], *request["ids"]]
         assert "".join(text for _, _, text in pieces(shown)) == renderer.tokenizer.decode(ids)
         assert sum(tokens for _, tokens, _ in pieces(shown)) == len(ids)
-        assert request.key in shown and "exemplars: 4 of 4" in shown and f"id {row.id}" in shown
+        assert request["key"] in shown and "exemplars: 4 of 4" in shown and f"id {row.id}" in shown
         assert f"{len(ids):,} tokens, 32 for the rationale: {len(ids) + 32:,} of max_length 2,048" in shown
 
 
@@ -73,7 +73,7 @@ def test_the_tunables_prompt_and_its_loss_mask(tiny: Path, method: str) -> None:
 def test_a_stored_rationale_is_shown(tiny: Path, tmp_path: Path) -> None:
     requests = prepare.prepare(config(tiny)).requests["country_facts"]
     row = {"status": "ok", "text": "Because of this.\nAnswer: that", "finish_reason": "stop", "prompt_tokens": 1, "output_tokens": 9, "tries": 1}
-    Store(tmp_path / "rationales").write([{"key": key, **row, "seconds": 1.0, "error": ""} for key in requests.distinct])
+    Store(tmp_path / "rationales").write([{"key": key, **row, "seconds": 1.0, "error": ""} for key in requests.distinct().to_pylist()])
     for found in (
         prompts.show(config(tiny), "tunable", 0, run=tmp_path),
         prompts.show(config(tiny, store=str(tmp_path / "rationales")), "tunable", 0),
@@ -89,7 +89,7 @@ def test_a_stored_rationale_is_shown(tiny: Path, tmp_path: Path) -> None:
 def test_an_unreadable_rationale_is_empty(tiny: Path, tmp_path: Path) -> None:
     requests = prepare.prepare(config(tiny)).requests["country_facts"]
     row = {"status": "prompt_too_long", "text": "", "finish_reason": "", "prompt_tokens": 1, "output_tokens": 0, "tries": 1}
-    Store(tmp_path / "rationales").write([{"key": key, **row, "seconds": 1.0, "error": ""} for key in requests.distinct])
+    Store(tmp_path / "rationales").write([{"key": key, **row, "seconds": 1.0, "error": ""} for key in requests.distinct().to_pylist()])
     shown = prompts.show(config(tiny), "tunable", 0, run=tmp_path)
     assert ("rationale", "\nreasoning:") in [(kind, text) for kind, _, text in pieces(shown)]
     assert "status prompt_too_long" in shown

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import tiny_model
@@ -22,9 +23,9 @@ from fiat_ray.length import measure
 from fiat_ray.reason import stage
 from fiat_ray.reason.measured import measured
 from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, load_script
-from fiat_ray.reason.requests import Requests, columns, scripted_requests, vllm_requests
+from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
 from fiat_ray.reason.stage import ReasonerActor, reason
-from fiat_ray.reason.store import Store
+from fiat_ray.reason.store import MOST_TRIES, Store
 from fiat_ray.render import Renderer
 from fiat_ray.task import Task
 
@@ -65,20 +66,30 @@ class Bench:
         task = tiny_model.task(tuple(tiny_model.row(n, question=question, context="") for n, question in enumerate(questions)))
         return scripted_requests(task, measure(task, []), self.script)
 
-    def run(self, requests: Requests, batch_size: int = 4) -> list[dict[str, str]]:
-        return list(reason(requests, self.store, partial(ScriptedReasoner, str(self.script)), batch_size=batch_size))
+    def run(self, requests: Requests, window: int = 16) -> list[dict[str, str]]:
+        return list(reason(requests, self.store, partial(ScriptedReasoner, str(self.script)), window=window))
 
     def calls(self) -> Counter[str]:
         path = self.folder / "calls"
         return Counter(line.partition(" ")[2] for line in path.read_text().splitlines()) if path.exists() else Counter()
 
     def parts(self) -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in self.store.folder.iterdir()}
+        return {path: path.read_bytes() for path in Path(self.store.place).iterdir()}
+
+    def finished(self) -> set[str]:
+        return {row["key"] for row in self.store.table().to_pylist() if row["status"] != "engine_error" or row["tries"] == MOST_TRIES}
+
+    def actor(self, requests: Requests) -> ReasonerActor:
+        return ReasonerActor(partial(ScriptedReasoner, str(self.script)), str(requests.file), {}, self.store.place, 16, stage.PATIENCE)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
+
+
+def keys(requests: Requests) -> set[str]:
+    return set(requests.distinct().to_pylist())
 
 
 def slow_start(script: str) -> Reasoner:
@@ -93,9 +104,9 @@ def broken() -> Reasoner:
 def test_each_prompt_is_answered_once_and_a_rerun_generates_nothing(ray_local: None, bench: Bench) -> None:
     questions = [f"q{n}" for n in range(9)] + ["empty", "odd \ud800"]
     requests = bench.requests(*questions, *questions)  # each twice: identical prompts
-    assert len(requests.distinct) == len(questions) and len(requests.keys) == 2 * len(questions)
+    assert len(requests) == len(questions) and len(requests.keys) == 2 * len(questions)
     answered = bench.run(requests)
-    assert Counter(row["key"] for row in answered) == Counter(requests.distinct.keys())
+    assert Counter(row["key"] for row in answered) == Counter(keys(requests))
     assert Counter(row["status"] for row in answered) == {"ok": 10, "empty": 1}
     assert set(bench.calls().values()) == {1}
     stored = bench.store.read(requests.keys.values())
@@ -123,22 +134,22 @@ def test_what_reasoning_took_is_written_down_without_the_reasoners_start(ray_loc
 
 def test_only_what_is_missing_is_generated(ray_local: None, bench: Bench) -> None:
     half, whole = bench.requests("q0", "q1", "q2"), bench.requests("q0", "q1", "q2", "q3", "q4", "q5")
-    bench.store.write([{"key": key, "status": "ok", "text": "stored before", "tries": 1} for key in half.distinct])
+    bench.store.write([{"key": key, "status": "ok", "text": "stored before", "tries": 1} for key in keys(half)])
     before = bench.parts()
     answered = bench.run(whole)
-    assert {row["key"] for row in answered} == whole.distinct.keys() - half.distinct.keys()
+    assert {row["key"] for row in answered} == keys(whole) - keys(half)
     assert bench.calls() == {"q3": 1, "q4": 1, "q5": 1}
     assert {path: content for path, content in bench.parts().items() if path in before} == before
-    assert Counter(row["text"] == "stored before" for row in bench.store.read(whole.distinct).values()) == {True: 3, False: 3}
+    assert Counter(row["text"] == "stored before" for row in bench.store.read(whole.distinct()).values()) == {True: 3, False: 3}
 
 
 def test_a_failing_row_is_tried_again_at_most_twice_and_touches_no_other(ray_local: None, bench: Bench) -> None:
     requests = bench.requests("q0", "fails", "q1")
     statuses = Counter(row["status"] for row in bench.run(requests))
-    assert statuses == {"ok": 2, "engine_error": 3}
+    assert statuses == {"ok": 2, "engine_error": 1}
     failing = requests.keys["row-bn-train-1"]
     assert bench.store.read([failing])[failing]["error"] == "ValueError: as it was told to"
-    assert bench.store.states()[failing]["tries"] == 3
+    assert bench.store.read([failing])[failing]["tries"] == 3
     assert list(reason(requests, bench.store, broken)) == []
     assert bench.calls() == {"q0": 1, "q1": 1, "fails": 3}
 
@@ -150,42 +161,43 @@ def test_rows_are_durable_while_a_slow_one_is_still_running(ray_local: None, ben
     fast = {requests.keys[f"row-bn-train-{n}"] for n in (0, 1, 3)}
     seen: dict[str, float] = {}
     while running.is_alive() and len(seen) < 3:
-        seen |= dict.fromkeys(bench.store.finished() - seen.keys(), time.time())
+        seen |= dict.fromkeys(bench.finished() - seen.keys(), time.time())
         time.sleep(0.05)
     assert seen.keys() == fast and not bench.calls()["slow 4.5"]
     called = min(float(line.split()[0]) for line in (bench.folder / "calls").read_text().splitlines())
     assert max(seen.values()) - called < stage.FLUSH_SECONDS + 1
     running.join(30)
-    assert bench.store.finished() == set(requests.distinct)
+    assert bench.finished() == keys(requests)
 
 
 def test_when_an_engine_dies_a_new_one_does_the_rest(ray_local: None, bench: Bench) -> None:
     requests = bench.requests("q0", "q1", "dies", "q2", "q3", "q4")
-    answered = bench.run(requests, batch_size=2)
-    assert bench.store.finished() == set(requests.distinct) >= {row["key"] for row in answered}
-    assert {row["status"] for row in bench.store.states().values()} == {"ok"}
+    answered = bench.run(requests, window=2)
+    assert bench.finished() == keys(requests) >= {row["key"] for row in answered}
+    assert {row["status"] for row in bench.store.table().to_pylist()} == {"ok"}
 
 
 def batch(requests: Requests) -> pa.Table:
-    return pa.table(columns(requests.ordered))
+    return pa.table({"position": np.arange(len(requests), dtype=np.int32)})
 
 
 def test_an_actor_keeps_rows_that_could_not_be_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first write fails, a later one does not: nothing is reported that is not stored."""
     monkeypatch.setattr(stage, "FLUSH_SECONDS", 0.05)
-    actor = ReasonerActor(partial(ScriptedReasoner, str(bench.script)), {}, str(bench.store.folder))
-    bench.store.folder.write_text("no folder")  # as a full disk, for a while
+    requests = bench.requests("q0", "q1", "slow 1.5")
+    actor, folder = bench.actor(requests), Path(bench.store.place)
+    folder.write_text("no folder")  # as a full disk, for a while
 
-    async def work() -> dict[str, Any]:
-        answering = asyncio.create_task(actor(batch(bench.requests("q0", "q1", "slow 1.5"))))
+    async def work() -> pa.Table:
+        answering = asyncio.create_task(actor(batch(requests)))
         while not answering.done() and bench.calls().total() < 2:
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.5)
-        bench.store.folder.unlink()
-        return dict(await answering)
+        folder.unlink()
+        return await answering
 
     done = asyncio.run(work())
-    assert bench.store.finished() == set(done["key"]) and len(done["key"]) == 3
+    assert bench.finished() == set(done["key"].to_pylist()) and len(done) == 3
 
 
 def test_rows_that_finish_during_a_write_are_in_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,26 +210,26 @@ def test_rows_that_finish_during_a_write_are_in_the_next(bench: Bench, monkeypat
     monkeypatch.setattr(Store, "write", slowly)
     monkeypatch.setattr(stage, "FLUSH_SECONDS", 0.0)
     requests = bench.requests("q0", "slow 0.15", "slow 2")
-    actor = ReasonerActor(partial(ScriptedReasoner, str(bench.script)), {}, str(bench.store.folder))
+    actor = bench.actor(requests)
 
     async def work() -> int:
         answering = asyncio.create_task(actor(batch(requests)))
         await asyncio.sleep(1.2)
-        durable = len(bench.store.finished())
+        durable = len(bench.finished())
         await answering
         return durable
 
     assert asyncio.run(work()) == 2  # without waiting for the slow one
-    assert bench.store.finished() == set(requests.distinct)
+    assert bench.finished() == keys(requests)
 
 
 def test_a_stored_row_is_not_given_to_the_reasoner_again(bench: Bench) -> None:
     """A new actor, in place of one that died, gets the same rows and asks the store first."""
     requests = bench.requests("q0", "q1")
-    for _ in range(2):
-        actor = ReasonerActor(partial(ScriptedReasoner, str(bench.script)), {}, str(bench.store.folder))
-        done = asyncio.run(actor(batch(requests)))  # type: ignore[arg-type]
-        assert list(done["status"]) == ["ok", "ok"]
+    for attempt in range(2):
+        actor = bench.actor(requests)
+        done = asyncio.run(actor(batch(requests)))
+        assert len(done) == (0 if attempt else 2)
     assert bench.calls() == {"q0": 1, "q1": 1}
 
 
@@ -254,12 +266,10 @@ def test_a_models_requests_are_the_prompts_tokens(tiny: Path) -> None:
     requests = asked(tiny, task)
     assert len(requests.prefixes) == 2  # one a language
     for row in task.rows:
-        request = requests.distinct[requests.keys[row.id]]
+        request = requests.of(requests.keys[row.id])
         prompt = renderer.reasoner_prompt(task, 2, task.text(row.fields), row.language)
-        assert requests.prefixes[request.prefix] + list(request.ids) == prompt.ids and request.row == ""
-    assert len(requests.distinct) == 6 < len(task.rows)  # the same question in three splits is one request
-    order = [request.prefix for request in requests.ordered]
-    assert order == sorted(order) and len(order) == len(requests.distinct)
+        assert requests.prefixes[request["prefix"]] + request["ids"] == prompt.ids and request["row"] == ""
+    assert len(requests) == 6 < len(task.rows)  # the same question in three splits is one request
 
 
 def test_a_models_key_is_of_all_that_decides_its_answer(tiny: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import tiny_model
 
@@ -14,7 +17,7 @@ from fiat_ray import costs, plan_text, planning, sample
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import prepare
 from fiat_ray.reason.reasoners import Answer
-from fiat_ray.reason.store import Store
+from fiat_ray.reason.store import Known, Store, digests
 from fiat_ray.task import Task
 
 
@@ -30,15 +33,19 @@ def test_the_rate_of_writing_is_taken_while_the_engine_is_full_and_without_readi
     assert sample._writing([answer(0, 0)], read=50) == 50
 
 
+def known(keys: Iterable[str]) -> Known:
+    return Known(np.sort(digests(pa.array(keys, pa.string()))), {})
+
+
 def test_languages_come_in_turn_and_what_is_stored_not_at_all(tiny: Path) -> None:
     prepared = prepare(config(tiny), towns(20))
     requests = prepared.requests["towns"]
-    prompts = sample._in_turn(prepared, set())
-    assert len(prompts) == len(requests.distinct) == 40
+    prompts = sample._in_turn(prepared, known([]))
+    assert len(prompts) == len(requests) == 40
     prefixes = [tuple(prefix) for _, prefix, _ in prompts]
     assert len(set(prefixes)) == 2 and all(a != b for a, b in zip(prefixes, prefixes[1:], strict=False))
     stored = {key for key, *_ in prompts[:13]}
-    assert {key for key, *_ in sample._in_turn(prepared, stored)} == set(requests.distinct) - stored
+    assert {key for key, *_ in sample._in_turn(prepared, known(stored))} == set(requests.distinct().to_pylist()) - stored
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
@@ -70,8 +77,9 @@ def test_a_real_sample(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPat
     planned = planning.plan(config(tiny), towns(20), run=tmp_path / "run", sample=True)
     asked = planned["tasks"]["towns"]["reasoner"]
     measured = json.loads((tmp_path / "run" / "sample.json").read_text())
-    stored = Store(tmp_path / "run" / "rationales").states()
-    assert 1 < measured["rows"] == len(stored) == asked["stored"] and set(stored) <= set(prepare(config(tiny), towns(20)).requests["towns"].distinct)
+    stored = Store(tmp_path / "run" / "rationales").table()["key"].to_pylist()
+    prompts = prepare(config(tiny), towns(20)).requests["towns"].distinct().to_pylist()
+    assert 1 < measured["rows"] == len(stored) == asked["stored"] and set(stored) <= set(prompts)
     assert measured["read"] > 0 and measured["write"] > 0 and measured["gpus"] == 0
     assert planned["sample"] == measured and asked["output_tokens_mean"] > 0
     assert "measured with this reasoner" in plan_text.describe(planned)

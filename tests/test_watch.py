@@ -29,7 +29,7 @@ def test_a_line_says_how_far_how_fast_and_what_failed(tmp_path: Path) -> None:
     assert watch.text() == "reason: rivers: 0/20 rows, starting …"
     store.write([row(1), row(2, "length"), row(3, "engine_error", "ValueError: too\n odd"), row(4, "engine_error", "ValueError: too odd")])
     text = watch.text()
-    assert text.startswith("reason: rivers: 4/20 rows · 2.0 rows/s · tokens/s: 2,000 in, 100 out (75% cached) · ETA 0:0")
+    assert text.startswith("reason: rivers: 4/20 rows · 4.0 rows/s · tokens/s: 4,000 in, 200 out (75% cached) · ETA 0:0")
     assert text.endswith(" · 2 engine_error (ValueError: too odd) · 1 length")
     now = watch.numbers()
     assert (now["rows"], now["missing"], now["cached_share"]) == (4, 16, 0.75)

@@ -1,101 +1,216 @@
-"""What the reasoner is asked: one request a distinct prompt, under a key of all that decides the answer."""
+"""What the reasoner is asked: one request a distinct prompt, under a key of all that decides the answer.
+
+Requests lie in a Parquet file, in the order that a prefix cache likes, and are read from there in pieces: no process holds them all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fiat_ray.artifact import fingerprint
 from fiat_ray.length import Lengths
 from fiat_ray.render import Renderer, chat_messages, reasoner_turns
-from fiat_ray.task import Row, Task, Which
+from fiat_ray.task import Row, Task, Which, by_language
+
+REQUESTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("prefix", pa.string()),
+        ("ids", pa.list_(pa.int32())),
+        ("row", pa.string()),
+        ("language", pa.string()),
+        ("size", pa.int32()),
+    ]
+)
+
+ROWS_READ_AT_ONCE = 1024
+"""Rows in a row group of the file."""
 
 
 @dataclass(frozen=True)
 class Request:
     key: str
-    prefix: str
+    prefix: str = ""
     """Id of the shared beginning in ``Requests.prefixes``."""
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = ()
     """The row's own token ids, after the prefix; empty for a scripted reasoner."""
-    row: str
+    row: str = ""
     """JSON: the row, for a scripted reasoner, or the messages, for a remote one, whose token ids are estimates; empty otherwise."""
-
-
-@dataclass
-class Requests:
-    prefixes: dict[str, list[int]]
-    distinct: dict[str, Request]
-    keys: dict[str, str]
-    """Row id → key."""
+    language: str = ""
 
     @property
-    def ordered(self) -> list[Request]:
-        """In the order that a prefix cache likes: shared beginnings next to each other."""
-        return sorted(self.distinct.values(), key=lambda request: (request.prefix, request.ids, request.key))
+    def size(self) -> int:
+        """How long the row itself is: its tokens, or its characters where the reasoner gets no tokens."""
+        return len(self.ids) or len(self.row)
+
+
+@dataclass(frozen=True)
+class Requests:
+    file: Path
+    """``REQUESTS`` as Parquet."""
+    prefixes: Mapping[str, list[int]] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Row id → key."""
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    """Where the file lies as long as somebody holds this."""
+
+    def __len__(self) -> int:
+        """How many distinct prompts there are."""
+        with pq.ParquetFile(self.file) as file:
+            return int(file.metadata.num_rows)
+
+    def columns(self, *names: str) -> Iterator[pa.Table]:
+        """Some columns of all requests, a piece at a time."""
+        with pq.ParquetFile(self.file) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, list(names), use_threads=False)
+
+    def distinct(self) -> pa.ChunkedArray:
+        """All keys, each once."""
+        return pa.chunked_array([table["key"].combine_chunks() for table in self.columns("key")], pa.string())
+
+    def of(self, key: str) -> dict[str, Any]:
+        """The request with that key."""
+        for table in self.columns(*REQUESTS.names):
+            if (at := pc.index(table["key"], key).as_py()) >= 0:
+                return dict(table.slice(at, 1).to_pylist()[0])
+        raise KeyError(key)
+
+    def at(self, positions: np.ndarray) -> pa.Table:
+        """Requests by where they stand in the file."""
+        pieces = [REQUESTS.empty_table()]
+        with pq.ParquetFile(self.file) as file:
+            for group in np.unique(positions // ROWS_READ_AT_ONCE):
+                mine = positions[positions // ROWS_READ_AT_ONCE == group] - group * ROWS_READ_AT_ONCE
+                pieces.append(file.read_row_group(int(group), use_threads=False).take(pa.array(mine)))
+        return pa.concat_tables(pieces)
+
+    @contextmanager
+    def shared(self, run: Path) -> Iterator[Requests]:
+        """The same requests in a run directory, where all machines see them, for as long as they are needed."""
+        file = run / f".requests-{uuid.uuid4().hex}.tmp"
+        try:
+            shutil.copyfile(self.file, file)
+            yield replace(self, file=file, folder=None)
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def write(path: Path, pieces: Iterable[Iterable[Request]]) -> None:
+    """The file of ``Requests``. Each piece is sorted so that beginnings which several rows share lie next to each other."""
+    with pq.ParquetWriter(path, REQUESTS) as writer:
+        held = REQUESTS.empty_table()
+        for piece in pieces:
+            ordered = sorted(piece, key=lambda request: (request.prefix, request.ids, request.row, request.key))
+            table = pa.table({name: [getattr(request, name) for request in ordered] for name in REQUESTS.names}, REQUESTS)
+            held = pa.concat_tables([held, table])
+            if whole := len(held) - len(held) % ROWS_READ_AT_ONCE:  # all row groups but the last are of one size: `at` counts on it
+                writer.write_table(held.slice(0, whole), ROWS_READ_AT_ONCE)
+                held = held.slice(whole)
+        if len(held):
+            writer.write_table(held)
+
+
+Ask = Callable[[Row], Request]
+"""What makes a row's request."""
+
+
+def gather(task: Task, prefixes: Mapping[str, list[int]], ask: Ask) -> Requests:
+    """Requests for all rows, those of a language together; equal ones are one."""
+    keys: dict[str, str] = {}
+    known: set[str] = set()
+
+    def new(rows: Iterable[Row]) -> Iterator[Request]:
+        for row in rows:
+            request = ask(row)
+            keys[row.id] = request.key
+            if request.key not in known:
+                known.add(request.key)
+                yield replace(request, language=row.language)
+
+    folder = tempfile.TemporaryDirectory(prefix="fiat-requests-")
+    path = Path(folder.name) / "requests.parquet"
+    write(path, (new(rows) for rows in by_language(task.rows).values()))
+    return Requests(path, prefixes, keys, folder)
 
 
 def vllm_requests(
     task: Task, lengths: Lengths, renderer: Renderer, identity: Mapping[str, Any], which: Which, exemplars: Mapping[str, int]
 ) -> Requests:
     """Requests for a model in this cluster. ``identity``: model hash, dtype, sampling and stop settings; the key is their hash and the token ids'."""
-    requests = Requests({}, {}, {})
-    header = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for row in task.rows:
-        prefix = renderer.reasoner_prefix(task, exemplars[row.language], row.language, which).ids
-        own = [token for piece in renderer.row_pieces(lengths.texts[row.id]) for token in piece.ids]
-        digest = header.copy()
-        digest.update(np.asarray(prefix + own, dtype="<i4").tobytes())
-        key = digest.hexdigest()
-        name = hashlib.sha256(np.asarray(prefix, dtype="<i4").tobytes()).hexdigest()[:16]
-        requests.prefixes[name] = prefix
-        requests.keys[row.id] = key
-        requests.distinct.setdefault(key, Request(key, name, tuple(own), ""))
-    return requests
+    return gather(task, *_rendered(task, lengths, renderer, identity, which, exemplars))
 
 
 def openai_requests(
     task: Task, lengths: Lengths, renderer: Renderer, identity: Mapping[str, Any], which: Which, exemplars: Mapping[str, int]
 ) -> Requests:
     """Requests for a remote endpoint: as in ``vllm_requests``, but what is asked, and keyed, are messages. ``renderer`` estimates their tokens."""
-    measured = vllm_requests(task, lengths, renderer, identity, which, exemplars)
-    requests = Requests(measured.prefixes, {}, {})
-    for row in task.rows:
+    prefixes, estimate = _rendered(task, lengths, renderer, identity, which, exemplars)
+
+    def ask(row: Row) -> Request:
         messages = chat_messages(reasoner_turns(task, exemplars[row.language], lengths.texts[row.id], row.language, which))
-        key = fingerprint(identity, messages)
-        requests.keys[row.id] = key
-        asked = replace(measured.distinct[measured.keys[row.id]], key=key, row=json.dumps(messages))
-        requests.distinct.setdefault(key, asked)
-    return requests
+        return replace(estimate(row), key=fingerprint(identity, messages), row=json.dumps(messages))
+
+    return gather(task, prefixes, ask)
+
+
+def _rendered(
+    task: Task, lengths: Lengths, renderer: Renderer, identity: Mapping[str, Any], which: Which, exemplars: Mapping[str, int]
+) -> tuple[Mapping[str, list[int]], Ask]:
+    """Prefixes, filled as rows are asked for, and what makes a row's request of token ids."""
+    header = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    prefixes: dict[str, list[int]] = {}
+
+    @cache
+    def beginning(language: str) -> tuple[str, Any]:
+        """Name of a language's prefix, and the hash up to its end."""
+        ids = renderer.reasoner_prefix(task, exemplars[language], language, which).ids
+        name = hashlib.sha256(_bytes(ids)).hexdigest()[:16]
+        prefixes[name] = ids
+        digest = header.copy()
+        digest.update(_bytes(ids))
+        return name, digest
+
+    def ask(row: Row) -> Request:
+        name, digest = beginning(row.language)
+        own = tuple(token for piece in renderer.row_pieces(lengths.texts[row.id]) for token in piece.ids)
+        digest = digest.copy()
+        digest.update(_bytes(own))
+        return Request(digest.hexdigest(), name, own)
+
+    return prefixes, ask
+
+
+def _bytes(ids: Sequence[int]) -> bytes:
+    return np.asarray(ids, dtype="<i4").tobytes()
 
 
 def scripted_requests(task: Task, lengths: Lengths, script: Path) -> Requests:
     """Requests for a Python script: the key is the hash of the script and of the row it is given."""
-    requests = Requests({}, {}, {})
     code = hashlib.sha256(script.read_bytes()).hexdigest()
-    for row in task.rows:
+
+    def ask(row: Row) -> Request:
         content = json.dumps(script_row(row, lengths.texts[row.id]), sort_keys=True)  # in ASCII: Arrow takes no lone surrogates
-        key = hashlib.sha256(f"{code}{content}".encode()).hexdigest()
-        requests.keys[row.id] = key
-        requests.distinct.setdefault(key, Request(key, "", (), content))
-    return requests
+        return Request(hashlib.sha256(f"{code}{content}".encode()).hexdigest(), row=content)
+
+    return gather(task, {}, ask)
 
 
 def script_row(row: Row, text: str) -> dict[str, Any]:
     """What a script's ``reason(row)`` sees. Gold answers are in it: scripts build controls, such as rationales that are right by construction."""
     return {"split": row.split, "language": row.language, "input": text, "fields": row.fields, "targets": list(row.targets)}
-
-
-def columns(requests: Sequence[Request]) -> dict[str, list[Any]]:
-    return {
-        "key": [r.key for r in requests],
-        "prefix": [r.prefix for r in requests],
-        "ids": [list(r.ids) for r in requests],
-        "row": [r.row for r in requests],
-    }

@@ -22,7 +22,7 @@ class Watch:
     def __init__(self, task: str, missing: int, store: Store, reasoner: ReasonerConfig) -> None:
         self.task, self._missing, self._store, self._reasoner = task, missing, store, reasoner
         self._looking = threading.Lock()
-        self._seen = set(store.folder.glob("*.parquet"))
+        self._seen = set(store.parts())
         self._states: Counter[str] = Counter()
         self._causes: Counter[str] = Counter()
         """How rows ended that are not ok: their state, and of an error what was said."""
@@ -62,9 +62,9 @@ class Watch:
         }
 
     def _look(self) -> None:
-        for path in set(self._store.folder.glob("*.parquet")) - self._seen:
+        for path in set(self._store.parts()) - self._seen:
             self._seen.add(path)
-            for row in self._store.part(path, COLUMNS):
+            for row in self._store.part(path, COLUMNS).to_pylist():
                 self._states[row["status"]] += 1
                 self._tokens.update({name: row[name] or 0 for name in COLUMNS[2:]})
                 if row["status"] != "ok":

@@ -6,23 +6,28 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
 
 from fiat_ray import augmented
 from fiat_ray.cluster import Unit, reasoner_unit, resolved
+from fiat_ray.errors import Unfinished
 from fiat_ray.prepare import Prepared, make_reasoner
 from fiat_ray.progress import Console, ProgressLog
 from fiat_ray.reason.measured import measured
+from fiat_ray.reason.merge import merge
+from fiat_ray.reason.order import missing
 from fiat_ray.reason.stage import reason
-from fiat_ray.reason.store import Store, is_final
+from fiat_ray.reason.store import Rationales, Store
 from fiat_ray.reason.watch import Watch
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.trials import Trials
 from fiat_ray.tracking import track_progress
 
-GPU_BATCH, CPU_BATCH = 128, 16
-"""Requests in one batch of Ray Data; an actor admits several of them at once."""
+GPU_WINDOW, CPU_WINDOW = 512, 64
+"""Rows that an engine is given at once: twice as many as it generates together, so that it never waits."""
 
 
 class Reasoning:
@@ -30,7 +35,7 @@ class Reasoning:
 
     def __init__(self, prepared: Prepared, run: RunFolder, trials: Trials, console: Console, *, wanted: bool) -> None:
         self._prepared, self._run, self._trials, self._console = prepared, run, trials, console
-        self._store = Store(Path(prepared.config.store).resolve() if prepared.config.store else run.rationales)
+        self._store = Store(prepared.config.store or run.rationales)
         self._watch: Watch | None = None
         self._log = ProgressLog(run.progress, partial(track_progress, run.path, prepared.config.tracking_uri))
         self._wanted = self._to_start = wanted and bool(prepared.requests)
@@ -55,8 +60,8 @@ class Reasoning:
     @property
     def missing(self) -> int:
         """Distinct prompts without a final answer, where this run is to ask them."""
-        asked = {key for requests in self._prepared.requests.values() for key in requests.distinct}
-        return len(asked - self._store.finished()) if self._wanted else 0
+        known = self._store.known()
+        return sum(missing(requests, known) for requests in self._prepared.requests.values()) if self._wanted else 0
 
     def stop(self) -> None:
         """What reasoners have admitted is finished, nothing else is begun."""
@@ -71,17 +76,19 @@ class Reasoning:
     def _reason(self, unit: Unit, replicas: int) -> Callable[[], None]:
         config = self._prepared.config
         create = make_reasoner(replace(config, where=resolved(config.where, unit)), self._prepared.reasoner_length)
-        batch_size = config.reasoner.concurrency if config.reasoner.is_remote else GPU_BATCH if unit.gpus else CPU_BATCH
+        window = config.reasoner.concurrency if config.reasoner.is_remote else GPU_WINDOW if unit.gpus else CPU_WINDOW
         for task, requests in self._prepared.requests.items():
             if self._stopped:
                 break
-            total = len(requests.distinct)
-            missing = len(requests.distinct.keys() - self._store.finished())
-            self._console.line(f"reason: {task}: {total} distinct prompts, {total - missing} stored; starting {replicas} reasoner(s)")
-            self._watch = Watch(task, missing, self._store, config.reasoner)
-            stop, store = self._run.stop, self._store
-            answered = reason(requests, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, batch_size=batch_size, stop=stop)
-            measured(self._run.path, task, replicas * unit.gpus, answered)
+            total, lacking = len(requests), missing(requests, self._store.known())
+            self._console.line(f"reason: {task}: {total} distinct prompts, {total - lacking} stored; starting {replicas} reasoner(s)")
+            self._watch = Watch(task, lacking, self._store, config.reasoner)
+            options: dict[str, Any] = {"replicas": replicas, "cpus": unit.cpus, "gpus": unit.gpus, "window": window, "stop": self._run.stop}
+            with requests.shared(self._run.path) as shared:
+                try:
+                    measured(self._run.path, task, replicas * unit.gpus, reason(shared, self._store, create, **options))
+                except Unfinished as why:
+                    return partial(self._broken_off, f"{task}: {why}")
             self._log.write(task, self._watch.numbers, last=True)
         return self._reasoned
 
@@ -92,24 +99,29 @@ class Reasoning:
         self._seal()
         self._trials.refresh(with_rationales=True)
 
+    def _broken_off(self, why: str) -> None:
+        """Trials that need no rationales go on."""
+        self._running, self._watch = False, None
+        self._console.line(why)
+        self._trials.outcome.broken_off.append(why)
+        self._trials.fail_without_rationales()
+
     def _seal(self) -> None:
         for name, requests in self._prepared.requests.items():
-            task, rationales = self._prepared.tasks[name], self._store.read(requests.distinct)
+            task, rationales = self._prepared.tasks[name], Rationales(self._store, requests.distinct())
             seal = augmented.seal(self._run.augmented(name), task.rows, self._prepared.lengths[name], requests.keys, rationales)
             if self._prepared.config.store:  # a run is self-contained: its rows are copied from a shared store
-                own = Store(self._run.rationales)
-                new = [rationales[key] for key in sorted(requests.distinct.keys() - own.finished()) if is_final(rationales[key])]
-                if new:
-                    own.write(new)
+                Store(self._run.rationales).add(rationales.table)
+            failed = rationales.failed()
+            self._trials.outcome.engine_errors += [row.id for row in task.rows if requests.keys[row.id] in failed]
             statuses: Counter[str] = Counter()
             for counts in seal["status"].values():
                 statuses.update(counts)
-            failed = [row.id for row in task.rows if rationales[requests.keys[row.id]]["status"] == "engine_error"]
-            self._trials.outcome.engine_errors += failed
             said = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
             self._console.line(f"augmented set sealed: {name}: {seal['rows']} rows ({said})")
-            tokens_in, tokens_out = (sum(row[column] or 0 for row in rationales.values()) for column in ("prompt_tokens", "output_tokens"))
+            tokens_in, tokens_out = (pc.sum(rationales.table[column]).as_py() or 0 for column in ("prompt_tokens", "output_tokens"))
             charged = self._prepared.config.reasoner.charged(tokens_in, tokens_out)
             if charged is not None:
                 self._console.line(f"{name}: {tokens_in:,} tokens in, {tokens_out:,} out cost {charged:,.2f} by reasoner.price_in and price_out")
+        merge(self._store)
         self.sealed = True

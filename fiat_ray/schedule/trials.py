@@ -24,6 +24,8 @@ class Outcome:
     """Rows whose rationale could not be generated."""
     stopped: str | None = None
     """Which limit of spending stopped the campaign, and what is missing therefore."""
+    broken_off: list[str] = field(default_factory=list)
+    """Why reasoning ended before it was done."""
 
 
 def tuned(run: RunFolder, trial: Trial) -> bool:
@@ -68,6 +70,12 @@ class Trials:
         """Where this run does not tune."""
         for trial in [t for t in self.to_evaluate if not tuned(self._run, t)]:
             self.fail(trial, "is not tuned; run `fiat-ray tune` first")
+
+    def fail_without_rationales(self) -> None:
+        """Where reasoning stopped."""
+        for trial in [t for t in self.all.values() if needs_rationales(t) and t in (*self.to_tune, *self.to_evaluate)]:
+            self.fail(trial, "has not all of its rationales, because reasoning stopped")
+        self.to_tune = [t for t in self.to_tune if t.name not in self.outcome.failed]
 
     def forget_evaluated(self) -> None:
         self.to_evaluate = [trial for trial in self.to_evaluate if not evaluated(self._run, trial)]

@@ -1,0 +1,57 @@
+"""Which requests are still to be answered, and in which order: rows with one beginning next to each other, the long ones first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from fiat_ray.reason.requests import Requests
+from fiat_ray.reason.store import Known
+
+MOST_ROWS = 1024
+"""Rows of a block: few enough that engines end together, and many enough that a block's own cost is none."""
+
+
+def blocks(requests: Requests, known: Known, replicas: int, window: int) -> list[np.ndarray]:
+    """Positions of the requests that ``known`` lacks, in blocks in the order in which engines take them.
+
+    Within a prefix the file's order holds, so that rows which share a passage stay together. A prefix is one block where that leaves each of the
+    ``replicas`` its share, so that one engine alone computes it; small ones share a block, so that an engine always has a ``window`` of rows.
+    Prefixes with the longest rows come first: the last rows to end are short ones.
+    """
+    positions, prefixes, sizes = _missing(requests, known)
+    most = min(MOST_ROWS, max(1, window // 2, len(positions) // (4 * replicas)))
+    groups = [np.flatnonzero(prefixes == prefix) for prefix in np.unique(prefixes)]
+    groups.sort(key=lambda rows: -sizes[rows].mean())
+    found: list[np.ndarray] = []
+    block: list[np.ndarray] = []
+    for piece in (piece for rows in groups for piece in np.array_split(positions[rows], -(-len(rows) // most))):
+        if block and sum(map(len, block)) + len(piece) > most:
+            found.append(np.concatenate(block))
+            block = []
+        block.append(piece)
+    if block:
+        found.append(np.concatenate(block))
+    return found
+
+
+def missing(requests: Requests, known: Known) -> int:
+    """How many requests ``known`` lacks."""
+    return sum(int((~known.has(table["key"])).sum()) for table in requests.columns("key"))
+
+
+def _missing(requests: Requests, known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each request that is to be answered: where it stands in the file, the number of its prefix, and its size."""
+    numbers = {prefix: number for number, prefix in enumerate(requests.prefixes)}
+    start, positions, prefixes, sizes = 0, [_NONE], [_NONE], [_NONE]
+    for table in requests.columns("key", "prefix", "size"):
+        missing = np.flatnonzero(~known.has(table["key"]))
+        rows = table.take(pa.array(missing))
+        positions.append((start + missing).astype(np.int32))
+        prefixes.append(np.array([numbers.get(prefix, 0) for prefix in rows["prefix"].to_pylist()], np.int32))
+        sizes.append(rows["size"].to_numpy())
+        start += len(table)
+    return np.concatenate(positions), np.concatenate(prefixes), np.concatenate(sizes)
+
+
+_NONE = np.array([], np.int32)
