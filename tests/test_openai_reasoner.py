@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import chat_server
-import numpy as np
 import pytest
 import tiny_model
 from chat_server import ChatServer
@@ -273,8 +272,9 @@ def test_plan_and_prompt_say_what_is_estimated(tiny: Path, tmp_path: Path) -> No
     facts = {"task": ["country_facts"], "languages": ["el"], "limit": {"train": 2, "validation": 1, "test": 2}}
     shown = prompts.show(replace(told, **facts))
     assert "reasoner m at http://h/v1, key " in shown and "tokens are an estimate" in shown and "\nassistant " in shown
-    requests = prepare(replace(told, **facts)).requests["country_facts"]
-    messages = json.loads(requests.at(np.array([0])).to_pylist()[0]["row"])
+    prepared = prepare(replace(told, **facts))
+    requests = prepared.requests["country_facts"]
+    messages = json.loads(requests.of(requests.keys[prepared.tasks["country_facts"].rows[0].id])["row"])
     for line in messages[-1]["content"].splitlines():
         assert line in shown
     assert "<|im_start|>" not in shown  # the endpoint's template is its own
