@@ -169,7 +169,8 @@ class Store:
             table = file.read([name for name in columns if name not in absent], use_threads=False)
             for name in absent:
                 table = table.append_column(RATIONALES.field(name), pa.nulls(len(table), RATIONALES.field(name).type))
-            return table.select(list(columns))
+            # Other writers of Parquet, such as pandas, choose other types of text.
+            return table.select(list(columns)).cast(pa.schema([RATIONALES.field(name) for name in columns]))
 
         return self._open(path, read)
 
