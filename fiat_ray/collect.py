@@ -7,6 +7,7 @@ from typing import Any
 
 from fiat_ray import artifact, augmented, predict
 from fiat_ray.draw import validation_subset
+from fiat_ray.metrics import NAMED_AVERAGES
 from fiat_ray.prepare import Prepared
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import PREDICTIONS, SCORES, TRIAL
@@ -25,8 +26,8 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
         chosen = {row.id for row in validation_subset(task.split("validation"), prepared.config.validation.rows)}
         for method, predictions in _untuned(prepared, run, task, "validation").items():
             scores = score_predictions(task.name, task.labels, [row for row in predictions if row["id"] in chosen])
-            means = [score for score in scores if score["language"] == "mean"]
-            rows += [{**who, "method": method, "split": "validation", **score} for score in means]
+            averages = [score for score in scores if score["language"] in ("mean", *NAMED_AVERAGES)]
+            rows += [{**who, "method": method, "split": "validation", **score} for score in averages]
     for trial in prepared.trials:
         folder = run.trial(trial.name)
         scores = artifact.read_json(folder / "scores.json")
@@ -53,5 +54,6 @@ def _scored(scores: Sequence[Mapping[str, Any]], **who: Any) -> list[dict[str, A
 def _validation(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Scores of the chosen step, so that methods can be chosen on validation too."""
     who = {key: record[key] for key in ("task", "method", "tunable", "seed", "train_size")}
-    where = {"language": "mean", "split": "validation", "n": record["validation_rows"]}
-    return [{**who, **where, "metric": metric, "value": value} for metric, value in record["validation"].items()]
+    where = {"split": "validation", "n": record["validation_rows"]}
+    named = [(*name.partition("/"), value) for name, value in record["validation"].items()]
+    return [{**who, **where, "metric": metric, "language": average or "mean", "value": value} for metric, _, average, value in named]

@@ -100,7 +100,7 @@ TRIAL: Kinds = {
     "kept_step_0": bool,
     "selection_metric": str,
     "selection_value": _NUMBER_OR_NONE,
-    "validation": dict,  # metric → 0–100 at the chosen step
+    "validation": dict,  # metric, or metric/average → 0–100 at the chosen step
     "validation_rows": int,
     "train_groups": int,
     "tokens": int,

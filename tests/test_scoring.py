@@ -184,3 +184,17 @@ def test_bad_input_is_named(tmp_path: Path, task: str | None, rows: list, messag
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         score_file(None, tmp_path / "none.jsonl")
+
+
+def test_validation_scores_of_a_trial_keep_their_average() -> None:
+    """A baseline is chosen on validation by the average that the report puts first."""
+    from fiat_ray.collect import _validation
+
+    who = {"task": "xtreme_up_qa", "method": "fiat", "tunable": "xs", "seed": 0, "train_size": 8, "validation_rows": 54}
+    rows = _validation({**who, "validation": {"f1": 30.0, "f1/mean_22": 20.0, "exact_match": None}})
+    assert {(row["metric"], row["language"]): row["value"] for row in rows} == {
+        ("f1", "mean"): 30.0,
+        ("f1", "mean_22"): 20.0,
+        ("exact_match", "mean"): None,
+    }
+    assert {(row["split"], row["n"]) for row in rows} == {("validation", 54)}

@@ -110,7 +110,7 @@ class Results:
         """
         average = self.averages(task)[0]
         there = [pair for pair in methods if self.value(task, *pair, metric, average) is not None]
-        scored = {pair: self.value(task, *pair, metric, average if split == "test" else "mean", split) for pair in there}
+        scored = {pair: self.value(task, *pair, metric, average, split) for pair in there}
         known = {pair: value for pair, value in scored.items() if value is not None}
         return max(known, key=known.__getitem__, default=None) if len(known) == len(scored) else None
 

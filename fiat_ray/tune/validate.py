@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from fiat_ray.augmented import Example
+from fiat_ray.metrics import NAMED_AVERAGES
 from fiat_ray.predict import Prediction, label_predictions, one_token_each, prediction_rows
 from fiat_ray.recipe import Recipe
 from fiat_ray.render import IGNORED, Prompt, Renderer
@@ -26,7 +27,7 @@ class Validation:
     metric: str
     """The one that selects: AUC-PR of labels, F1 of texts."""
     scores: dict[str, float | None]
-    """Metric → 0–100, macro over languages; None where it is not defined on these rows."""
+    """Metric → 0–100, macro over languages, and ``metric/mean_22`` … for a task's other averages; None where not defined on these rows."""
     loss: float
     """Mean cross-entropy of a supervised token, or of a label."""
 
@@ -60,8 +61,9 @@ def validate(
     model.train()
     units = len(gold) if task.labels else sum(len(renderer.target(text).ids) for text in gold)
     scores = score_predictions(task.name, task.labels, prediction_rows(examples, predictions))
-    means = {score["metric"]: score["value"] for score in scores if score["language"] == "mean"}
-    return Validation("auc_pr" if task.labels else "f1", means, float(loss) / max(1, units))
+    averages = [score for score in scores if score["language"] in ("mean", *NAMED_AVERAGES)]
+    named = {f"{score['metric']}/{score['language']}".removesuffix("/mean"): score["value"] for score in averages}
+    return Validation("auc_pr" if task.labels else "f1", named, float(loss) / max(1, units))
 
 
 def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int) -> tuple[list[str], float]:
