@@ -21,7 +21,7 @@ def blocks(requests: Requests, known: Known, replicas: int, window: int) -> list
     """
     positions, prefixes, sizes = _missing(requests, known)
     most = min(MOST_ROWS, max(1, window // 2, len(positions) // (4 * replicas)))
-    groups = [np.flatnonzero(prefixes == prefix) for prefix in np.unique(prefixes)]
+    groups = [np.flatnonzero(prefixes == prefix).astype(np.int32) for prefix in np.unique(prefixes)]
     groups.sort(key=lambda rows: -sizes[rows].mean())
     found: list[np.ndarray] = []
     block: list[np.ndarray] = []
@@ -43,15 +43,13 @@ def missing(requests: Requests, known: Known) -> int:
 def _missing(requests: Requests, known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each request that is to be answered: where it stands in the file, the number of its prefix, and its size."""
     numbers = {prefix: number for number, prefix in enumerate(requests.prefixes)}
-    start, positions, prefixes, sizes = 0, [_NONE], [_NONE], [_NONE]
+    positions, prefixes, sizes = (np.empty(len(requests), kind) for kind in (np.int32, np.int16, np.int32))
+    start = end = 0
     for table in requests.columns("key", "prefix", "size"):
         missing = np.flatnonzero(~known.has(table["key"]))
-        rows = table.take(pa.array(missing))
-        positions.append((start + missing).astype(np.int32))
-        prefixes.append(np.array([numbers.get(prefix, 0) for prefix in rows["prefix"].to_pylist()], np.int32))
-        sizes.append(rows["size"].to_numpy())
-        start += len(table)
-    return np.concatenate(positions), np.concatenate(prefixes), np.concatenate(sizes)
-
-
-_NONE = np.array([], np.int32)
+        found, rows = slice(end, end + len(missing)), table.take(pa.array(missing))
+        positions[found] = start + missing
+        prefixes[found] = [numbers.get(prefix, 0) for prefix in rows["prefix"].to_pylist()]
+        sizes[found] = rows["size"].to_numpy()
+        start, end = start + len(table), found.stop
+    return positions[:end], prefixes[:end], sizes[:end]
