@@ -66,7 +66,7 @@ class Stub:
     """An engine that answers at once."""
 
     async def reason(self, prefix: Any, ids: Any, row: str) -> Answer:
-        return Answer("ok", "word " * OUT, "stop", len([*prefix, *ids]), OUT)
+        return Answer("ok", "word " * OUT, "stop", prompt_tokens=len([*prefix, *ids]), output_tokens=OUT)
 
 
 def main() -> int:

@@ -269,6 +269,33 @@ def _check(config: Config) -> None:
         for name in names:  # folders are named after them
             if name in UNTUNED or not re.fullmatch(r"\w[\w-]{0,49}", name):
                 raise UserError(f"{key}: '{name[:60]}' is no name for one; take letters, digits, _ - and none of {', '.join(UNTUNED)}")
+    _check_numbers(config)
+    if len(config.learning_rate.lora) != len(config.learning_rate.full):
+        raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
+    config.reasoner.check()
+    if config.max_cost is not None and config.where.gpu_hour_price is None:
+        raise UserError("max_cost: needs where.gpu_hour_price, what a GPU costs an hour")
+    for seed in config.seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seeds: {seed} is none; take whole numbers from 0 to 2^32 - 1")
+    if config.languages == []:
+        raise UserError("languages: is empty; leave it out for all")
+    if "" in (config.data, config.store):
+        raise UserError(f"{'data' if config.data == '' else 'store'}: is empty; name a folder, or leave it out")
+    if config.epochs > 10**6:
+        raise UserError(f"epochs: {config.epochs} is more than anybody can wait for")
+    if config.tracking_uri is not None:
+        from fiat_ray.tracking import check_uri  # here, because it brings pandas along
+
+        check_uri(config.tracking_uri)
+    if "@" in urlsplit(config.store or "").netloc:
+        raise UserError("store: holds credentials, which would be written into the run; leave them to the environment")
+    for key, parts in (("task", config.task), ("methods", config.methods), ("seeds", config.seeds), ("tunables", list(config.tunables))):
+        if not parts or len(set(map(str, parts))) != len(parts):
+            raise UserError(f"{key}: {'is empty' if not parts else 'names something twice'}")
+
+
+def _check_numbers(config: Config) -> None:
     positive = {
         "reasoner.max_tokens": config.reasoner.max_tokens,
         "reasoner.max_length": config.reasoner.max_length,
@@ -298,26 +325,3 @@ def _check(config: Config) -> None:
     for key, number in positive.items():
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"{key}: must be above 0 and finite, not {number}")
-    if len(config.learning_rate.lora) != len(config.learning_rate.full):
-        raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
-    config.reasoner.check()
-    if config.max_cost is not None and config.where.gpu_hour_price is None:
-        raise UserError("max_cost: needs where.gpu_hour_price, what a GPU costs an hour")
-    for seed in config.seeds:
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seeds: {seed} is none; take whole numbers from 0 to 2^32 - 1")
-    if config.languages == []:
-        raise UserError("languages: is empty; leave it out for all")
-    if "" in (config.data, config.store):
-        raise UserError(f"{'data' if config.data == '' else 'store'}: is empty; name a folder, or leave it out")
-    if config.epochs > 10**6:
-        raise UserError(f"epochs: {config.epochs} is more than anybody can wait for")
-    if config.tracking_uri is not None:
-        from fiat_ray.tracking import check_uri  # here, because it brings pandas along
-
-        check_uri(config.tracking_uri)
-    if "@" in urlsplit(config.store or "").netloc:
-        raise UserError("store: holds credentials, which would be written into the run; leave them to the environment")
-    for key, parts in (("task", config.task), ("methods", config.methods), ("seeds", config.seeds), ("tunables", list(config.tunables))):
-        if not parts or len(set(map(str, parts))) != len(parts):
-            raise UserError(f"{key}: {'is empty' if not parts else 'names something twice'}")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,10 +200,7 @@ class Engine:
 def check_same_tensors(expected: Path, given: Path) -> None:
     """Raise ``ValueError`` unless two checkpoint folders hold tensors of the same names, shapes and dtypes."""
     ours, theirs = _tensors(expected), _tensors(given)
-    if json.loads((expected / "config.json").read_text("utf-8")).get("tie_word_embeddings"):
-        for tensors in (ours, theirs):  # the embedding under another name: some checkpoints store it twice
-            tensors.pop("lm_head.weight", None)
-    wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    wrong = sorted(name for name in (ours.keys() | theirs.keys()) - _tied_head(expected) if ours.get(name) != theirs.get(name))
     if wrong:
         name = wrong[0]
         raise ValueError(f"{given}: {len(wrong)} tensors differ from {expected} (first: {name}: {theirs.get(name)} instead of {ours.get(name)})")
@@ -210,18 +208,28 @@ def check_same_tensors(expected: Path, given: Path) -> None:
 
 def tensors_hash(folder: Path) -> str:
     """sha256 of a checkpoint's tensors, whatever files they stand in."""
+    files = sorted(folder.glob("*.safetensors"))
+    return _tensors_hash(folder, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=2)  # a swap is checked before and noted after, on the same files
+def _tensors_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     import torch
     from safetensors import safe_open
 
-    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings")
     digests: list[str] = []
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                if not (tied and name == "lm_head.weight"):
-                    content = file.get_tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy()
-                    digests.append(f"{name} {hashlib.sha256(content).hexdigest()}")
+    for name, _, _ in files:
+        with safe_open(folder / name, framework="pt") as file:
+            for tensor in set(file.keys()) - _tied_head(folder):
+                content = file.get_tensor(tensor).contiguous().reshape(-1).view(torch.uint8).numpy()
+                digests.append(f"{tensor} {hashlib.sha256(content).hexdigest()}")
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def _tied_head(folder: Path) -> set[str]:
+    """The output layer where it is the embedding: some checkpoints store it under both names."""
+    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings")
+    return {"lm_head.weight"} if tied else set()
 
 
 def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

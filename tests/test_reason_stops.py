@@ -169,6 +169,8 @@ def test_one_language_that_fails_does_not_stop_the_others() -> None:
     failures = Failures(1000)
     failures.count(answered(90, "prompt_too_long", "my"))
     failures.count(answered(910, "ok", "hi"))
+    with pytest.raises(Unfinished):  # of a tenth as many rows they would be too many
+        Failures(100).count(answered(90, "prompt_too_long", "my"))
 
 
 def test_a_failing_stage_ends_early_and_a_failing_row_does_not_end_it(ray_local: None, bench: Bench) -> None:

@@ -40,7 +40,12 @@ def build(run_dir: str | Path) -> Path:
     rest = [make(results) for make in (facts.trials, facts.rationales, facts.costs, facts.not_run, estimates.table)]
     current = curves.frame["trial"].isin([trial["name"] for trial in results.trials()])
     validation, drawn = figures.validation_figures(curves.frame[current]), paper_figures(results, curves.frame[current])
-    beyond = {module.__name__.rpartition(".")[2]: module.section(results) for module in (worth, scaling, decision, controls)}
+    beyond = {
+        "worth": worth.section(results),
+        "scaling": scaling.section(results),
+        "decision": decision.section(results),
+        "controls": controls.section(results),
+    }
     more = [table for section in beyond.values() for table in section.tables]
     files = {f"{t.name}.csv": t.frame.to_csv(index=False) for t in (*of_paper, *(figure.table for figure in drawn), *more, curves, *rest)}
     pictures = {table.name: picture(table) for table in (*of_paper, *more)} | {figure.table.name: figure.svg for figure in drawn}
