@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself where that is missing or its pins have changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo controls bench-store test test-slow lint clean
+.PHONY: help setup demo controls bench-reason bench-store test test-slow lint clean
 
 INSTALLED := .venv/installed
 PYTEST := .venv/bin/python -m pytest --durations=10
@@ -19,6 +19,9 @@ demo: $(INSTALLED)  ## the whole method on generated questions with the embedded
 
 controls: $(INSTALLED)  ## proof that the effects in reports are real, and would be missed were they not; into runs/controls
 	@.venv/bin/python -m benchmarks.controls
+
+bench-reason: $(INSTALLED)  ## how near reasoning comes to the engine's own speed, and to other ways of batch inference (under 30 minutes)
+	@.venv/bin/python -m benchmarks.reasoning
 
 bench-store: $(INSTALLED)  ## what reasoning costs beside the engine; nothing is generated twice, nothing lost (under 30 minutes)
 	@.venv/bin/python -m benchmarks.store

@@ -124,7 +124,7 @@ class Config:
     """A run that has taken so many, over all its sittings, starts nothing more. Hours of every engine and tuning worker count, its start included,
     times its GPUs; an hour of one without a GPU counts as one."""
     max_cost: float | None = None
-    """The same in money, by ``where.gpu_hour_price``."""
+    """The same in money, by ``where.gpu_hour_price``, with what a remote reasoner charges for its answers."""
     where: Where = Where()
     notes: list[str] = field(default_factory=list)
     """Said under the main table."""
@@ -273,8 +273,8 @@ def _check(config: Config) -> None:
     if len(config.learning_rate.lora) != len(config.learning_rate.full):
         raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")
     config.reasoner.check()
-    if config.max_cost is not None and config.where.gpu_hour_price is None:
-        raise UserError("max_cost: needs where.gpu_hour_price, what a GPU costs an hour")
+    if config.max_cost is not None and config.where.gpu_hour_price is None and not config.reasoner.has_price:
+        raise UserError("max_cost: needs where.gpu_hour_price, what a GPU costs an hour, or the prices of an endpoint (reasoner.price_in, price_out)")
     for seed in config.seeds:
         if not 0 <= seed < 2**32:
             raise UserError(f"seeds: {seed} is none; take whole numbers from 0 to 2^32 - 1")

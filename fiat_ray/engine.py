@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 GPU_ROWS, CPU_ROWS = 256, 32
 """Rows that an engine generates side by side, unless told otherwise."""
 
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TQDM_DISABLE": "1",
+}
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -259,37 +267,44 @@ def _on_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _create(model: Path, options: EngineOptions) -> LLMEngine:
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+def set_up_process() -> None:
+    """How vLLM runs in a process of ours; to be called before it is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import torch
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
 
+    if not _on_gpu():
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+
+
+def arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
+    """vLLM's arguments for an engine on this machine."""
     on_gpu = _on_gpu()
     if on_gpu:
         where: dict[str, Any] = {"gpu_memory_utilization": options.gpu_memory}
     else:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
         where = {"kv_cache_memory_bytes": 2 << 30, "block_size": 32, "enforce_eager": True, "distributed_executor_backend": "uni"}
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=str(model),
-            dtype=options.dtype,
-            max_model_len=options.max_length,
-            max_num_seqs=options.max_num_seqs or (GPU_ROWS if on_gpu else CPU_ROWS),
-            max_num_batched_tokens=8192 if on_gpu else 2048,
-            tensor_parallel_size=options.tensor_parallel,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            seed=0,
-            use_tqdm_on_load=False,
-            **where,
-        )
-    )
+    return {
+        "model": str(model),
+        "dtype": options.dtype,
+        "max_model_len": options.max_length,
+        "max_num_seqs": options.max_num_seqs or (GPU_ROWS if on_gpu else CPU_ROWS),
+        "max_num_batched_tokens": 8192 if on_gpu else 2048,
+        "tensor_parallel_size": options.tensor_parallel,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "seed": 0,
+        "use_tqdm_on_load": False,
+        **where,
+    }
+
+
+def _create(model: Path, options: EngineOptions) -> LLMEngine:
+    set_up_process()
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    return LLMEngine.from_engine_args(EngineArgs(**arguments(model, options)))
 
 
 def _params(**options: Any) -> SamplingParams:

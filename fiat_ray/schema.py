@@ -64,6 +64,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+VALIDATED = pa.schema([*PREDICTIONS, ("step", pa.int64())])
+"""Predictions on validation rows during training, at every validated step of the chosen learning rate."""
+
 SCORES = pa.schema(
     [
         ("task", pa.string()),

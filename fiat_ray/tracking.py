@@ -222,7 +222,7 @@ def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, expe
     metrics += [(name, trial[name], 0) for name in ("selection_value", "supervised_tokens", "seconds")]
     metrics += _curve(run, trial)
     folder = run.path / "trials" / trial["name"]
-    files = [folder / name for name in ("trial.json", "predictions.parquet", "history.parquet", "scores.json", "adapter")]
+    files = [folder / name for name in ("trial.json", "predictions.parquet", "history.parquet", "validation.parquet", "scores.json", "adapter")]
     checkpoint = folder / "checkpoint"
     if checkpoint.is_dir() and sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < LARGEST_CHECKPOINT:
         files.append(checkpoint)

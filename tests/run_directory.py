@@ -122,6 +122,9 @@ class Run:
         write(folder / "predictions.parquet", schema.PREDICTIONS, predictions)
         keys = {k: which[k] for k in ("method", "tunable", "seed", "train_size")}
         (folder / "scores.json").write_text(json.dumps(self.score(predictions, **keys)))
+        answers = {step: self.predictions(method, right + (step == 8), None, scored=True, seed=seed) for step in (0, 4, 8, 12)}
+        validated = [row | {"step": step} for step, rows in answers.items() for row in rows]
+        write(folder / "validation.parquet", schema.VALIDATED, validated)
         selected = {"language": "mean", "metric": "auc_pr" if self.labels else "f1", "value": 10.0 + 4 * right, "n": 4}
         self.scores.append({**keys, "task": self.task, "split": "validation", **selected})
         write(folder / "history.parquet", schema.HISTORY, self.history(right))

@@ -56,13 +56,25 @@ def spending(path: Path, **limits: object) -> Spending:
 def test_sittings_add_up_until_a_limit(tmp_path: Path) -> None:
     first = spending(tmp_path, max_gpu_hours=1.5)
     assert not first.reached
-    first.update(3600, last=True)
+    first.update(3600, 0, last=True)
     second = spending(tmp_path, max_gpu_hours=1.5)
     assert second.hours == 1 and not second.reached
-    second.update(1800)
+    second.update(1800, 0)
     assert second.reached == "max_gpu_hours: 1.5 is reached (1.5 GPU hours in this run directory)"
     assert spending(tmp_path, max_cost=2).reached == "max_cost: 2 is reached (2.00 in this run directory)"
     assert not spending(tmp_path, max_cost=2.01).reached and not spending(tmp_path).reached
+
+
+def test_what_an_endpoint_charges_counts_with_and_without_a_gpu_price(tmp_path: Path) -> None:
+    endpoint = {"kind": "openai", "model": "m", "base_url": "http://localhost/v1", "price_in": 1, "price_out": 2}
+    first = spending(tmp_path, max_cost=5, reasoner=endpoint)
+    first.update(3600, 2.0, last=True)
+    second = spending(tmp_path, max_cost=5, reasoner=endpoint)
+    assert second.cost == 4.0 and not second.reached
+    second.update(0, 1.0)
+    assert second.reached == "max_cost: 5 is reached (5.00 in this run directory)"
+    alone = spending(tmp_path, max_cost=5, reasoner=endpoint, where={})
+    assert alone.cost == 2.0
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,9 @@ def test_a_run_with_an_endpoint_tells_what_it_cost_and_writes_its_key_nowhere(ti
         decision = pd.read_csv(run / "report" / "decision.csv").set_index("method")
         assert decision.loc["icl", "per_1000_price"] > 1000 * 100 * 1e4 / 1e6
 
+        assert json.loads((run / "spent.json").read_text())["charged"] == pytest.approx(costs["charged"])
+        done = fiat_ray(folder, "run", str(config), "--out", str(run), "seeds=[0, 1]", "max_cost=3")
+        assert done.returncode == 3 and "max_cost: 3 is reached" in done.stderr and "fiat-xs-s1" in done.stderr and "Ray:" not in done.stderr
         assert fiat_ray(folder, "run", str(config), "--out", str(run)).returncode == 0 and chat.questions.total() == 3, "nothing is asked twice"
         (folder / "new.jsonl").write_text('{"question": "new", "context": "c", "language": "en"}\n')
         done = fiat_ray(folder, "infer", str(run), "--input", str(folder / "new.jsonl"), "--output", str(folder / "answers.jsonl"))

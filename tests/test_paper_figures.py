@@ -275,11 +275,28 @@ class TestFigures4To6:
     def test_figure_5_starts_at_step_0_with_size_s_first(self, of_whole: dict) -> None:
         figure = of_whole["figure5"]
         frame = figure.table.frame[figure.table.frame["reason"] == ""]
+        frame = frame[frame["method"].notna()]  # the others are differences
         assert list(dict.fromkeys(frame["tunable"])) == ["s", "xs"]
         assert set(frame["method"]) == {"no_cot", "no_instructions"}
         for _, line in frame.groupby(["tunable", "method", "seed"]):
             assert list(line["step"]) == [0, 4, 8, 12]  # of the chosen learning rate alone
         assert figure.svg.index("tunable s<") < figure.svg.index("tunable xs<")
+
+    def test_figure_5_has_the_gain_of_i_tau_before_tuning_and_after_with_intervals(self, whole: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(whole, tmp_path / "run")
+        for path in folder.glob("trials/*/validation.parquet"):
+            no_help = json.loads((path.parent / "trial.json").read_text())["method"] == "no_instructions"
+            frame = pd.read_parquet(path)
+            frame.loc[(frame["step"] == 0) & (no_help or frame["id"].str[-1].isin(list("01234"))), "prediction"] = "nothing"
+            frame.to_parquet(path)
+        figure = drawn(results(folder))["figure5"]
+        before, after = (rows(figure.table.frame, tunable="s", row=f"gain of i_tau {when}")[0] for when in ("before tuning", "at the kept step"))
+        assert before["low"] > 15 and before["p"] < 0.01
+        assert after["low"] < after["difference"] < after["high"] and after["difference"] < before["difference"]
+        assert any("gain of i_tau before tuning +" in caption for caption in figure.captions)
+        for path in folder.glob("trials/*/validation.parquet"):  # an older version kept none
+            path.unlink()
+        assert not [row for row in drawn(results(folder))["figure5"].table.frame["row"] if "gain" in row]
 
     def test_figure_6_is_two_gains_and_their_difference(self, of: Results, of_whole: dict) -> None:
         frame = of_whole["figure6"].table.frame

@@ -39,6 +39,10 @@ class ReasonerConfig:
     def is_remote(self) -> bool:
         return self.kind == "openai"
 
+    @property
+    def has_price(self) -> bool:
+        return self.is_remote and self.price_in is not None
+
     def check(self) -> None:
         """Raises ``UserError`` for settings that lack something, or hold a secret."""
         if self.kind == "scripted" and not self.script:
@@ -65,6 +69,6 @@ class ReasonerConfig:
 
     def charged(self, prompt_tokens: float | None, output_tokens: float | None) -> float | None:
         """What an endpoint charges for so many tokens; None where it has none, where they are not known, or where no prices are stated."""
-        if not self.is_remote or None in (self.price_in, self.price_out, prompt_tokens, output_tokens):
+        if not self.has_price or prompt_tokens is None or output_tokens is None:
             return None
-        return ((self.price_in or 0) * (prompt_tokens or 0) + (self.price_out or 0) * (output_tokens or 0)) / 1e6
+        return ((self.price_in or 0) * prompt_tokens + (self.price_out or 0) * output_tokens) / 1e6

@@ -27,6 +27,8 @@ class Watch:
         self._causes: Counter[str] = Counter()
         """How rows ended that are not ok: their state, and of an error what was said."""
         self._tokens = Counter(dict.fromkeys(COLUMNS[2:], 0))
+        self.charged = 0.0
+        """What an endpoint with a price charges for what was seen so far."""
         self._start: float | None = None
 
     def text(self) -> str:
@@ -37,8 +39,7 @@ class Watch:
             return f"reason: {self.task}: 0/{self._missing} rows, starting …"
         speed = f"{now['rows_per_second']:.1f} rows/s · tokens/s: {now['read_per_second']:,.0f} in, {now['written_per_second']:,.0f} out"
         cached = f" ({now['cached_share']:.0%} cached)" if self._tokens["cached_tokens"] else ""
-        charged = self._reasoner.charged(self._tokens["prompt_tokens"], self._tokens["output_tokens"])
-        cost = "" if charged is None else f" · cost {charged:,.2f}"
+        cost = f" · cost {self.charged:,.2f}" if self._reasoner.has_price else ""
         left = clock((self._missing - done) / now["rows_per_second"])
         causes = "".join(f" · {n} {cause}" for cause, n in self._causes.most_common(SHOWN_CAUSES))
         return f"reason: {self.task}: {done}/{self._missing} rows · {speed}{cached}{cost} · ETA {left}{causes}"
@@ -69,6 +70,7 @@ class Watch:
                 self._tokens.update({name: row[name] or 0 for name in COLUMNS[2:]})
                 if row["status"] != "ok":
                     self._causes[_cause(row)] += 1
+        self.charged = self._reasoner.charged(self._tokens["prompt_tokens"], self._tokens["output_tokens"]) or 0.0
 
 
 def _cause(row: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def figure4(results: Results) -> Figure:
 
 
 def figure5(results: Results, curves: pd.DataFrame) -> Figure:
-    """Validation through training with and without i_tau, from step 0; size S first."""
+    """Validation through training with and without i_tau, from step 0, and the gain of i_tau before tuning and after; size S first."""
     titles = {title_of("no_cot"): "with i_tau (no_cot)", title_of("no_instructions"): "without i_tau (no_instructions)"}
     panels = Panels()
     known = curves[curves["chosen"].astype(bool)]
@@ -95,14 +95,16 @@ def figure5(results: Results, curves: pd.DataFrame) -> Figure:
         metric = METRIC_TITLES.get(of["metric"].iloc[0], of["metric"].iloc[0])
         lines = [replace(line, title=titles[line.title]) for line in validation_lines(of)]
         panels.pictures.append(line_chart(f"{task}, {tunable}: {metric} through training", "optimizer step", f"{metric} on validation", lines))
+        pair = ("no_cot", tunable), ("no_instructions", tunable)
+        tested = [
+            (f"gain of i_tau {when}", results.through_training(task, *pair, kept=kept))
+            for when, kept in (("before tuning", False), ("at the kept step", True))
+        ]
         columns = ["task", "tunable", "method", "seed", "train_size", "step", "metric", "value", "selected"]
         panels.rows += [{"row": title_of(row["method"]), **row} for row in records(of[columns])]
-        start, kept = of[of["step"] == 0].groupby("method")["value"].mean(), of[of["selected"].astype(bool)].groupby("method")["value"].mean()
-        if len(start) == len(kept) == 2:
-            before, after = (f"{of['no_cot']:.1f} with i_tau against {of['no_instructions']:.1f} without" for of in (start, kept))
-            panels.captions.append(f"{task}, {tunable}: at step 0, before any tuning, {metric} is {before}; at the kept step, {after}.")
+        _difference_panel(panels, {"task": task, "tunable": tunable, "metric": of["metric"].iloc[0]}, f"{metric} on validation", tested)
     if panels.captions:
-        panels.captions.append("Means over seeds on validation rows, whose predictions are not kept: there is no interval here.")
+        panels.captions.append("Each trial kept the step that is best on these very rows, so the gain there is less sure than its interval says.")
     return panels.figure("figure5_training", "Figure 5 · Validation through training, with and without i_tau", results, QA, ("s",))
 
 
@@ -222,21 +224,27 @@ def _score_panel(
         if value is not None:
             panels.rows.append({"row": title, **of, "method": method, "value": value, PAPER: paper})
             scores.append(Mark(title, f"{value:.1f}" + (f" (paper {paper})" if paper else ""), value, style=i))
+    name = METRIC_TITLES[metric]
+    panels.pictures += [mark_chart(f"{task}, {tunable}: {name}", f"{name} on test", scores)] if scores else []
+    _difference_panel(panels, of, name, tested)
+
+
+def _difference_panel(panels: Panels, of: dict[str, Any], name: str, tested: Sequence[tuple[str, Comparison | None]]) -> None:
+    """Differences with intervals, adjusted together (Holm). ``of``: task, tunable and metric; ``name``: the metric in words."""
     known = [(title, found) for title, found in tested if found and found.difference is not None]
     adjusted = iter(holm([found.p for _, found in known if found.p is not None]))
-    differences = []
+    marks = []
     for title, found in known:
         p, value = next(adjusted) if found.p is not None else None, found.difference or 0.0
         panels.rows.append({"row": title, **of, "difference": value, "low": found.low, "high": found.high, "p": p, "note": found.note})
         interval = "no interval" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
-        differences.append(Mark(title, f"{signed(value)}{'*' if p is not None and p < 0.05 else ''} ({interval})", value, found.low, found.high))
-    name = METRIC_TITLES[metric]
-    panels.pictures += [mark_chart(f"{task}, {tunable}: {name}", f"{name} on test", scores)] if scores else []
-    if differences:
-        panels.pictures.append(mark_chart(f"{task}, {tunable}: differences in {name}", f"difference in {name}, 95 % interval", differences))
+        marks.append(Mark(title, f"{signed(value)}{'*' if p is not None and p < 0.05 else ''} ({interval})", value, found.low, found.high))
+    if marks:
+        where = f"{of['task']}, {of['tunable']}"
+        panels.pictures.append(mark_chart(f"{where}: differences in {name}", f"difference in {name}, 95 % interval", marks))
         notes = "; ".join(dict.fromkeys(found.note for _, found in known))
-        holds = ", ".join(f"{mark.title} {mark.text}" for mark in differences if "*" in mark.text) or "none"
-        panels.captions.append(f"{task}, {tunable}: differences that hold at 5 % after Holm's correction: {holds}. Intervals: {notes}.")
+        holds = ", ".join(f"{mark.title} {mark.text}" for mark in marks if "*" in mark.text) or "none"
+        panels.captions.append(f"{where}: differences that hold at 5 % after Holm's correction: {holds}. Intervals: {notes}.")
 
 
 def _short(method: str) -> str:

@@ -52,6 +52,10 @@ class Run:
         """Validation during a trial's training, every learning rate that was tried: schema.HISTORY."""
         return _frame(self.path / "trials" / trial / "history.parquet", schema.HISTORY)
 
+    def validated(self, trial: str) -> list[dict[str, Any]]:
+        """Predictions on validation rows during a trial's training: schema.VALIDATED; empty where an older version made the run."""
+        return _rows(self.path / "trials" / trial / "validation.parquet")
+
     def predictions(self, trial: str) -> list[dict[str, Any]]:
         """Test predictions of a trial: schema.PREDICTIONS; empty before it is evaluated."""
         return _rows(self.path / "trials" / trial / "predictions.parquet")

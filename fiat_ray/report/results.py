@@ -122,6 +122,21 @@ class Results:
             found = [self.run.predictions(trial["name"]) for trial in self.trials(task, method, tunable)]
         return [rows for rows in found if rows]
 
+    def through_training(self, task: str, a: tuple[str, str], b: tuple[str, str], *, kept: bool) -> Comparison | None:
+        """(method, tunable) a less b on validation rows, at the step that each trial kept, or at step 0: of what validation selects by, over all
+        languages. None where those predictions are not there."""
+        ours, theirs = (self._validated(task, *pair, kept) for pair in (a, b))
+        if not ours or not theirs:
+            return None
+        labels = self.run.manifest["tasks"][task]["labels"]
+        return compare(ours, theirs, "auc_pr", positive=labels[-1]) if labels else compare(ours, theirs, "f1")
+
+    def _validated(self, task: str, method: str, tunable: str, kept: bool) -> Frames:
+        """Predictions on validation rows, one list a seed."""
+        trials = [trial for trial in self.trials(task, method, tunable) if trial["tuned"]]
+        found = [[row for row in self.run.validated(trial["name"]) if row["step"] == (trial["step"] if kept else 0)] for trial in trials]
+        return [rows for rows in found if rows]
+
     def row_values(self, task: str, method: str, tunable: str, metric: str = "") -> Rows | None:
         """Each test row's own score, a line a seed; None where there are no predictions. ``metric``: any but AUC-PR; default the task's."""
         key = (task, method, tunable, metric or self.metrics(task)[0])

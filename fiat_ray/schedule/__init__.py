@@ -45,7 +45,7 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     stopping = False
     try:
         while any(part.unfinished for part in parts) and (hardware.busy or not stopping):
-            spending.update(hardware.gpu_seconds)
+            spending.update(hardware.gpu_seconds, reasoning.charged)
             if spending.reached and not stopping:
                 stopping = True
                 console.line(f"{spending.reached}: what runs is finished, nothing more is started")
@@ -58,7 +58,7 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
                 reasoning.show_progress()
                 tuning.show_progress()
     finally:
-        spending.update(hardware.gpu_seconds, last=True)
+        spending.update(hardware.gpu_seconds, reasoning.charged, last=True)
         run.stop.unlink(missing_ok=True)
         shutil.rmtree(storage, ignore_errors=True)
     if stopping and (left := _left(reasoning, trials)):

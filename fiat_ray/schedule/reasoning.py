@@ -36,7 +36,8 @@ class Reasoning:
     def __init__(self, prepared: Prepared, run: RunFolder, trials: Trials, console: Console, *, wanted: bool) -> None:
         self._prepared, self._run, self._trials, self._console = prepared, run, trials, console
         self._store = Store(prepared.config.store or run.rationales)
-        self._watch: Watch | None = None
+        self._watches: list[Watch] = []
+        """One a task that is reasoned about, the last of them at work where anything runs."""
         self._log = ProgressLog(run.progress, partial(track_progress, run.path, prepared.config.tracking_uri))
         self._wanted = self._to_start = wanted and bool(prepared.requests)
         self._running = self._stopped = False
@@ -63,15 +64,21 @@ class Reasoning:
         known = self._store.known()
         return sum(missing(requests, known) for requests in self._prepared.requests.values()) if self._wanted else 0
 
+    @property
+    def charged(self) -> float:
+        """By an endpoint, for what it has answered in this sitting; 0 where it has no price."""
+        return sum(watch.charged for watch in self._watches)
+
     def stop(self) -> None:
         """What reasoners have admitted is finished, nothing else is begun."""
         self._stopped = True
         self._run.stop.touch()
 
     def show_progress(self) -> None:
-        if self._watch is not None:
-            self._console.status(self._watch.text())
-            self._log.write(self._watch.task, self._watch.numbers)
+        if self._running and self._watches:
+            watch = self._watches[-1]
+            self._console.status(watch.text())
+            self._log.write(watch.task, watch.numbers)
 
     def _reason(self, unit: Unit, replicas: int) -> Callable[[], None]:
         config = self._prepared.config
@@ -82,18 +89,20 @@ class Reasoning:
                 break
             total, lacking = len(requests), missing(requests, self._store.known())
             self._console.line(f"reason: {task}: {total} distinct prompts, {total - lacking} stored; starting {replicas} reasoner(s)")
-            self._watch = Watch(task, lacking, self._store, config.reasoner)
+            watch = Watch(task, lacking, self._store, config.reasoner)
+            self._watches.append(watch)
             options: dict[str, Any] = {"replicas": replicas, "cpus": unit.cpus, "gpus": unit.gpus, "window": window, "stop": self._run.stop}
             with requests.shared(self._run.path) as shared:
                 try:
                     measured(self._run.path, task, replicas * unit.gpus, reason(shared, self._store, create, **options))
                 except Unfinished as why:
                     return partial(self._broken_off, f"{task}: {why}")
-            self._log.write(task, self._watch.numbers, last=True)
+                finally:
+                    self._log.write(task, watch.numbers, last=True)
         return self._reasoned
 
     def _reasoned(self) -> None:
-        self._running, self._watch = False, None
+        self._running = False
         if self._stopped and self.missing:
             return
         self._seal()
@@ -101,7 +110,7 @@ class Reasoning:
 
     def _broken_off(self, why: str) -> None:
         """Trials that need no rationales go on."""
-        self._running, self._watch = False, None
+        self._running = False
         self._console.line(why)
         self._trials.outcome.broken_off.append(why)
         self._trials.fail_without_rationales()

@@ -18,7 +18,7 @@ from fiat_ray.draw import number_of_steps, steps_of, train_subset, validation_su
 from fiat_ray.predict import shown_rationales
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder
-from fiat_ray.schema import HISTORY
+from fiat_ray.schema import HISTORY, VALIDATED
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.tunable import DeepSpeedTunable
@@ -40,7 +40,10 @@ class Best:
 
 
 def run_trial(trial: Trial, run: RunFolder, zero: int, progress: Progress) -> None:
-    """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, and last ``trial.json``. All workers of a trial run this together."""
+    """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, ``validation.parquet``, and last ``trial.json``.
+
+    All workers of a trial run this together.
+    """
     start = time.perf_counter()
     task = run.load_task(trial.task)
     renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
@@ -67,6 +70,8 @@ class _Session:
         self.validation = validation_subset([e for e in examples if e.split == "validation"], trial.validation_rows)
         self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
         self.history: list[dict[str, Any]] = []
+        self.validated: list[tuple[float, int, list[dict[str, Any]]]] = []
+        """(learning rate, step, predictions)"""
         self.best: Best | None = None
         self.tokens = self.supervised_tokens = 0
         self.model: Any = None
@@ -121,6 +126,7 @@ class _Session:
                 "selected": False,
             }
         )
+        self.validated.append((learning_rate, step, found.predictions))
         value = "n/a" if found.value is None else f"{found.value:.1f}"
         self.progress(f"step {step}/{self.steps} · validation {found.metric} {value} · loss {found.loss:.3f}")
         if found.better_than(self.best.validation if self.best else None):
@@ -137,6 +143,8 @@ class _Session:
             (folder / stale).unlink(missing_ok=True)
         artifact.write_folder(folder / kind, lambda path: checkpoints.save(self.model, best.state, trial.recipe.peft, dtype, path))
         artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
+        kept = [(step, rows) for rate, step, rows in self.validated if step == 0 or rate == best.learning_rate]
+        artifact.write_rows(folder / "validation.parquet", [row | {"step": step} for step, rows in kept for row in rows], VALIDATED)
         artifact.write_json(
             folder / "trial.json",
             {

@@ -30,6 +30,8 @@ class Validation:
     """Metric → 0–100, macro over languages, and ``metric/mean_22`` … for a task's other averages; None where not defined on these rows."""
     loss: float
     """Mean cross-entropy of a supervised token, or of a label."""
+    predictions: list[dict[str, Any]]
+    """Columns of ``schema.PREDICTIONS``."""
 
     @property
     def value(self) -> float | None:
@@ -60,10 +62,11 @@ def validate(
         predictions = [Prediction(text, None) for text in answers]
     model.train()
     units = len(gold) if task.labels else sum(len(renderer.target(text).ids) for text in gold)
-    scores = score_predictions(task.name, task.labels, prediction_rows(examples, predictions))
+    rows = prediction_rows(examples, predictions)
+    scores = score_predictions(task.name, task.labels, rows)
     averages = [score for score in scores if score["language"] in ("mean", *NAMED_AVERAGES)]
     named = {f"{score['metric']}/{score['language']}".removesuffix("/mean"): score["value"] for score in averages}
-    return Validation("auc_pr" if task.labels else "f1", named, float(loss) / max(1, units))
+    return Validation("auc_pr" if task.labels else "f1", named, float(loss) / max(1, units), rows)
 
 
 def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int) -> tuple[list[str], float]:
