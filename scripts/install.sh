@@ -115,10 +115,13 @@ $dry_run || touch "$venv/unfinished"
 # DeepSpeed comes as source: DS_BUILD_OPS=0 leaves its C++ parts out, so no compiler is needed; without isolation it sees the torch that is there.
 export DS_BUILD_OPS=0
 mapfile -t tools < <(pinned pip setuptools wheel)
-step "${pip[@]}" install "${tools[@]}"
-step "${pip[@]}" install --no-deps "${torch_source[@]}" "$(pinned torch)"
-step "${pip[@]}" install --no-deps --no-build-isolation --progress-bar off -r "$requirements"
-step "${pip[@]}" install --no-deps --no-build-isolation --editable .
+install=("${pip[@]}" install --no-compile)
+step "${install[@]}" "${tools[@]}"
+step "${install[@]}" --no-deps "${torch_source[@]}" "$(pinned torch)"
+step "${install[@]}" --no-deps --no-build-isolation --progress-bar off -r "$requirements"
+step "${install[@]}" --no-deps --no-build-isolation --editable .
+# pip compiles file after file: half of the whole time. Models, of which few are ever loaded, are compiled when they are.
+step "$venv/bin/python" -c "import compileall, re; compileall.compile_dir('$venv/lib', quiet=2, workers=0, rx=re.compile('/(tests?|models)/'))"
 # The embedded model as safetensors, in the user's cache: else the first run would do it.
 step "$venv/bin/python" -W ignore -c 'from fiat_ray.models import find; find("embedded")'
 $dry_run || { rm "$venv/unfinished"; touch "$venv/installed"; echo "Ready after $SECONDS s: $venv"; }

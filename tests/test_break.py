@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,15 @@ def write_config(folder: Path, tiny: Path, **changes: Any) -> Path:
 
 def start(config: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "fiat_ray", "run", str(config), "--out", str(out)]
-    # A process group of its own: Ctrl-C of a terminal reaches the driver, and not the test.
+    # A process group of its own: Ctrl-C of a terminal reaches the driver, and not the test. A shell's background job ignores it, unlike a driver that
+    # somebody looks at.
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "RAY_ADDRESS": "local"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        env={**os.environ, "RAY_ADDRESS": "local"},
     )
 
 
