@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -59,6 +60,7 @@ class EngineOptions:
     max_length: int
     """Prompt and output together, in tokens."""
     dtype: str = "auto"
+    """``auto``: the checkpoint's; float32 on a CPU that has no bfloat16 arithmetic, where everything would take three times as long."""
     tensor_parallel: int = 1
     gpu_memory: float = 0.9
     """Share of a GPU's memory."""
@@ -267,6 +269,10 @@ def _on_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _cpu_has_bfloat16() -> bool:
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", Path("/proc/cpuinfo").read_text()))
+
+
 def set_up_process() -> None:
     """How vLLM runs in a process of ours; to be called before it is imported."""
     for name, value in ENVIRONMENT.items():
@@ -280,13 +286,14 @@ def set_up_process() -> None:
 def arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
     """vLLM's arguments for an engine on this machine."""
     on_gpu = _on_gpu()
+    dtype = "float32" if options.dtype == "auto" and not on_gpu and not _cpu_has_bfloat16() else options.dtype
     if on_gpu:
         where: dict[str, Any] = {"gpu_memory_utilization": options.gpu_memory}
     else:
         where = {"kv_cache_memory_bytes": 2 << 30, "block_size": 32, "enforce_eager": True, "distributed_executor_backend": "uni"}
     return {
         "model": str(model),
-        "dtype": options.dtype,
+        "dtype": dtype,
         "max_model_len": options.max_length,
         "max_num_seqs": options.max_num_seqs or (GPU_ROWS if on_gpu else CPU_ROWS),
         "max_num_batched_tokens": 8192 if on_gpu else 2048,

@@ -96,6 +96,6 @@ def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]]
 @torch.no_grad()
 def _first_token_logprobs(folder: Path, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """transformers' own, shape (prompts, vocabulary)."""
-    model = checkpoints.load(folder).eval()
+    model = checkpoints.load(folder, "auto" if torch.cuda.is_available() else torch.float32).eval()
     logits = [model(input_ids=torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].float() for prompt in prompts]
     return torch.log_softmax(torch.stack(logits), dim=-1)
