@@ -87,24 +87,26 @@ def comparable(out: Path) -> pd.DataFrame:
     return pd.read_parquet(out / "scores.parquet").sort_values(["method", "language", "split", "metric"], ignore_index=True)
 
 
+KILLED, INTERRUPTED = (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)
+"""(signal, exit code)"""
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
-def test_interrupted_in_every_stage(tmp_path: Path, tiny: Path) -> None:
+@pytest.mark.parametrize(
+    "how", [(KILLED, INTERRUPTED, KILLED), pytest.param((INTERRUPTED, KILLED, INTERRUPTED), marks=pytest.mark.slow)], ids=["now", "the other way"]
+)
+def test_broken_off_in_every_stage(tmp_path: Path, tiny: Path, how: tuple[tuple[signal.Signals, int], ...]) -> None:
     config, out, undisturbed = write_config(tmp_path, tiny), tmp_path / "broken", tmp_path / "undisturbed"
     finish(config, undisturbed)
+    while_reasoning, while_tuning, while_evaluating = how
 
-    code = interrupt(config, out, lambda: any((out / "rationales").glob("*.parquet")), signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    assert interrupt(config, out, lambda: any((out / "rationales").glob("*.parquet")), while_reasoning[0]) == while_reasoning[1]
     first = stored(out)
     assert 0 < len(first) < 52
-
-    code = interrupt(config, out, lambda: len(stored(out)) > len(first), signal.SIGINT)
-    assert code == 130
-    code = interrupt(config, out, lambda: any(out.glob("trials/*/trial.json")), signal.SIGINT)
-    assert code == 130
+    assert interrupt(config, out, lambda: any(out.glob("trials/*/trial.json")), while_tuning[0]) == while_tuning[1]
     tuned = {path: path.read_bytes() for path in out.glob("trials/*/trial.json")}
-    code = interrupt(config, out, lambda: any(out.glob("trials/*/scores.json")), signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    assert interrupt(config, out, lambda: any(out.glob("trials/*/scores.json")), while_evaluating[0]) == while_evaluating[1]
     finish(config, out)
 
     rows, expected = stored(out), stored(undisturbed)

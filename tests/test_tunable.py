@@ -111,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model.write(tmp_path_factory.mktemp("tunable") / "tiny")
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def curves(request: pytest.FixtureRequest, folder: Path) -> Curves:
     processes = [get_context("spawn").Process(target=deepspeed_curves, args=(rank, request.param, folder)) for rank in range(request.param)]
     for process in processes:
