@@ -48,7 +48,8 @@ SEED = 0
 REASONER = ReasonerConfig(max_tokens=NEW_TOKENS)
 
 Found = dict[str, Any]
-"""What a run says: ``seconds`` of generating alone, and key → ``texts``; of the stage also key → prompt tokens ``computed``."""
+"""What a run says: ``seconds`` of generating alone (with ray.data.llm its engine's start is in them), and key → ``texts``; of the stage also key →
+prompt tokens ``computed``."""
 
 
 def main() -> int:

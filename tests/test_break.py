@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from fiat_ray.reason.store import Store
+
 SCRIPT = """
 import time
 def reason(row):
@@ -79,7 +81,8 @@ def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Sig
 
 
 def stored(out: Path) -> pd.DataFrame:
-    parts = [pd.read_parquet(path) for path in sorted((out / "rationales").glob("*.parquet"))]
+    """All rows of the parts that count: those that were merged into another one stay for a while."""
+    parts = [pd.read_parquet(path) for path in Store(out / "rationales").parts()]
     return pd.concat(parts).sort_values("key", ignore_index=True) if parts else pd.DataFrame(columns=["key"])
 
 

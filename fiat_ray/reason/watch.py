@@ -27,9 +27,12 @@ class Watch:
         self._causes: Counter[str] = Counter()
         """How rows ended that are not ok: their state, and of an error what was said."""
         self._tokens = Counter(dict.fromkeys(COLUMNS[2:], 0))
-        self.charged = 0.0
-        """What an endpoint with a price charges for what was seen so far."""
         self._start: float | None = None
+
+    @property
+    def charged(self) -> float:
+        """What an endpoint with a price charges for what was seen so far."""
+        return self._reasoner.charged(self._tokens["prompt_tokens"], self._tokens["output_tokens"]) or 0.0
 
     def text(self) -> str:
         """A status line: rows, speed, share of prompts that the prefix cache held, time left, and how rows ended that are not ok."""
@@ -70,7 +73,6 @@ class Watch:
                 self._tokens.update({name: row[name] or 0 for name in COLUMNS[2:]})
                 if row["status"] != "ok":
                     self._causes[_cause(row)] += 1
-        self.charged = self._reasoner.charged(self._tokens["prompt_tokens"], self._tokens["output_tokens"]) or 0.0
 
 
 def _cause(row: dict[str, Any]) -> str:

@@ -92,17 +92,18 @@ def figure5(results: Results, curves: pd.DataFrame) -> Figure:
         of = pd.concat([of[of["method"] == method] for method in ("no_cot", "no_instructions")])
         if of.empty:
             continue
-        metric = METRIC_TITLES.get(of["metric"].iloc[0], of["metric"].iloc[0])
+        metric = of["metric"].iloc[0]
+        name = METRIC_TITLES.get(metric, metric)
         lines = [replace(line, title=titles[line.title]) for line in validation_lines(of)]
-        panels.pictures.append(line_chart(f"{task}, {tunable}: {metric} through training", "optimizer step", f"{metric} on validation", lines))
-        pair = ("no_cot", tunable), ("no_instructions", tunable)
-        tested = [
-            (f"gain of i_tau {when}", results.through_training(task, *pair, kept=kept))
-            for when, kept in (("before tuning", False), ("at the kept step", True))
-        ]
+        panels.pictures.append(line_chart(f"{task}, {tunable}: {name} through training", "optimizer step", f"{name} on validation", lines))
         columns = ["task", "tunable", "method", "seed", "train_size", "step", "metric", "value", "selected"]
         panels.rows += [{"row": title_of(row["method"]), **row} for row in records(of[columns])]
-        _difference_panel(panels, {"task": task, "tunable": tunable, "metric": of["metric"].iloc[0]}, f"{metric} on validation", tested)
+        pair = ("no_cot", tunable), ("no_instructions", tunable)
+        tested = [
+            (f"gain of i_tau {when}", results.through_training(task, *pair, metric, kept=kept))
+            for when, kept in (("before tuning", False), ("at the kept step", True))
+        ]
+        _difference_panel(panels, {"task": task, "tunable": tunable, "metric": metric}, f"{name} on validation", tested)
     if panels.captions:
         panels.captions.append("Each trial kept the step that is best on these very rows, so the gain there is less sure than its interval says.")
     return panels.figure("figure5_training", "Figure 5 · Validation through training, with and without i_tau", results, QA, ("s",))

@@ -122,14 +122,12 @@ class Results:
             found = [self.run.predictions(trial["name"]) for trial in self.trials(task, method, tunable)]
         return [rows for rows in found if rows]
 
-    def through_training(self, task: str, a: tuple[str, str], b: tuple[str, str], *, kept: bool) -> Comparison | None:
-        """(method, tunable) a less b on validation rows, at the step that each trial kept, or at step 0: of what validation selects by, over all
-        languages. None where those predictions are not there."""
-        ours, theirs = (self._validated(task, *pair, kept) for pair in (a, b))
-        if not ours or not theirs:
-            return None
-        labels = self.run.manifest["tasks"][task]["labels"]
-        return compare(ours, theirs, "auc_pr", positive=labels[-1]) if labels else compare(ours, theirs, "f1")
+    def through_training(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, *, kept: bool) -> Comparison | None:
+        """(method, tunable) a less b on validation rows, at the step that each trial kept, or at step 0, over all languages.
+
+        None where those predictions are not there.
+        """
+        return self._compare_predictions(task, self._validated(task, *a, kept), self._validated(task, *b, kept), metric)
 
     def _validated(self, task: str, method: str, tunable: str, kept: bool) -> Frames:
         """Predictions on validation rows, one list a seed."""
@@ -160,11 +158,13 @@ class Results:
 
     def _compare(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, languages: list[str]) -> Comparison | None:
         if metric == "auc_pr":
-            ours, theirs = (self.predictions(task, *pair) for pair in (a, b))
-            positive = self.run.manifest["tasks"][task]["labels"][-1]
-            return compare(ours, theirs, "auc_pr", positive=positive, languages=languages) if ours and theirs else None
+            return self._compare_predictions(task, self.predictions(task, *a), self.predictions(task, *b), metric, languages)
         first, second = (self.row_values(task, *pair, metric) for pair in (a, b))
         return compare_rows(first.only(languages), second.only(languages)) if first and second else None
+
+    def _compare_predictions(self, task: str, a: Frames, b: Frames, metric: str, languages: list[str] | None = None) -> Comparison | None:
+        positive = next(reversed(self.run.manifest["tasks"][task]["labels"]), None)
+        return compare(a, b, metric, positive=positive, languages=languages) if a and b else None  # type: ignore[arg-type]
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, str, str], Rows | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from fiat_ray import artifact
 from fiat_ray.config import Config
@@ -16,22 +17,28 @@ WRITTEN_EVERY = 10.0
 """Seconds: what a killed process may forget to count."""
 
 
+class Spent(NamedTuple):
+    """What stands in ``spent.json``."""
+
+    gpu_seconds: float = 0.0
+    charged: float = 0.0
+
+
 class Spending:
     def __init__(self, path: Path, config: Config) -> None:
         self._path, self._config = path, config
-        before = artifact.read_json(path, gpu_seconds=(int, float)) or {"gpu_seconds": 0.0}
-        self._before = float(before["gpu_seconds"]), float(before.get("charged", 0.0))
-        self._now = 0.0, 0.0
+        before = artifact.read_json(path, gpu_seconds=(int, float)) or {}
+        self._before = self._total = Spent(before.get("gpu_seconds", 0.0), before.get("charged", 0.0))
         self._written = time.monotonic()
 
     @property
     def hours(self) -> float:
-        return (self._before[0] + self._now[0]) / 3600
+        return self._total.gpu_seconds / 3600
 
     @property
     def cost(self) -> float:
         """Of GPUs, where their price is known, and of an endpoint."""
-        return self.hours * (self._config.where.gpu_hour_price or 0.0) + self._before[1] + self._now[1]
+        return self.hours * (self._config.where.gpu_hour_price or 0.0) + self._total.charged
 
     @property
     def reached(self) -> str:
@@ -46,7 +53,7 @@ class Spending:
 
     def update(self, gpu_seconds: float, charged: float, last: bool = False) -> None:
         """What this sitting has taken so far; written now and then, and at its end."""
-        self._now = gpu_seconds, charged
+        self._total = Spent(self._before.gpu_seconds + gpu_seconds, self._before.charged + charged)
         if last or time.monotonic() - self._written > WRITTEN_EVERY:
             self._written = time.monotonic()
-            artifact.write_json(self._path, {"gpu_seconds": self._before[0] + gpu_seconds, "charged": self._before[1] + charged})
+            artifact.write_json(self._path, self._total._asdict())
