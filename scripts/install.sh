@@ -118,7 +118,8 @@ mapfile -t tools < <(pinned pip setuptools wheel)
 install=("${pip[@]}" install --no-compile)
 step "${install[@]}" "${tools[@]}"
 step "${install[@]}" --no-deps "${torch_source[@]}" "$(pinned torch)"
-step "${install[@]}" --no-deps --no-build-isolation --progress-bar off -r "$requirements"
+# pip downloads and unpacks one package after another: several of them, with some packages each, use the line and all cores.
+step xargs -d '\n' -n 30 -P "$(nproc)" "${install[@]}" --no-deps --no-build-isolation --progress-bar off < <(grep -v '^#' "$requirements")
 step "${install[@]}" --no-deps --no-build-isolation --editable .
 # pip compiles file after file: half of the whole time. Models, of which few are ever loaded, are compiled when they are.
 step "$venv/bin/python" -c "import compileall, re; compileall.compile_dir('$venv/lib', quiet=2, workers=0, rx=re.compile('/(tests?|models)/'))"

@@ -93,30 +93,41 @@ def comparable(out: Path) -> pd.DataFrame:
 KILLED, INTERRUPTED = (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)
 """(signal, exit code)"""
 
+BEGUN = {"reasoning": "rationales/*.parquet", "tuning": "trials/*/trial.json", "evaluating": "trials/*/scores.json"}
+"""Stage → what is there as soon as some of its work is done."""
+
 
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "how", [(KILLED, INTERRUPTED, KILLED), pytest.param((INTERRUPTED, KILLED, INTERRUPTED), marks=pytest.mark.slow)], ids=["now", "the other way"]
+    "breaks",
+    [
+        {"tuning": KILLED},
+        pytest.param({"reasoning": KILLED, "tuning": INTERRUPTED, "evaluating": KILLED}, marks=pytest.mark.slow),
+        pytest.param({"reasoning": INTERRUPTED, "tuning": KILLED, "evaluating": INTERRUPTED}, marks=pytest.mark.slow),
+    ],
+    ids=["tuning", "every stage", "the other way"],
 )
-def test_broken_off_in_every_stage(tmp_path: Path, tiny: Path, how: tuple[tuple[signal.Signals, int], ...]) -> None:
+def test_broken_off(tmp_path: Path, tiny: Path, breaks: dict[str, tuple[signal.Signals, int]]) -> None:
     config, out, undisturbed = write_config(tmp_path, tiny), tmp_path / "broken", tmp_path / "undisturbed"
     finish(config, undisturbed)
-    while_reasoning, while_tuning, while_evaluating = how
 
-    assert interrupt(config, out, lambda: any((out / "rationales").glob("*.parquet")), while_reasoning[0]) == while_reasoning[1]
-    first = stored(out)
-    assert 0 < len(first) < 52
-    assert interrupt(config, out, lambda: any(out.glob("trials/*/trial.json")), while_tuning[0]) == while_tuning[1]
-    tuned = {path: path.read_bytes() for path in out.glob("trials/*/trial.json")}
-    assert interrupt(config, out, lambda: any(out.glob("trials/*/scores.json")), while_evaluating[0]) == while_evaluating[1]
+    tuned: dict[Path, bytes] = {}
+    first: pd.DataFrame | None = None
+    for stage, (how, code) in breaks.items():
+        assert interrupt(config, out, lambda stage=stage: any(out.glob(BEGUN[stage])), how) == code
+        if stage == "reasoning":
+            first = stored(out)
+            assert 0 < len(first) < 52
+        tuned |= {path: path.read_bytes() for path in out.glob("trials/*/trial.json")}
     finish(config, out)
 
     rows, expected = stored(out), stored(undisturbed)
     assert rows.key.is_unique and rows.key.tolist() == expected.key.tolist()
     assert rows.text.tolist() == expected.text.tolist()
-    kept = rows.merge(first, on="key", suffixes=("", "_first"))
-    assert len(kept) == len(first) and (kept.seconds == kept.seconds_first).all(), "a finished row was generated again"
+    if first is not None:
+        kept = rows.merge(first, on="key", suffixes=("", "_first"))
+        assert len(kept) == len(first) and (kept.seconds == kept.seconds_first).all(), "a finished row was generated again"
     assert all(path.read_bytes() == content for path, content in tuned.items()), "a finished trial was tuned again"
     pd.testing.assert_frame_equal(comparable(out), comparable(undisturbed), check_exact=True)
     for path in undisturbed.glob("trials/*/predictions.parquet"):

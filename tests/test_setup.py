@@ -61,7 +61,7 @@ def test_nvidia_machine_takes_the_gpu_pins(machine: Machine) -> None:
     machine.command("nvidia-smi", "exit 0")
     result = machine.dry_run()
     assert result.returncode == 0, result.stderr
-    assert "-r requirements/gpu.txt" in result.stdout and "cpu.txt" not in result.stdout
+    assert "requirements/gpu.txt" in result.stdout and "cpu.txt" not in result.stdout
     assert torch_command(result.stdout).endswith("--no-deps torch===2.13.0")
 
 
@@ -85,9 +85,9 @@ def test_torch_comes_from_its_own_cpu_index_else(machine: Machine, other: str | 
 
 
 def test_an_image_for_gpus_is_built_without_one(machine: Machine) -> None:
-    assert "-r requirements/gpu.txt" in machine.dry_run("gpu").stdout
+    assert "requirements/gpu.txt" in machine.dry_run("gpu").stdout
     machine.command("nvidia-smi", "exit 0")
-    assert "-r requirements/cpu.txt" in machine.dry_run("cpu").stdout
+    assert "requirements/cpu.txt" in machine.dry_run("cpu").stdout
     assert machine.dry_run("tpu").returncode == 1
 
 
