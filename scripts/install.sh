@@ -98,7 +98,8 @@ step() {
   "$@" >"$log" 2>&1 || status=$?
   kill "$watcher"
   wait "$watcher" 2>/dev/null || true
-  [ $status = 0 ] || { tail -n 15 "$log" >&2; fail "that command failed, its whole output is in $log"; }
+  # What failed may stand far above what another pip went on to say.
+  [ $status = 0 ] || { grep -iE '^ *error' "$log" >&2 || tail -n 15 "$log" >&2; fail "that command failed, its whole output is in $log"; }
 }
 
 case $machine in '' | cpu | gpu) ;; *) fail "unknown machine '$machine': cpu or gpu" ;; esac
@@ -119,7 +120,8 @@ install=("${pip[@]}" install --no-compile)
 step "${install[@]}" "${tools[@]}"
 step "${install[@]}" --no-deps "${torch_source[@]}" "$(pinned torch)"
 # pip downloads and unpacks one package after another: several of them, with some packages each, use the line and all cores.
-step xargs -d '\n' -n 30 -P "$(nproc)" "${install[@]}" --no-deps --no-build-isolation --progress-bar off < <(grep -v '^#' "$requirements")
+in_parts="xargs -d '\n' -n 30 -P $(nproc) ${install[*]} --no-deps --no-build-isolation --progress-bar off"
+step bash -c "grep -v '^#' $requirements | $in_parts"
 step "${install[@]}" --no-deps --no-build-isolation --editable .
 # pip compiles file after file: half of the whole time. Models, of which few are ever loaded, are compiled when they are.
 step "$venv/bin/python" -c "import compileall, re; compileall.compile_dir('$venv/lib', quiet=2, workers=0, rx=re.compile('/(tests?|models)/'))"

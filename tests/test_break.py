@@ -113,21 +113,21 @@ def test_broken_off(tmp_path: Path, tiny: Path, breaks: dict[str, tuple[signal.S
     finish(config, undisturbed)
 
     tuned: dict[Path, bytes] = {}
-    first: pd.DataFrame | None = None
+    seen: list[pd.DataFrame] = []
     for stage, (how, code) in breaks.items():
         assert interrupt(config, out, lambda stage=stage: any(out.glob(BEGUN[stage])), how) == code
+        seen.append(stored(out))
         if stage == "reasoning":
-            first = stored(out)
-            assert 0 < len(first) < 52
+            assert 0 < len(seen[-1]) < 52
         tuned |= {path: path.read_bytes() for path in out.glob("trials/*/trial.json")}
     finish(config, out)
 
     rows, expected = stored(out), stored(undisturbed)
     assert rows.key.is_unique and rows.key.tolist() == expected.key.tolist()
     assert rows.text.tolist() == expected.text.tolist()
-    if first is not None:
-        kept = rows.merge(first, on="key", suffixes=("", "_first"))
-        assert len(kept) == len(first) and (kept.seconds == kept.seconds_first).all(), "a finished row was generated again"
+    before = pd.concat(seen)
+    kept = rows.merge(before, on="key", suffixes=("", "_before"))
+    assert len(kept) == len(before) and (kept.seconds == kept.seconds_before).all(), "a finished row was generated again"
     assert all(path.read_bytes() == content for path, content in tuned.items()), "a finished trial was tuned again"
     pd.testing.assert_frame_equal(comparable(out), comparable(undisturbed), check_exact=True)
     for path in undisturbed.glob("trials/*/predictions.parquet"):

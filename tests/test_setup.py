@@ -53,6 +53,11 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+def installs(requirements: str, output: str) -> bool:
+    """Whether a command takes its packages from this file."""
+    return any(re.match(rf"\+ .*grep -v '\^#' {re.escape(requirements)} \| xargs .* pip .* install ", line) for line in output.splitlines())
+
+
 def torch_command(output: str) -> str:
     return next(line for line in output.splitlines() if re.search(r" torch=", line) and line.startswith("+"))
 
@@ -61,7 +66,7 @@ def test_nvidia_machine_takes_the_gpu_pins(machine: Machine) -> None:
     machine.command("nvidia-smi", "exit 0")
     result = machine.dry_run()
     assert result.returncode == 0, result.stderr
-    assert "requirements/gpu.txt" in result.stdout and "cpu.txt" not in result.stdout
+    assert installs("requirements/gpu.txt", result.stdout) and "cpu.txt" not in result.stdout
     assert torch_command(result.stdout).endswith("--no-deps torch===2.13.0")
 
 
@@ -85,9 +90,9 @@ def test_torch_comes_from_its_own_cpu_index_else(machine: Machine, other: str | 
 
 
 def test_an_image_for_gpus_is_built_without_one(machine: Machine) -> None:
-    assert "requirements/gpu.txt" in machine.dry_run("gpu").stdout
+    assert installs("requirements/gpu.txt", machine.dry_run("gpu").stdout)
     machine.command("nvidia-smi", "exit 0")
-    assert "requirements/cpu.txt" in machine.dry_run("cpu").stdout
+    assert installs("requirements/cpu.txt", machine.dry_run("cpu").stdout)
     assert machine.dry_run("tpu").returncode == 1
 
 
