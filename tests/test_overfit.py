@@ -35,7 +35,16 @@ def memory_task(labels: tuple[str, ...] = ()) -> Task:
     exemplar = Exemplar("aa", {"question": "q", "context": "c"}, "It says so.", labels[0] if labels else "amber")
     metric = "accuracy" if labels else "f1"
     return Task(
-        "memory", "question: {question} context: {context}", "context", metric, labels, "Think.", "Answer.", (exemplar,), tuple(rows), built_in=False
+        "labels" if labels else "memory",
+        "question: {question} context: {context}",
+        "context",
+        metric,
+        labels,
+        "Think.",
+        "Answer.",
+        (exemplar,),
+        tuple(rows),
+        built_in=False,
     )
 
 
@@ -43,7 +52,7 @@ def settings(folder: Path, model: Path, **changes: object) -> config.Config:
     script = folder / "script.py"
     script.write_text("def reason(row):\n    return f\"I read {row['input']}.\\nAnswer: {row['targets'][0]}\"\n")
     values = {
-        "task": "memory",
+        "task": ["memory", "labels"],
         "reasoner": {"kind": "scripted", "script": str(script), "max_tokens": 48},
         "tunables": {"xs": {"model": str(model), "max_length": 512}},
         "methods": ["majority", "icl", "no_cot", "no_peft"],
@@ -64,48 +73,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def texts(folder: Path, tiny: Path, ray_local: None) -> Run:
-    done, outcome = runs.run_config(settings(folder, tiny), folder / "texts", tasks={"memory": memory_task()}, console=Console(quiet=True))
-    assert not outcome.failed
-    return done
+def tasks() -> dict[str, Task]:
+    return {"memory": memory_task(), "labels": memory_task(("no", "yes"))}
 
 
 @pytest.fixture(scope="module")
-def labelled(folder: Path, tiny: Path, ray_local: None) -> Run:
-    task = memory_task(("no", "yes"))
-    chosen = settings(folder, tiny, methods=["icl", "no_peft"])
-    done, outcome = runs.run_config(chosen, folder / "labels", tasks={"memory": task}, console=Console(quiet=True))
+def run(folder: Path, tiny: Path, tasks: dict[str, Task], ray_local: None) -> Run:
+    done, outcome = runs.run_config(settings(folder, tiny), folder / "run", tasks=tasks, console=Console(quiet=True))
     assert not outcome.failed
     return done
 
 
-def mean(run: Run, method: str, metric: str) -> float:
-    scores = run.scores.query("method == @method and metric == @metric and language == 'mean' and split == 'test'")
+def mean(run: Run, method: str, metric: str, task: str = "memory") -> float:
+    scores = run.scores.query("task == @task and method == @method and metric == @metric and language == 'mean' and split == 'test'")
     assert len(scores) == 1
     return float(scores.value.iloc[0])
 
 
+def trial_folder(run: Run, method: str, task: str = "memory") -> Path:
+    [name] = [t["name"] for t in run.trials if (t["task"], t["method"]) == (task, method)]
+    return run.path / "trials" / name
+
+
 @pytest.mark.vllm
 @pytest.mark.parametrize("method", ["no_cot", "no_peft"])
-def test_overfit(texts: Run, method: str) -> None:
+def test_overfit(run: Run, method: str) -> None:
     """LoRA (with instructions) and full tuning (without)."""
-    assert mean(texts, method, "f1") == 100
-    assert mean(texts, method, "exact_match") == 100
+    assert mean(run, method, "f1") == 100
+    assert mean(run, method, "exact_match") == 100
 
 
 @pytest.mark.vllm
-def test_overfit_labels(labelled: Run) -> None:
-    assert mean(labelled, "no_peft", "accuracy") == 100
-    assert mean(labelled, "no_peft", "auc_pr") == pytest.approx(100)
-    [trial] = labelled.trials
-    assert json.loads((labelled.path / "trials" / trial["name"] / "evaluation.json").read_text())["answer_tokens"] == 0
+def test_overfit_labels(run: Run) -> None:
+    assert mean(run, "no_peft", "accuracy", "labels") == 100
+    assert mean(run, "no_peft", "auc_pr", "labels") == pytest.approx(100)
+    assert json.loads((trial_folder(run, "no_peft", "labels") / "evaluation.json").read_text())["answer_tokens"] == 0
 
 
 @pytest.mark.vllm
-def test_run_directory_is_whole(texts: Run) -> None:
-    manifest = json.loads((texts.path / "manifest.json").read_text())
+def test_run_directory_is_whole(run: Run) -> None:
+    manifest = json.loads((run.path / "manifest.json").read_text())
     for trial in manifest["trials"]:
-        folder = texts.path / "trials" / trial["name"]
+        folder = run.path / "trials" / trial["name"]
         assert {path.name for path in folder.iterdir()} >= {"trial.json", "history.parquet", "predictions.parquet", "scores.json"}
         history = pd.read_parquet(folder / "history.parquet")
         assert history.step.tolist() == [0, 25, 50, 75, 100]
@@ -113,42 +122,44 @@ def test_run_directory_is_whole(texts: Run) -> None:
         record, took = (json.loads((folder / name).read_text()) for name in ("trial.json", "evaluation.json"))
         assert record["tokens"] > record["supervised_tokens"] > 0 == record["gpus"]
         assert (took["rows"], took["gpus"]) == (16, 0) and took["seconds"] > 0
-        assert took["prompt_tokens"] > 16 and 16 <= took["answer_tokens"] <= 16 * (record["answer_tokens"] + 1)
-    assert (texts.path / "report" / "index.html").is_file()
-    assert not list(texts.path.rglob("*.tmp")) and not list(texts.path.glob(".ray-train*"))
-    assert mean(texts, "icl", "f1") == 100  # the script gives the gold answer
-    assert mean(texts, "icl", "unparsed") == 0
+        assert took["prompt_tokens"] > 16
+        if trial["task"] == "memory":
+            assert 16 <= took["answer_tokens"] <= 16 * (record["answer_tokens"] + 1)
+    assert (run.path / "report" / "index.html").is_file()
+    assert not list(run.path.rglob("*.tmp")) and not list(run.path.glob(".ray-train*"))
+    assert mean(run, "icl", "f1") == 100  # the script gives the gold answer
+    assert mean(run, "icl", "unparsed") == 0
 
 
 @pytest.mark.vllm
-def test_unchanged_rerun_starts_nothing(texts: Run, tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path: path.read_bytes() for path in texts.path.rglob("*.parquet")}
+def test_unchanged_rerun_starts_nothing(run: Run, tiny: Path, folder: Path, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in run.path.rglob("*.parquet")}
 
     def refuse(*_: object) -> None:
         raise AssertionError("Ray was asked for")
 
     monkeypatch.setattr(schedule, "connect", refuse)
-    runs.run_config(settings(folder, tiny), texts.path, tasks={"memory": memory_task()}, console=Console(quiet=True))
-    assert {path: path.read_bytes() for path in texts.path.rglob("*.parquet")} == before
+    runs.run_config(settings(folder, tiny), run.path, tasks=tasks, console=Console(quiet=True))
+    assert {path: path.read_bytes() for path in run.path.rglob("*.parquet")} == before
 
 
 @pytest.mark.vllm
-def test_a_rerun_from_its_own_directory_changes_nothing(texts: Run) -> None:
-    check_rerun(texts.path)
+def test_a_rerun_from_its_own_directory_changes_nothing(run: Run) -> None:
+    check_rerun(run.path)
 
 
 @pytest.mark.vllm
-def test_infer_answers_new_rows(texts: Run) -> None:
+def test_infer_answers_new_rows(run: Run) -> None:
     gold = {row.fields["question"]: row.targets[0] for row in memory_task().rows}
     rows = [{"question": WORDS[at], "context": WORDS[at - 3], "language": "aa", "extra": at} for at in (3, 0, 7)]
-    answers = texts.infer(rows, trial="no_peft")
+    answers = run.infer(rows, trial=trial_folder(run, "no_peft").name)
     assert [row["prediction"] for row in answers] == [gold[row["question"]] for row in rows]
     assert [row["extra"] for row in answers] == [3, 0, 7]
 
 
 @pytest.mark.vllm
-def test_compare_has_an_interval(texts: Run) -> None:
-    found = texts.compare("no_cot", "majority")
+def test_compare_has_an_interval(run: Run) -> None:
+    found = run.compare("no_cot", "majority", task="memory")
     assert found.difference > 50 and found.low > 0 and found.note
 
 
@@ -162,11 +173,11 @@ def engine(tiny: Path) -> Iterator[object]:
 
 
 @pytest.mark.vllm
-def test_swap_takes_and_is_checked(engine, texts: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_swap_takes_and_is_checked(engine, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     from fiat_ray.evaluate import checked_swap
     from fiat_ray.render import Renderer
 
-    merged = next(texts.path.glob("trials/no_peft-*")) / "checkpoint"
+    merged = trial_folder(run, "no_peft") / "checkpoint"
     task = memory_task()
     prompt = Renderer(tiny).tunable_prompt(task, task.text(task.rows[0].fields), None, config.RECIPES["no_peft"]).ids
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="did not take"):
@@ -236,9 +247,10 @@ def test_label_probabilities_agree_with_transformers(engine, tiny: Path) -> None
     assert np.allclose(found, own, rtol=2e-3)
 
 
-def test_adapters_hold_weights(texts: Run) -> None:
-    adapter = load_file(next(texts.path.glob("trials/no_cot-*")) / "adapter" / "adapter_model.safetensors")
+def test_adapters_hold_weights(run: Run) -> None:
+    folder = trial_folder(run, "no_cot")
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert any(float(tensor.abs().max()) > 0 for name, tensor in adapter.items() if "lora_B" in name)
-    record = artifact.read_json(next(texts.path.glob("trials/no_cot-*")) / "trial.json")
+    record = artifact.read_json(folder / "trial.json")
     assert record["selection_value"] == 100 and not record["kept_step_0"]
-    assert len(read_rows(next(texts.path.glob("trials/no_cot-*")) / "predictions.parquet")) == 16
+    assert len(read_rows(folder / "predictions.parquet")) == 16
