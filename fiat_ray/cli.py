@@ -1,4 +1,4 @@
-"""``fiat-ray``: arguments only. Each command calls a public function; errors become one line and an exit code."""
+"""``fiat-ray``: each command calls a public function; errors become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
+from fiat_ray.arguments import parse
 from fiat_ray.errors import Unfinished, UserError
 
 
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what no terminal takes
     try:
-        parsed = _parsed(arguments)
-        parsed.command(parsed)
+        parsed = parse(arguments)
+        COMMANDS[parsed.command](parsed)
         return 0
     except UserError as error:
         return _failed(error, 2)
@@ -51,118 +51,6 @@ def _interrupted() -> int:
     os._exit(130)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and ends its help with an example that stays on one line too."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `{self.prog} --help`")
-
-
-EXAMPLES = {
-    "run": "run mytask/config.yaml --out runs/mytask limit.train=100 seeds=[0,1,2]",
-    "reason": "reason mytask/config.yaml --out runs/mytask",
-    "tune": "tune mytask/config.yaml --out runs/mytask",
-    "evaluate": "evaluate mytask/config.yaml --out runs/mytask",
-    "plan": "plan mytask/config.yaml limit.train=100",
-    "prompt": "prompt mytask/config.yaml --for tunable --recipe no_cot --row 12",
-    "report": "report runs/mytask",
-    "score": "score --task xtreme_up_qa predictions.jsonl",
-    "infer": "infer runs/mytask --input rows.jsonl --output answers.jsonl",
-    "data": "data fetch xor_attriqa ../data",
-    "data fetch": "data fetch xor_attriqa ../data",
-    "data validate": "data validate xor_attriqa --data ../data/xor_attriqa.zip",
-    "ui": "ui --port 5001",
-    "doctor": "doctor",
-}
-
-
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parsed, rest = _parser().parse_known_args(arguments)
-    # Overrides may stand behind options too, which argparse does not take for the positionals they are.
-    if any("=" not in text or text.startswith("-") or not hasattr(parsed, "override") for text in rest):
-        parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        parsed.override = [*parsed.override, *rest]
-    return parsed
-
-
-def _parser() -> argparse.ArgumentParser:
-    about = "FIAT: reason with a big model, tune a small one on rows plus reasoning."
-    parser = _Parser(prog="fiat-ray", description=about, epilog="example: fiat-ray run demo")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, function: Any, text: str, *, config: bool = False) -> argparse.ArgumentParser:
-        added = _add(commands, name, text)
-        added.set_defaults(command=function, parser=added)
-        if config:
-            added.add_argument("config", metavar="CONFIG", help="a YAML file, the name of a built-in config (demo), or a run directory")
-        return added
-
-    for name, text in (
-        ("run", "carry out a campaign; run again to resume"),
-        ("reason", "only generate rationales and seal the augmented set"),
-        ("tune", "only tune what is not tuned yet"),
-        ("evaluate", "only predict and score what is tuned"),
-    ):
-        added = command(name, _run, text, config=True)
-        added.add_argument("--out", help="run directory (default: runs/<name of the config>)")
-        added.add_argument("override", nargs="*", default=[], metavar="key=value", help="changes to the config, such as limit.train=100")
-        added.set_defaults(stage=name)
-    added = command("plan", _plan, "rows, tokens, what gets cut, time, disk and cost; starts nothing", config=True)
-    added.add_argument("--out", help="run directory that is there or will be (default: runs/<name of the config>)")
-    added.add_argument("--sample", action="store_true", help="measure the reasoner here, about 20 s on real prompts; what it answers is kept")
-    added.add_argument("override", nargs="*", default=[], metavar="key=value")
-    added = command("prompt", _prompt, "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
-    added.add_argument("override", nargs="*", default=[], metavar="key=value")
-    added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner")
-    added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
-    added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
-    added = command("report", _report, "build a run's report anew, and send to MLflow what is missing there")
-    added.add_argument("run", metavar="RUN")
-    added = command("score", _score, "score any predictions: one JSON object on standard output")
-    added.add_argument("file", type=Path, metavar="FILE.jsonl")
-    added.add_argument("--task", help="whose labels and averages apply")
-    added = command("infer", _infer, "Algorithm 2 on new rows")
-    added.add_argument("run", metavar="RUN")
-    added.add_argument("--trial", help="name of a trial, or its beginning (default: FIAT's best on validation)")
-    added.add_argument("--input", type=Path, required=True, help="rows: .jsonl, .csv or .parquet")
-    added.add_argument("--output", type=Path, required=True, help="where the rows go with predictions added (.jsonl)")
-    added = command("ui", _ui, "MLflow's pages on this folder's runs")
-    added.add_argument("--port", type=int, default=5000)
-    added.add_argument("--tracking-uri", help="default: ./mlruns/mlflow.db")
-    command("doctor", _doctor, "is this machine or cluster fit")
-    _data_commands(commands)
-    return parser
-
-
-def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    added: argparse.ArgumentParser = commands.add_parser(
-        name.rpartition(" ")[2], help=text, description=text, epilog=f"example: fiat-ray {EXAMPLES[name]}"
-    )
-    return added
-
-
-def _data_commands(commands: Any) -> None:
-    text = "fetch the official archives of the paper's tasks; check a task's rows"
-    data = _add(commands, "data", text).add_subparsers(required=True, metavar="fetch|validate")
-    text = "download a task's official archive, resumed and verified"
-    added = _add(data, "data fetch", text)
-    added.set_defaults(command=_data_fetch, parser=added)
-    added.add_argument("task", metavar="TASK", help="xor_attriqa or xtreme_up_qa")
-    added.add_argument("folder", type=Path, metavar="DIR", help="where the archive goes")
-    added.add_argument("--url", help="a mirror of the archive")
-    added.add_argument("--sha256", help="what the archive must have (default: as at its first fetch)")
-    text = "count a task's rows; find what is twice, empty, or in two splits, with file and row number"
-    added = _add(data, "data validate", text)
-    added.set_defaults(command=_data_validate, parser=added)
-    added.add_argument("task", metavar="TASK|FOLDER", help="a built-in task's name, or a task folder")
-    added.add_argument("--data", help="folder or archive that holds the rows (default: the task folder)")
-    added.add_argument("--json", action="store_true", help="one JSON object instead of text")
-
-
 def _data_fetch(parsed: argparse.Namespace) -> None:
     from fiat_ray.data_fetch import fetch
 
@@ -180,6 +68,24 @@ def _data_validate(parsed: argparse.Namespace) -> None:
         raise UserError(found["unfit"])
 
 
+def _init(parsed: argparse.Namespace) -> None:
+    from fiat_ray.init import init
+    from fiat_ray.task import SPLITS
+
+    chosen = {name: getattr(parsed, name) for name in ("target", "language", "input", "labels", "positive", "group", "exemplars", "seed", "hardware")}
+    started = init(parsed.name, parsed.train, **chosen)
+    folder, task = _shown(started.folder), started.task
+    print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {len(task.languages)} languages")
+    print(f"input: {task.input}")
+    if started.limit:
+        print(f"config.yaml draws {', '.join(f'{rows} {split}' for split, rows in started.limit.items())} rows a language, so that CPUs need minutes")
+    if started.drafted:
+        print(f"drafts, to be read and rewritten by somebody who knows the task: {', '.join(started.drafted)}")
+    print("\nNext:")
+    for command in (f"prompt {folder}/config.yaml", f"plan {folder}/config.yaml", f"run {folder}/config.yaml --out runs/{task.name}"):
+        print(f"  {_tool()} {command}")
+
+
 def _run(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, runs
     from fiat_ray.report import estimates
@@ -187,14 +93,14 @@ def _run(parsed: argparse.Namespace) -> None:
     from fiat_ray.schedule import STAGES
 
     overrides = list(parsed.override)
-    stages = STAGES if parsed.stage == "run" else (parsed.stage,)
+    stages = STAGES if parsed.command == "run" else (parsed.command,)
     out = _default_out(parsed.config) if parsed.out is None else parsed.out
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(out).is_absolute():
         raise UserError(f"--out {out}: a submitted job runs in a folder that is deleted; give an absolute path that all nodes share")
-    command = " ".join(["fiat-ray", parsed.stage, parsed.config, *overrides])
+    command = " ".join(["fiat-ray", parsed.command, parsed.config, *overrides])
     with _config_named(parsed):
         done, outcome = runs.run_config(config.load(parsed.config, overrides), out, stages=stages, command=command)
-    if parsed.stage == "run":
+    if parsed.command == "run":
         print(console_table(done.path))
         print(estimates.console_table(done.path))
         print(f"\nNext:\n  {_tool()} ui")
@@ -268,6 +174,13 @@ def _report(parsed: argparse.Namespace) -> None:
     print(console_table(run.path))
 
 
+def _diff(parsed: argparse.Namespace) -> None:
+    from fiat_ray import diff
+
+    found = diff.diff(parsed.a, parsed.b)
+    print(json.dumps(found, ensure_ascii=False) if parsed.json else diff.describe(found))
+
+
 def _score(parsed: argparse.Namespace) -> None:
     from fiat_ray.scoring import score_file
 
@@ -293,6 +206,14 @@ def _infer(parsed: argparse.Namespace) -> None:
         raise Unfinished(f"{parsed.output}: {len(lost)} rows were answered without their rationale (engine_error): {', '.join(map(str, lost[:10]))}")
 
 
+def _export(parsed: argparse.Namespace) -> None:
+    from fiat_ray import runs
+
+    folder = runs.open_run(parsed.run).export(parsed.folder, parsed.trial)
+    print(f"{_shown(folder)}: merged model, model card{', adapter' if (folder / 'adapter').is_dir() else ''}")
+    print(f"\nNext:\n  {Path(sys.executable).with_name('vllm')} serve {_shown(folder / 'model')}")
+
+
 def _ui(parsed: argparse.Namespace) -> None:
     from fiat_ray import tracking
 
@@ -305,3 +226,23 @@ def _doctor(parsed: argparse.Namespace) -> None:
     failed = doctor.check()
     if failed:
         raise SystemExit(1)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "init": _init,
+    "run": _run,
+    "reason": _run,
+    "tune": _run,
+    "evaluate": _run,
+    "plan": _plan,
+    "prompt": _prompt,
+    "report": _report,
+    "diff": _diff,
+    "score": _score,
+    "infer": _infer,
+    "export": _export,
+    "data fetch": _data_fetch,
+    "data validate": _data_validate,
+    "ui": _ui,
+    "doctor": _doctor,
+}

@@ -35,7 +35,7 @@ def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: st
     task = replace(task, rows=tuple(_row(task, place, raw) for place, raw in rows))
     if not task.rows:
         return []
-    spec = _trial(run, config, record)
+    spec = tuned_trial(run, config, record)
     lengths, requests, reasoner_length = _measured(config, task, spec, run)
     cluster.connect()
     unit = cluster.unit(config.where)
@@ -60,8 +60,8 @@ def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
     return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "", place)
 
 
-def _trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Trial:
-    """What is needed of a trial to infer with it."""
+def tuned_trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Trial:
+    """What is needed of a trial to infer with it. Raises ``UserError`` where its base model is not the one it was tuned from."""
     recipe = Recipe(**record["recipe"])
     tunable = config.tunables[record["tunable"]]
     model = tunable.model if recipe.instruction_tuned else tunable.pretrained

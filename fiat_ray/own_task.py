@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from fiat_ray.errors import UserError
-from fiat_ray.leakage import without_overlap
+from fiat_ray.leakage import shows, without_overlap
 from fiat_ray.rows import Place, placed_rows, text_field
 from fiat_ray.task import Exemplar, Metric, Row, Task, check_splits, digest, make_rows, template_fields
 from fiat_ray.task_folder import group_fields, task_name
@@ -91,6 +91,16 @@ def from_rows(
         task = _with_drafted_exemplars(without_overlap(task), seed)
     check_splits(task)
     return task
+
+
+def drafts(task: Task) -> list[str]:
+    """Files of a task folder that hold what was drafted here, and not what somebody wrote."""
+    found = {
+        "i_beta.txt": task.i_beta == _i_beta(task.input, task.labels or None),
+        "i_tau.txt": task.i_tau == _i_tau(task.labels or None),
+        "exemplars.jsonl": any(exemplar.rationale == _drafted_rationale(task, exemplar.fields, exemplar.target) for exemplar in task.exemplars),
+    }
+    return [name for name, drafted in found.items() if drafted]
 
 
 def _check(placed: Placed, name: str, validation_share: float, test_share: float) -> None:
@@ -198,36 +208,39 @@ def _with_drafted_exemplars(task: Task, seed: int) -> Task:
 
     They belong to no language, so every row is shown all of them.
     """
-    asked_elsewhere = {_input(row) for row in task.rows if row.split != "train"}
-    distinct = {row.example: row for row in reversed(task.split("train")) if _input(row) not in asked_elsewhere}
+    distinct = {row.example: row for row in reversed(task.split("train"))}
     strata: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(distinct.values(), key=lambda r: digest(str(seed), "exemplar", r.example)):
         strata[row.targets[0] if task.labels else row.language].append(row)
     in_turn = chain.from_iterable(zip_longest(*(rows for _, rows in sorted(strata.items()))))
-    drawn = [row for row in in_turn if row is not None][: min(DRAFTED_EXEMPLARS, len(distinct) // 2)]
-    gone, shown = {row.example for row in drawn}, {_input(row) for row in drawn}
-    kept = tuple(row for row in task.rows if row.example not in gone and _input(row) not in shown)
-    return replace(task, rows=kept, exemplars=tuple(_draft(task, row) for row in drawn))
-
-
-def _input(row: Row) -> tuple[str, ...]:
-    return tuple(row.fields.values())
+    drawn = ((row, _draft(task, row)) for row in in_turn if row is not None)
+    elsewhere = [row for row in task.rows if row.split != "train"]
+    usable = ((row, exemplar) for row, exemplar in drawn if not any(shows(task, exemplar, other) for other in elsewhere))
+    chosen = list(islice(usable, min(DRAFTED_EXEMPLARS, len(distinct) // 2)))
+    gone, exemplars = {row.example for row, _ in chosen}, tuple(exemplar for _, exemplar in chosen)
+    kept = tuple(row for row in task.rows if row.example not in gone and not any(shows(task, exemplar, row) for exemplar in exemplars))
+    return replace(task, rows=kept, exemplars=exemplars)
 
 
 def _draft(task: Task, row: Row) -> Exemplar:
     """A row as an exemplar: of its passage two sentences at most, and a rationale that quotes what decides it."""
-    target = row.targets[0]
-    fields, quoted = dict(row.fields), ""
+    target, fields = row.targets[0], dict(row.fields)
     if task.cut is not None:
-        sentences = [s for s in _SENTENCE_END.split(fields[task.cut]) if s.strip()]
+        sentences = _sentences(fields[task.cut])
         at = next((n for n, sentence in enumerate(sentences) if target in sentence), 0)
-        kept = sentences[max(0, at - 1) : max(0, at - 1) + 2]
-        fields[task.cut] = " ".join(kept)
-        quoted = fields[task.cut] if task.labels else next((sentence for sentence in kept if target in sentence), "")
+        fields[task.cut] = " ".join(sentences[max(0, at - 1) : max(0, at - 1) + 2])
+    return Exemplar("und", fields, _drafted_rationale(task, fields, target), target)
+
+
+def _drafted_rationale(task: Task, fields: Mapping[str, str], target: str) -> str:
+    passage = fields[task.cut] if task.cut is not None else ""
     if task.labels:
-        rationale = f'The {task.cut} to judge reads: "{quoted}" Of the labels {", ".join(task.labels)}, "{target}" fits it.'
-    elif quoted:
-        rationale = f'The {task.cut} says: "{quoted}" This gives the answer.'
-    else:
-        rationale = f"No sentence of the {task.cut} holds the answer word for word; taken together, what is given leads to it."
-    return Exemplar("und", fields, rationale, target)
+        return f'The {task.cut} to judge reads: "{passage}" Of the labels {", ".join(task.labels)}, "{target}" fits it.'
+    quoted = next((sentence for sentence in _sentences(passage) if target in sentence), "")
+    if quoted:
+        return f'The {task.cut} says: "{quoted}" This gives the answer.'
+    return f"No sentence of the {task.cut} holds the answer word for word; taken together, what is given leads to it."
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]

@@ -19,7 +19,7 @@ def describe(planned: Mapping[str, Any]) -> str:
     lines = [line for name, task in planned["tasks"].items() for line in (*_describe_task(name, task, planned["models"]), "")]
     lines += _describe_trials(planned)
     lines += ["", describe_time(planned["time"])]
-    return "\n".join([*lines, *map(_describe_disk, planned["disk"])])
+    return "\n".join([*lines, *map(_describe_disk, planned["disk"]), *(_line("note", note) for note in planned["notes"])])
 
 
 def describe_time(time: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fiat_ray import augmented, campaign, models
+from fiat_ray import augmented, campaign, models, own_task
 from fiat_ray import config as configs
 from fiat_ray.artifact import fingerprint
 from fiat_ray.campaign import Checkpoint, Measured, NotRun, Trial
@@ -253,8 +253,14 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "models": prepared.models,
         "trials": [_describe_trial(trial) for trial in prepared.trials],
         "not_run": [asdict(missing) for missing in prepared.not_run],
-        "notes": list(prepared.config.notes),
+        "notes": [*prepared.config.notes, *(note for task in prepared.tasks.values() for note in _drafted(task))],
     }
+
+
+def _drafted(task: Task) -> list[str]:
+    files = own_task.drafts(task)
+    said = f"{task.name}: drafts, which nobody has read who knows the task: {', '.join(files)}. Better ones may change every number."
+    return [said] if files else []
 
 
 def _describe_trial(trial: Trial) -> dict[str, Any]:

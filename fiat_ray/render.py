@@ -26,6 +26,9 @@ Message = tuple[Literal["user", "assistant"], tuple[str, ...]]
 IGNORED = -100
 """Label of a token without loss (torch's cross-entropy skips it)."""
 
+CHAT_OPTIONS = {"enable_thinking": False, "date_string": "01 Jan 2025"}
+"""Given to every chat template: replies without thinking, and no today's date, which would make the same row another prompt tomorrow."""
+
 _SLOT = re.compile("\ufdd0(\\d+)\ufdd1")  # noncharacters: they occur in no template
 
 
@@ -185,8 +188,7 @@ class Renderer:
                 [{"role": role, "content": text} for role, text in messages],
                 tokenize=False,
                 add_generation_prompt=True,
-                enable_thinking=False,
-                date_string="01 Jan 2025",  # some templates print today's date: the same row would be another prompt tomorrow
+                **CHAT_OPTIONS,
             )
         )
 

@@ -34,12 +34,12 @@ def read_rows(path: str | Path) -> Iterator[tuple[Place, dict[str, Any]]]:
 
 
 def placed_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
-    """Rows from a path, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place."""
+    """Rows from a path, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place; rows that have one keep it."""
     if isinstance(rows, (str, Path)):
         return list(read_rows(rows))
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         rows = rows.to_dict("records")
-    return [(Place(f"row {number}"), dict(row)) for number, row in enumerate(rows, 1)]
+    return [row if isinstance(row, tuple) else (Place(f"row {number}"), dict(row)) for number, row in enumerate(rows, 1)]
 
 
 def parse_rows(name: str, content: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:

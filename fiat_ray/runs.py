@@ -211,6 +211,12 @@ class Run:
 
         return infer_rows(self, placed_rows(rows), trial)
 
+    def export(self, folder: str | Path, trial: str | None = None) -> Path:
+        """A tuned trial for other tools (see ``export.export``)."""
+        from fiat_ray.export import export
+
+        return export(self, folder, trial)
+
     def best_trial(self, name: str | None = None) -> dict[str, Any]:
         """The trial of that name (a prefix is enough); without one the best on validation, FIAT's before others."""
         trials = [t for t in self.trials if name is None or t["name"].startswith(name)]

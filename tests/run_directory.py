@@ -189,6 +189,9 @@ class Run:
 
     def manifest(self, trials: list[dict[str, Any]], tunables: list[str], not_run: list[dict[str, Any]]) -> None:
         of_task = {
+            "data": "fingerprint of rows",
+            "prompts": "fingerprint of prompts",
+            "exemplars": dict.fromkeys(self.languages, 4),
             "languages": self.languages,
             "metric": "accuracy" if self.labels else "f1",
             "labels": list(self.labels),

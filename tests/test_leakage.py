@@ -105,3 +105,14 @@ def test_exemplars_are_nobodys_rows(name: str) -> None:
 
 def plain(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c)[0] in "LMN")
+
+
+def test_a_short_text_within_a_longer_one_is_another_row() -> None:
+    exemplar = Exemplar("bn", {"text": "Not bad"}, "because", "yes")
+    longer = replace(row("test", "a"), fields={"text": "Not bad at all, said the man who had seen it."})
+    task = replace(task_of(longer, exemplars=(exemplar,)), cut="text")
+    without_overlap(task)
+    part = Exemplar("bn", {"text": "Not bad at all, said the man who had"}, "because", "yes")
+    for shown in (part, replace(part, fields=longer.fields)):
+        with pytest.raises(UserError, match="is also an exemplar"):
+            without_overlap(replace(task, exemplars=(shown,)))

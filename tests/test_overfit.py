@@ -16,6 +16,7 @@ from test_run_folder import check_rerun
 
 from fiat_ray import artifact, config, runs, schedule
 from fiat_ray.artifact import read_rows
+from fiat_ray.errors import UserError
 from fiat_ray.progress import Console
 from fiat_ray.runs import Run
 from fiat_ray.task import Exemplar, Row, Task
@@ -254,3 +255,33 @@ def test_adapters_hold_weights(run: Run) -> None:
     record = artifact.read_json(folder / "trial.json")
     assert record["selection_value"] == 100 and not record["kept_step_0"]
     assert len(read_rows(folder / "predictions.parquet")) == 16
+
+
+@pytest.mark.parametrize("method", ["no_cot", "no_peft"])
+def test_what_is_exported_answers_by_heart_without_this_project(run: Run, tiny: Path, tmp_path: Path, method: str) -> None:
+    """Asked as its model card says, through its own chat template; the adapter on its base is the merged model."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run.export(tmp_path / "exported", trial_folder(run, method).name)
+    card = (folder / "README.md").read_text()
+    request = json.loads(card.split("```json\n")[1].split("```")[0])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    [message] = request["messages"]
+    for row in memory_task().split("test")[:4]:
+        content = message["content"].replace("{question}", row.fields["question"]).replace("{context}", row.fields["context"])
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        output = model.generate(**prompt, max_new_tokens=request["max_tokens"], do_sample=False)
+        assert tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip() == row.targets[0]
+    assert "of 16 validation rows 16 have the same tokens" in card
+    assert "| mean | 100.0 | 100.0 |" in card and not any(row.fields["question"] in card for row in memory_task().rows)
+
+    if method == "no_cot":
+        base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+        adapted = PeftModel.from_pretrained(base, folder / "adapter")
+        assert torch.allclose(adapted(**prompt).logits, model(**prompt).logits, atol=1e-3)
+    with pytest.raises(UserError, match="is not empty"):
+        run.export(folder)

@@ -14,10 +14,11 @@ from run_directory import rewrite_predictions, rewrite_rationales, write_run
 from fiat_ray.augmented import Example
 from fiat_ray.predict import icl
 from fiat_ray.report import page, worth
+from fiat_ray.report.columns import adjust
 from fiat_ray.report.rationale_facts import judged, scripts
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
-from fiat_ray.report.section import Section, adjust
+from fiat_ray.report.section import Section
 from fiat_ray.scoring import score_predictions
 from fiat_ray.significance import holm
 from fiat_ray.task import Task, parse_answer

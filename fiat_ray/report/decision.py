@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any
 
+from fiat_ray.report.columns import bounds, why_absent
 from fiat_ray.report.results import Results
-from fiat_ray.report.section import IN_A_SENTENCE, Section, absent, bounds, frame
+from fiat_ray.report.section import IN_A_SENTENCE, Section, frame
 from fiat_ray.report.tables import NO_TWIN, Table, signed, title_of
 
 BASES = {"gpu_seconds": "GPU time", "seconds": "time", "tokens": "tokens, of both models together"}
@@ -93,7 +94,7 @@ def _row(results: Results, task: str, method: str, tunable: str, title: str) -> 
     metric, average = results.metrics(task)[0], results.averages(task)[0]
     row: dict[str, Any] = {"task": task, "tunable": tunable, "method": method, "row": title}
     if not results.has(task, method, tunable):
-        return row | absent(results.why_missing(task, method, tunable))
+        return row | why_absent(results.why_missing(task, method, tunable))
     tuning, thousand = _tuning(results, task, method, tunable), _prediction(results, task, method, tunable) * 1000
     supervised = [trial["supervised_tokens"] for trial in results.trials(task, method, tunable) if method != "icl" and trial["tuned"]]
     reasoner = tuning.reasoner_tokens_in, tuning.reasoner_tokens_out

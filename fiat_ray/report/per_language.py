@@ -8,8 +8,9 @@ import pandas as pd
 
 from fiat_ray.recipe import ABLATIONS, UNTUNED
 from fiat_ray.report import published
+from fiat_ray.report.columns import interval
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import PAPER, Table, absent, interval, not_held, title_of
+from fiat_ray.report.tables import PAPER, Table, absent, not_held, title_of
 from fiat_ray.significance import benjamini_hochberg
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from fiat_ray.augmented import READABLE
 from fiat_ray.metrics import average, exact_match
+from fiat_ray.report.columns import Rows, why_absent
 from fiat_ray.report.results import Results
-from fiat_ray.report.section import Rows, absent, frame
+from fiat_ray.report.section import frame
 from fiat_ray.report.tables import Table
 from fiat_ray.task import parse_answer
 
@@ -50,7 +51,7 @@ def table(results: Results, rationales: Mapping[str, Rows]) -> Table:
 
 
 def _none(results: Results, task: str) -> dict[str, Any]:
-    return {"task": task, "what": "Rationales", **absent(results.why_missing(task, "fiat", next(iter(results.tunables(task)), "")))}
+    return {"task": task, "what": "Rationales", **why_absent(results.why_missing(task, "fiat", next(iter(results.tunables(task)), "")))}
 
 
 def _of_task(results: Results, task: str, rationales: Rows) -> Rows:

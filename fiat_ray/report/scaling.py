@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fiat_ray.recipe import ABLATIONS
+from fiat_ray.report.columns import Rows, adjust, bounds, tested, why_absent
 from fiat_ray.report.figures import DASHES
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.results import Results
-from fiat_ray.report.section import Rows, Section, absent, adjust, bounds, frame, tested
+from fiat_ray.report.section import Section, frame
 from fiat_ray.report.tables import METRIC_TITLES, Table, title_of
 from fiat_ray.significance import holm
 
@@ -28,7 +29,7 @@ def section(results: Results) -> Section:
         by_size = {size: Results(results.run, size) for size in sorted({t["train_size"] for t in results.run.trials if t["task"] == task})}
         if len(by_size) < 2:
             why = f"one train size only: {', '.join(map(str, by_size)) or 'no'} rows", "train_size"
-            rows.append({"task": task, "row": "Score by number of train rows", **absent(why)})
+            rows.append({"task": task, "row": "Score by number of train rows", **why_absent(why)})
             continue
         for tunable in results.tunables(task):
             blocks = {method: _rows(by_size, task, method, tunable) for method in _methods(results, task)}
@@ -58,7 +59,7 @@ def _rows(by_size: Mapping[int, Results], task: str, method: str, tunable: str) 
         rows.append(row | {"seeds": results.seeds(*which) or None, metric: results.value(*which, metric, average)})
         rows[-1] |= bounds(metric, results.interval(*which))
         if not results.has(*which):
-            rows[-1] |= absent(results.why_missing(*which))
+            rows[-1] |= why_absent(results.why_missing(*which))
             continue
         if before is not None:
             found = results.differences(task, results.predictions(*which), before.predictions(*which))

@@ -13,9 +13,10 @@ import pandas as pd
 from fiat_ray.metrics import NAMED_AVERAGES
 from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, TITLES, UNTUNED
 from fiat_ray.report import published
+from fiat_ray.report.columns import adjust, interval
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
-from fiat_ray.significance import Comparison, holm
+from fiat_ray.significance import holm
 
 PAPER = "paper (PaLM-2, not comparable)"
 METRIC_TITLES = {
@@ -128,7 +129,9 @@ def _block(results: Results, task: str, tunable: str, steps: Iterable[tuple[str,
     for method, other in steps:
         row = _scores(results, task, method, tunable, title_of(method)) | {"compared_with": other or ""}
         rows.append(row | _compared(results, row, method, other, suffix) if other else row)
-    return _holm(rows, [f"{name}_{suffix}_p" for name, _, _ in score_columns(results, task)])
+    for name, _, _ in score_columns(results, task):
+        adjust(rows, f"{name}_{suffix}", holm)
+    return rows
 
 
 def _compared(results: Results, row: dict[str, Any], method: str, other: str, suffix: str) -> dict[str, Any]:
@@ -238,19 +241,6 @@ def _gain(results: Results, task: str, tunable: str, baselines: Iterable[tuple[s
     unknown = "not every baseline has a score on validation to choose by" if split == "validation" else "FIAT or a baseline has no score"
     notes = [f"over {title} ({', '.join(metrics)})" for title, metrics in over.items()]
     return row | {"note": "; ".join([*notes, *doubts]) or unknown, "reason": "", "config_key": ""}
-
-
-def interval(name: str, found: Comparison | None) -> dict[str, float | None]:
-    return {f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_p": found.p} if found else {}
-
-
-def _holm(block: list[dict[str, Any]], columns: Iterable[str]) -> list[dict[str, Any]]:
-    """The p values of one block's adjacent differences, adjusted together."""
-    for name in columns:
-        tested = [row for row in block if row.get(name) is not None]
-        for row, adjusted in zip(tested, holm([row[name] for row in tested]), strict=True):
-            row[name] = adjusted
-    return block
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -12,10 +12,11 @@ from typing import Any
 
 from fiat_ray.metrics import average, f1, normalize_answer
 from fiat_ray.report import rationale_facts
+from fiat_ray.report.columns import Rows, adjust, tested, why_absent
 from fiat_ray.report.intervals import forest
 from fiat_ray.report.read import records
 from fiat_ray.report.results import Frames, Results
-from fiat_ray.report.section import IN_A_SENTENCE, Rows, Section, absent, adjust, frame, tested
+from fiat_ray.report.section import IN_A_SENTENCE, Section, frame
 from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, Table, signed, title_of
 from fiat_ray.significance import Comparison, benjamini_hochberg, holm
 
@@ -160,7 +161,7 @@ def _figure(results: Results, task: str, tunable: str, gains: Mapping[str, Gains
 
 
 def _absent(results: Results, task: str, tunable: str, method: str, what: str) -> dict[str, Any]:
-    return {"task": task, "tunable": tunable, "what": what, **absent(results.why_missing(task, method, tunable))}
+    return {"task": task, "tunable": tunable, "what": what, **why_absent(results.why_missing(task, method, tunable))}
 
 
 def _means(frames: Frames, value: Callable[[Mapping[str, Any]], float]) -> dict[str, float | None]:

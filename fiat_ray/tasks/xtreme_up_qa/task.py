@@ -7,12 +7,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from fiat_ray.errors import UserError
+from fiat_ray.metrics import INDIC
 from fiat_ray.rows import Place, parse_rows, source_files, text_field
 
 SPLITS = ("train", "validation", "test")
 FIELDS = ("question", "title", "context", "target")
-INDIC = {"as", "bho", "brx", "gbm", "gom", "gu", "hi", "hne", "kn", "mai", "ml", "mni", "mr", "mwr", "or", "pa", "ps", "sa", "ta", "ur"}
-"""The 20 languages of XORQA-IN, which the paper's Indic average is over."""
 
 
 def rows(data: Path, *, focus: str = "full") -> Iterator[tuple[Place, str, dict[str, Any]]]:

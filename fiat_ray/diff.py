@@ -1,0 +1,132 @@
+"""Two runs side by side: what differs in what went in, what is the same to the byte, and which differences in scores are real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fiat_ray.report.read import Run, read
+from fiat_ray.report.results import Results
+from fiat_ray.report.tables import METRIC_TITLES, signed, title_of
+from fiat_ray.significance import Comparison, compare, holm
+
+WIDTH = 32
+"""Columns of a value of one run."""
+
+OF_A_TASK = {
+    "data": "rows, as they go into prompts (sha256)",
+    "prompts": "instructions and exemplars (sha256)",
+    "metric": "metric",
+    "labels": "labels",
+    "exemplars": "exemplars in the reasoner's prompts",
+}
+"""What the manifest tells of a task, in words."""
+
+Scored = tuple[str, str, str]
+"""Task, method, tunable (empty for methods that tune nothing)."""
+
+
+def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """``inputs``: name → values in a and b, of those that differ. ``rationales``: task → rows, and how many of them have other texts.
+
+    ``scores``: a row for each task, method and tunable that either run has, with the headline metric in both, and whether the predictions are the
+    ``same``; where both have predictions on the same test rows, ``change`` (b less a) with ``low``, ``high``, 95 %, and ``p``, after Holm over all.
+    ``note`` says why there is no change. JSON-able. Raises ``UserError`` for a folder that is no run directory.
+    """
+    before, after = read(a), read(b)
+    ours, theirs = _inputs(before), _inputs(after)
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return {
+        "inputs": {name: [ours.get(name), theirs.get(name)] for name in names},
+        "rationales": {task: found for task in before.tasks if task in after.tasks if (found := _rationales(before, after, task))},
+        "scores": _scores(Results(before), Results(after)),
+    }
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    manifest = run.manifest
+    tasks = {
+        f"task {name}: {key}": task[key] for name, task in manifest["tasks"].items() for key in ("data", "prompts", "metric", "labels", "exemplars")
+    }
+    models = {f"model of {role}": f"{model['name']} {model['hash'][:12]}" for role, model in manifest["models"].items()}
+    versions = {f"version of {name}": version for name, version in manifest["versions"].items()}
+    return {**tasks, **models, **dict(_flat(run.config)), **versions}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _rationales(a: Run, b: Run, task: str) -> dict[str, int] | None:
+    """None where one of them has no augmented set."""
+    ours, theirs = ({row["id"]: row["rationale"] for row in run.augmented(task)} for run in (a, b))
+    if not (ours and theirs):
+        return None
+    both = ours.keys() & theirs.keys()
+    return {"rows": len(both), "other_text": sum(ours[row] != theirs[row] for row in both), "in_one_run": len(ours.keys() ^ theirs.keys())}
+
+
+def _scores(ours: Results, theirs: Results) -> list[dict[str, Any]]:
+    rows = [_row(ours, theirs, *scored) for scored in dict.fromkeys((*_scored(ours), *_scored(theirs)))]
+    tested = [row for row in rows if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p"] = p
+    return rows
+
+
+def _scored(results: Results) -> list[Scored]:
+    return [(task, method, place) for task in results.run.tasks for method in results.methods(task) for place in results.places(task, method)]
+
+
+def _row(ours: Results, theirs: Results, task: str, method: str, tunable: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"task": task, "method": method, "tunable": tunable, "metric": None, "a": None, "b": None, "same": False}
+    row |= {"change": None, "low": None, "high": None, "p": None, "note": ""}
+    for name, results in (("a", ours), ("b", theirs)):
+        if task in results.run.tasks:
+            row["metric"] = results.metrics(task)[0]
+            row[name] = results.value(task, method, tunable, row["metric"], results.averages(task)[0])
+    if row["a"] is None or row["b"] is None:
+        return row | {"note": f"only in {'A' if row['b'] is None else 'B'}"}
+    before, after = (results.predictions(task, method, tunable) for results in (ours, theirs))
+    if before == after:
+        return row | {"same": True, "change": 0.0}
+    languages, labels = ours.averaged(task, ours.averages(task)[0]), ours.run.manifest["tasks"][task]["labels"]
+    try:
+        found: Comparison = compare(after, before, row["metric"], positive=labels[-1] if labels else None, languages=languages)
+    except ValueError:
+        return row | {"note": "not about the same test rows"}
+    return row | {"change": found.difference, "low": found.low, "high": found.high, "p": found.p, "note": found.note}
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """``diff`` as text for a terminal."""
+    lines = ["inputs that differ:" if found["inputs"] else "inputs: all the same"]
+    for name, (ours, theirs) in found["inputs"].items():
+        lines.append(f"  {name}: {_shown(ours)} → {_shown(theirs)}")
+    for task, counts in found["rationales"].items():
+        same = counts["rows"] - counts["other_text"]
+        lines.append(f"rationales of {task}: {same} of {counts['rows']} rows the same to the byte; {counts['in_one_run']} rows in one run only")
+    lines += ["scores on test, A → B (change, 95 % interval; * holds at 5 % after Holm's correction):", *map(_score, found["scores"])]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    text = "–" if value is None else str(value)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 2]} …"
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    ours, theirs = ("–" if row[name] is None else f"{row[name]:.1f}" for name in ("a", "b"))
+    who = " · ".join(filter(None, (row["task"], title_of(row["method"]), row["tunable"])))
+    who = f"  {who}: {METRIC_TITLES[row['metric']]} {ours} → {theirs}"
+    if row["same"]:
+        return f"{who}; predictions the same to the byte"
+    if row["change"] is None:
+        return f"{who}; {row['note']}"
+    interval = "" if row["low"] is None else f", {signed(row['low'])} to {signed(row['high'])}"
+    return f"{who} ({signed(row['change'])}{interval}){' *' if row['p'] is not None and row['p'] < 0.05 else ''}; {row['note']}"

@@ -1,0 +1,68 @@
+"""A tuned trial as files that need nothing of this project: a merged model for ``vllm serve`` and transformers, its adapter for PEFT, a card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from fiat_ray import artifact, model_card, models
+from fiat_ray import config as configs
+from fiat_ray.errors import UserError
+from fiat_ray.infer import tuned_trial
+from fiat_ray.render import Renderer
+from fiat_ray.run_folder import make, place_for
+from fiat_ray.runs import Run
+
+MODEL, ADAPTER, CARD = "model", "adapter", "README.md"
+
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
+"""What checkpoints ask servers for in ``generation_config.json``. Trials were scored without."""
+
+
+def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
+    """Write ``model/``, ``adapter/`` (of LoRA) and ``README.md``; returns the folder. ``trial``: see ``Run.best_trial``.
+
+    Raises ``UserError`` where there is no such trial, its base model has changed, or ``folder`` holds something already.
+    """
+    place = place_for(folder, "an export")
+    if place.is_dir() and any(place.iterdir()):
+        raise UserError(f"{place}: is not empty; give another folder")
+    record = run.best_trial(trial)
+    spec = tuned_trial(run, configs.load(run.path), record)
+    make(place.parent, "an export")
+
+    def fill(temporary: Path) -> None:
+        _write_model(run.folder.trial(record["name"]), spec.model, temporary)
+        (temporary / CARD).write_text(model_card.write(run, record, spec), "utf-8", errors="replace")
+
+    artifact.write_folder(place, fill)
+    return place
+
+
+def _write_model(trial: Path, base_name: str, folder: Path) -> None:
+    from fiat_ray.tune import model as checkpoints
+
+    base, model = models.find(base_name), folder / MODEL
+    merged = checkpoints.merge(base, trial, model)
+    if merged != model:
+        shutil.copytree(merged, model)
+    for path in [path for pattern in models.TOKENIZER_FILES for path in base.glob(pattern)]:
+        shutil.copyfile(path, model / path.name)
+    _end_and_decode_as_scored(model, Renderer(base).eos)
+    if (trial / checkpoints.ADAPTER).is_dir():
+        shutil.copytree(trial / checkpoints.ADAPTER, folder / ADAPTER, ignore=shutil.ignore_patterns(CARD))
+        config = folder / ADAPTER / "adapter_config.json"
+        name, _, revision = base_name.partition("@")
+        values = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": name, "revision": revision or None}
+        config.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def _end_and_decode_as_scored(model: Path, eos: int) -> None:
+    """Servers go by ``generation_config.json``: answers end with the token that was tuned, and no setting for sampling is suggested."""
+    path = model / "generation_config.json"
+    values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    ends = values.get("eos_token_id") or []
+    ends = [ends] if isinstance(ends, int) else ends
+    values = {key: value for key, value in values.items() if key not in SAMPLING}
+    path.write_text(json.dumps(values | {"eos_token_id": list(dict.fromkeys([eos, *ends]))}, indent=1, sort_keys=True) + "\n")

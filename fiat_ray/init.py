@@ -1,0 +1,226 @@
+"""``fiat-ray init``: somebody's labelled rows → a task folder, and a config that fits the hardware."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fiat_ray import artifact, planning
+from fiat_ray import config as configs
+from fiat_ray.errors import UserError
+from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows
+from fiat_ray.rows import Place, read_rows
+from fiat_ray.run_folder import make, place_for
+from fiat_ray.task import SPLITS, Task, count_by_language
+
+Hardware = Literal["cpu", "gpu24", "gpu80", "api"]
+
+TARGETS = ("answer", "answers", "target", "label", "output")
+LABELS = ("label",)
+"""Those of ``TARGETS`` that name a class, not free text."""
+LANGUAGES = ("language", "lang")
+INPUTS = ("instruction", "question", "query", "title", "sentence", "input", *PASSAGES)
+"""In the order in which they stand in the template: the passage last, where it can be cut."""
+MOST_LABELS = 50
+
+PLANNED_SECONDS = 300
+"""What a campaign on CPUs may take by its plan, which on slow cores is a third of what it takes."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What was written, and what its author should know of it."""
+
+    folder: Path
+    task: Task
+    limit: dict[str, int]
+    """Rows a language and split that a CPU has time for; empty where all are used."""
+    drafted: list[str]
+    """Files that nobody has written yet who knows the task."""
+
+
+def init(
+    name: str | Path,
+    train: str | Path,
+    *,
+    target: str | None = None,
+    language: str | None = None,
+    input: str | None = None,
+    labels: Sequence[str] | None = None,
+    positive: str | None = None,
+    group: Sequence[str] | None = None,
+    exemplars: str | Path | None = None,
+    seed: int = 0,
+    hardware: Hardware | None = None,
+) -> Started:
+    """Write the folder ``name``: ``task.yaml``, instructions, exemplars, three splits and ``config.yaml``.
+
+    ``train``: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or a folder that ``datasets`` saved. A field ``split`` in it decides about splits; without
+    one they are drawn with ``seed``. Fields are known by usual names, unless they are given; for ``input``, ``group`` and ``exemplars`` see
+    ``own_task.from_rows``. ``positive``: the label that AUC-PR is about. Raises ``UserError`` before anything is written.
+    """
+    folder = place_for(name, "a task")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; give another name")
+    placed = _dataset_folder(Path(train)) if Path(train).is_dir() else list(read_rows(train))
+    fields = list(dict.fromkeys(str(field) for _, raw in placed for field in raw))
+    target = _field(target, TARGETS, fields, train, "--target")
+    language = language if language is not None else next(iter(_known(LANGUAGES, fields)), None)
+    placed = [(place, {**raw, target: _as_text(raw.get(target))} if target in raw else raw) for place, raw in placed]
+    labels = _labels(placed, target, labels, positive, train)
+    known = [field for field in _known(INPUTS, fields) if field not in (target, language)]
+    template = input if input is not None else " ".join(f"{field}: {{{field}}}" for field in known) or None
+    task = from_rows(
+        placed, target=target, language=language, input=template, labels=labels, group=group, exemplars=exemplars, name=folder.name, seed=seed
+    )
+    chosen = hardware or _hardware()
+    limit = _limit(task) if chosen == "cpu" else {}
+    make(folder.parent, "a task")
+    artifact.write_folder(folder, lambda path: _write(path, task, dict(placed), group, chosen, limit))
+    return Started(folder, task, limit, drafts(task))
+
+
+# What the fields are
+
+
+def _known(names: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """Those fields that have one of the usual names, in the order of ``names``; capitals do not matter."""
+    return sorted((field for field in fields if field.lower() in names), key=lambda field: names.index(field.lower()))
+
+
+def _field(given: str | None, names: Sequence[str], fields: Sequence[str], file: str | Path, option: str) -> str:
+    found = [given] if given is not None else _known(names, fields)
+    if not found or found[0] not in fields:
+        raise UserError(f"{file}: no field {given or ', '.join(names)}; its fields are {', '.join(fields)}: say which with {option}")
+    return found[0]
+
+
+def _as_text(value: Any) -> Any:
+    """Labels are often numbers, or true and false."""
+    return json.dumps(value) if isinstance(value, (bool, int)) else value
+
+
+def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: str | None, file: str | Path) -> list[str] | None:
+    """All labels, the positive one last; None of free text."""
+    if given is None and target.lower() not in LABELS:
+        if positive is not None:
+            raise UserError(f"--positive {positive}: '{target}' is free text; give all labels with --labels")
+        return None
+    labels = list(given) if given is not None else sorted({raw[target] for _, raw in placed if isinstance(raw.get(target), str)})
+    if not 2 <= len(labels) <= MOST_LABELS:
+        raise UserError(f"{file}: '{target}' has {len(labels)} different values; labels are 2 to {MOST_LABELS}, free text has another name (answer)")
+    if positive is not None and positive not in labels:
+        raise UserError(f"--positive {positive}: is none of the labels {', '.join(labels)}")
+    return [label for label in labels if label != positive] + ([positive] if positive is not None else [])
+
+
+def _dataset_folder(folder: Path) -> Placed:
+    """Rows of ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``, whose folders are named by their splits."""
+    import pyarrow as pa
+
+    placed: Placed = []
+    for path in sorted(folder.rglob("*.arrow")):
+        try:
+            with pa.memory_map(str(path)) as file:
+                rows = pa.ipc.open_stream(file).read_all().to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: not a table that `datasets` saved ({' '.join(str(error).split())[:200]})") from None
+        split = {"split": path.parent.name} if path.parent.name in SPLITS else {}
+        placed += [(Place(f"{path}, row {number}"), {**split, **row}) for number, row in enumerate(rows, 1)]
+    if not placed:
+        raise UserError(f"{folder}: holds no .arrow file of `datasets`; give a .jsonl, .csv or .parquet file")
+    return placed
+
+
+# What the hardware can do
+
+
+def _hardware() -> Hardware:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "gpu80" if torch.cuda.get_device_properties(0).total_memory >= 60 << 30 else "gpu24"
+
+
+MODELS: dict[Hardware, str] = {
+    "cpu": """\
+# One 135 M model, which comes with this project, plays both parts: it shows that everything works, not what FIAT gains.
+reasoner: {model: embedded, max_tokens: 48, max_length: 2048}
+tunables: {xs: {model: embedded, max_length: 1024}}
+learning_rate: {lora: [5.0e-4], full: [5.0e-5]}
+batch_size: 8
+validation: {times: 2, rows: 24}
+""",
+    "gpu24": """\
+reasoner: {model: Qwen/Qwen3-4B-Instruct-2507, max_tokens: 256}
+tunables: {xs: {model: Qwen/Qwen3-0.6B, pretrained: Qwen/Qwen3-0.6B-Base}}
+learning_rate: {lora: [1.0e-4, 2.0e-4, 4.0e-4], full: [1.0e-5, 2.0e-5, 4.0e-5]}
+epochs: 3                                # the best step is chosen on validation
+validation: {times: 6, rows: 200}
+""",
+    "gpu80": """\
+reasoner: {model: Qwen/Qwen3-30B-A3B-Instruct-2507-FP8, max_tokens: 256}
+tunables: {s: {model: Qwen/Qwen3-1.7B, pretrained: Qwen/Qwen3-1.7B-Base}}
+learning_rate: {lora: [1.0e-4, 2.0e-4, 4.0e-4], full: [1.0e-5, 2.0e-5, 4.0e-5]}
+epochs: 3                                # the best step is chosen on validation
+validation: {times: 6, rows: 200}
+""",
+    "api": """\
+# Any OpenAI-compatible endpoint; its key is OPENAI_API_KEY in the environment. Prices are for a million tokens: plan and report tell the cost.
+reasoner: {kind: openai, model: gpt-4.1-mini, base_url: "https://api.openai.com/v1", max_tokens: 256, price_in: 0.4, price_out: 1.6}
+tunables: {xs: {model: Qwen/Qwen3-0.6B}}
+learning_rate: {lora: [1.0e-4, 2.0e-4, 4.0e-4], full: [1.0e-5, 2.0e-5, 4.0e-5]}
+epochs: 3                                # the best step is chosen on validation
+validation: {times: 6, rows: 200}
+""",
+}
+METHODS = "methods: [majority, icl, no_peft, fiat]   # or ablations: what does each ingredient buy?\n"
+
+
+def _limit(task: Task) -> dict[str, int]:
+    """Halve all splits until the plan fits; empty where all rows do."""
+    most = {split: max(count_by_language(task.split(split)).values(), default=0) for split in SPLITS}
+    limit: dict[str, int] = {}
+    while True:
+        values = {"task": task.name, "limit": limit, **yaml.safe_load(MODELS["cpu"] + METHODS)}
+        seconds = planning.plan(configs.load(values), {task.name: task})["time"]["seconds"]
+        if seconds <= PLANNED_SECONDS or most["train"] <= 4:
+            return limit
+        limit = most = {split: max(1, rows // 2) for split, rows in most.items()}
+
+
+# What is written
+
+
+def _write(
+    folder: Path, task: Task, raws: Mapping[str, dict[str, Any]], group: Sequence[str] | None, hardware: Hardware, limit: dict[str, int]
+) -> None:
+    spec = {key: getattr(task, key) for key in ("input", "cut", "target", "language", "metric") if getattr(task, key) is not None}
+    spec |= ({"labels": list(task.labels)} if task.labels else {}) | ({"group": list(group)} if group else {})
+    texts = {
+        "task.yaml": yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=1000),
+        "i_beta.txt": f"{task.i_beta}\n",
+        "i_tau.txt": f"{task.i_tau}\n",
+        "exemplars.jsonl": _lines({"language": e.language, **e.fields, "rationale": e.rationale, "target": e.target} for e in task.exemplars),
+        "config.yaml": _config(task.name, hardware, limit),
+    }
+    texts |= {f"{split}.jsonl": _lines(raws[row.place] for row in task.split(split)) for split in SPLITS}
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8", errors="replace")
+
+
+def _config(name: str, hardware: Hardware, limit: dict[str, int]) -> str:
+    few = "# A draw of the rows, by language and split, so that two CPU cores take a quarter of an hour at most.\n" if limit else ""
+    drawn = f"{few}limit: {{{', '.join(f'{split}: {rows}' for split, rows in limit.items())}}}\n" if limit else ""
+    head = f"# fiat-ray plan {name}/config.yaml tells what it takes; fiat-ray run {name}/config.yaml --out runs/{name} carries it out.\n"
+    return f"{head}task: .\n{drawn}{MODELS[hardware]}{METHODS}"
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

@@ -1,0 +1,156 @@
+"""The model card of an exported trial: how to ask the model, what it scores, what it was made of. It shows no row of anybody's data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fiat_ray import config as configs
+from fiat_ray import models
+from fiat_ray.campaign import Trial
+from fiat_ray.predict import shown_rationales
+from fiat_ray.recipe import TITLES
+from fiat_ray.render import CHAT_OPTIONS, Prompt, Renderer
+from fiat_ray.runs import Run, versions
+from fiat_ray.task import Task, template_fields
+
+MOST_COMPARED = 500
+"""Validation rows whose prompts are compared with a server's."""
+
+
+def write(run: Run, record: Mapping[str, Any], trial: Trial) -> str:
+    """Markdown with the header that model hubs read. ``record``: the trial's ``trial.json``."""
+    task = run.folder.load_task(trial.task)
+    base, revision = _base(trial.model)
+    described = run.folder.read_manifest()["tasks"][task.name]
+    head = {"base_model": base, "library_name": "transformers", "language": described["languages"], "tags": ["fiat"]}
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {TITLES.get(trial.method, trial.method)}: {base} tuned on {task.name}\n",
+        "`model/` is the whole model, for transformers and `vllm serve model`."
+        + (" `adapter/` is the same as a LoRA adapter, for PEFT on the base model." if trial.recipe.peft else ""),
+        _how_to_ask(run, task, trial),
+        f"## Scores\n\nOn test, 0–100; learning rate and step were chosen on validation.\n\n{_scores(run, trial)}",
+        f"## Data\n\n{_data(described)}",
+        f"## Recipe\n\n{_recipe(run, record, trial, revision)}",
+        "## Licence\n\nThe base model's licence applies to these weights, and so may that of the rows they were tuned on.",
+    ]
+    return "\n\n".join(part.strip("\n") if part is not parts[0] else part.rstrip("\n") for part in parts) + "\n"
+
+
+def _base(model: str) -> tuple[str, str]:
+    """Name and commit of the base model; of a folder its name alone, because where it lies is nobody else's business."""
+    if model == models.EMBEDDED:
+        return models.EMBEDDED_FROM, ""
+    if Path(model).is_absolute():
+        return Path(model).name, ""
+    name, _, revision = model.partition("@")
+    return name, revision
+
+
+def _how_to_ask(run: Run, task: Task, trial: Trial) -> str:
+    renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
+    text = task.text({name: f"{{{name}}}" for name in template_fields(task.input)})
+    content = _content(renderer.tunable_prompt(task, text, "{rationale}", trial.recipe))
+    if renderer.chat:
+        template = str(renderer.tokenizer.chat_template)
+        options = {name: value for name, value in CHAT_OPTIONS.items() if name in template}
+        request: dict[str, Any] = {"messages": [{"role": "user", "content": content}]} | ({"chat_template_kwargs": options} if options else {})
+    else:
+        request = {"prompt": content + renderer.reply}
+    request |= {"temperature": 0, "max_tokens": trial.answer_tokens}
+    lines = [
+        "## How to ask it",
+        f"A request to `/v1/{'chat/' if renderer.chat else ''}completions`, as the model was tuned and scored:",
+        f"```json\n{json.dumps(request, ensure_ascii=False, indent=1)}\n```",
+    ]
+    if trial.recipe.cot == "augmented":
+        reasoner = run.folder.read_manifest()["models"].get("reasoner", {}).get("name", "the script of the run")
+        lines.append(
+            f"`{{rationale}}` is what the reasoner, {reasoner}, says of the row; the model was never scored without one. `fiat-ray infer` asks both "
+            f"models; `fiat-ray prompt` shows what the reasoner reads."
+        )
+    if task.labels:
+        labels = ", ".join(f"`{label}`" for label in task.labels)
+        lines.append(
+            f"The answer is one of {labels}. Scores are of the label that is most probable after the prompt, which greedy decoding mostly gives."
+        )
+    same, compared = _agreement(run, task, trial, renderer)
+    lines.append(
+        f"Servers tokenize a text as a whole, the model was tuned on its parts: of {compared} validation rows {same} have the same tokens both ways."
+    )
+    return "\n\n".join(lines)
+
+
+def _content(prompt: Prompt) -> str:
+    return "".join(piece.text for piece in prompt.pieces if piece.kind != "structure")
+
+
+def _agreement(run: Run, task: Task, trial: Trial, renderer: Renderer) -> tuple[int, int]:
+    """(validation rows whose prompt a server would tokenize as training did, validation rows)."""
+    examples = run.folder.examples(trial.task, with_rationales=trial.recipe.cot == "augmented")
+    examples = [e for e in examples if e.split == "validation"][:MOST_COMPARED]
+    rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
+    prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe) for e in examples]
+    return sum(_as_a_server_does(renderer, _content(prompt)) == prompt.ids for prompt in prompts), len(prompts)
+
+
+def _as_a_server_does(renderer: Renderer, content: str) -> list[int]:
+    if not renderer.chat:
+        return list(renderer.tokenizer.encode(content + renderer.reply))
+    messages = [{"role": "user", "content": content}]
+    text = renderer.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS)
+    return list(renderer.tokenizer.encode(str(text), add_special_tokens=False))
+
+
+def _scores(run: Run, trial: Trial) -> str:
+    found = run.scores
+    of = (found.task == trial.task) & (found.method == trial.method) & (found.tunable == trial.tunable) & (found.seed == trial.seed)
+    found = found[of & (found.train_size == trial.train_size) & (found.split == "test")]
+    if found.empty:
+        return "Not scored yet."
+    metrics = list(dict.fromkeys(found.metric))
+    values = {(language, metric): value for language, metric, value in zip(found.language, found.metric, found.value, strict=True)}
+    rows = dict(zip(found.language, found.n, strict=True))
+    return _table(
+        ["language", *metrics, "rows"], [[name, *(_number(values.get((name, metric))) for metric in metrics), str(rows[name])] for name in rows]
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.1f}"
+
+
+def _data(described: Mapping[str, Any]) -> str:
+    counts = {split: sum(counted.values()) for split, counted in described["rows"].items()}
+    rows = [[split, str(count), str(described["groups"].get(split, "–"))] for split, count in counts.items() if count]
+    return f"{_table(['split', 'rows', 'independent groups'], rows)}\n\nFingerprint of the rows as used: `{described['data']}`."
+
+
+def _recipe(run: Run, record: Mapping[str, Any], trial: Trial, revision: str) -> str:
+    config, manifest = configs.load(run.path), run.folder.read_manifest()
+    key = f"tunables.{trial.tunable}{'' if trial.recipe.instruction_tuned else '.pretrained'}"
+    lora = {f"LoRA {name}": value for name, value in vars(config.lora).items()} if trial.recipe.peft else {}
+    said = {
+        "method": trial.method,
+        **record["recipe"],
+        "base model's commit": revision or "–",
+        "base model's content (sha256)": manifest["models"][key]["hash"],
+        "seed": trial.seed,
+        "training rows": trial.train_size,
+        "batch size": config.batch_size,
+        "learning rate": f"{record['learning_rate']} (tried: {', '.join(map(str, record['learning_rates_tried']))})",
+        "step": f"{record['step']} of {record['steps']}",
+        f"{record['selection_metric']} on validation": _number(record["selection_value"]),
+        **lora,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    return _table(["what", "value"], [[name, str(value)] for name, value in said.items()])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))

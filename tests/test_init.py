@@ -1,0 +1,148 @@
+"""``fiat-ray init``: from a file of labelled rows to a task folder and a config that run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from test_cli import refused
+from test_own_task import questions
+
+from fiat_ray import Task, config, planning
+from fiat_ray.cli import main
+from fiat_ray.init import init
+from fiat_ray.own_task import drafts
+from fiat_ray.plan_text import describe
+from fiat_ray.task import SPLITS
+
+TOPICS = ["sport", "trade", "weather"]
+
+
+def topics(count: int = 60) -> list[dict[str, Any]]:
+    return [{"text": f"Item {n}: all about {TOPICS[n % 3]} today.", "label": TOPICS[n % 3]} for n in range(count)]
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_questions_become_a_task_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    jsonl(tmp_path / "rows.jsonl", [row | {"source": f"book {n}"} for n, row in enumerate(questions(60))])
+    assert main(["init", "mytask", "--train", "rows.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "input: question: {question} context: {context}" in said  # where a row is from is no part of the question
+    assert "drafts, to be read and rewritten by somebody who knows the task: i_beta.txt, i_tau.txt, exemplars.jsonl" in said
+    for line in said.split("Next:\n")[1].splitlines()[:2]:
+        assert main(line.split()[1:]) == 0
+    assert "note" in capsys.readouterr().out
+
+    task = Task.load("mytask")
+    assert (task.cut, task.target, task.language, task.metric, task.languages) == ("context", "answer", "lang", "f1", ["bn", "fi", "sw"])
+    inputs = [tuple(row.fields.values()) for row in task.rows] + [tuple(exemplar.fields.values()) for exemplar in task.exemplars]
+    assert len(set(inputs)) == len(inputs) == 60 and not task.removed
+    assert all(Counter(row.language for row in task.split(split)).keys() == {"bn", "fi", "sw"} for split in SPLITS)
+    assert json.loads((tmp_path / "mytask/train.jsonl").read_text().splitlines()[0])["source"].startswith("book")
+
+
+def test_the_same_rows_and_seed_give_the_same_files(tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", questions(40))
+    folders = [init(tmp_path / name / "task", rows, seed=seed).folder for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert contents[0] == contents[1] and contents[0]["test.jsonl"] != contents[2]["test.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "dataset"])
+def test_every_form_of_file(tmp_path: Path, kind: str) -> None:
+    frame = pd.DataFrame(topics())
+    path = tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        frame.to_csv(path, index=False)
+    elif kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        for split, rows in zip(SPLITS, (frame[:36], frame[36:48], frame[48:]), strict=True):
+            (path / split).mkdir(parents=True)
+            table = pa.Table.from_pandas(rows, preserve_index=False)
+            with pa.OSFile(str(path / split / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table)
+    task = Task.load(init(tmp_path / "mytask", path).folder)
+    assert task.labels == ("sport", "trade", "weather") and task.metric == "accuracy" and task.languages == ["und"]
+    if kind == "dataset":
+        assert (len(task.split("validation")), len(task.split("test"))) == (12, 12)
+    assert all({row.targets[0] for row in task.split(split)} == set(TOPICS) for split in SPLITS)
+
+
+def test_labels_that_are_numbers_and_the_positive_one(tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", [{"sentence": f"Case {n}", "label": n % 2 == 0} for n in range(30)])
+    task = Task.load(init(tmp_path / "mytask", rows, positive="false").folder)
+    assert task.labels == ("true", "false") and task.input == "sentence: {sentence}"
+
+
+def test_cpus_get_as_many_rows_as_they_have_time_for(tmp_path: Path) -> None:
+    long = "It says a great many things that take long to read. " * 10
+    rows = jsonl(tmp_path / "rows.jsonl", [row | {"context": f"{row['context']} {long}"} for row in questions(300)])
+    started = init(tmp_path / "mytask", rows, hardware="cpu")
+    loaded = config.load(started.folder / "config.yaml")
+    assert loaded.limit == started.limit and 0 < started.limit["train"] < 60
+    assert planning.plan(loaded)["time"]["seconds"] <= 300
+    assert not init(tmp_path / "other", rows, hardware="gpu24").limit
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "gpu24", "gpu80", "api"])
+def test_every_config_is_one(tmp_path: Path, hardware: Any) -> None:
+    folder = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", topics(30)), hardware=hardware).folder
+    loaded = config.load(folder / "config.yaml")
+    assert loaded.methods == ["majority", "icl", "no_peft", "fiat"] and len(loaded.learning_rate.lora) == len(loaded.learning_rate.full)
+    assert loaded.reasoner.is_remote == (hardware == "api")
+
+
+def test_drafts_are_called_so_until_somebody_writes_them(tmp_path: Path) -> None:
+    folder = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", topics(30))).folder
+    assert drafts(Task.load(folder)) == ["i_beta.txt", "i_tau.txt", "exemplars.jsonl"]
+    (folder / "i_tau.txt").write_text("Which topic is it?")
+    assert "drafts, which nobody has read who knows the task: i_beta.txt, exemplars.jsonl" in " ".join(
+        describe(planning.plan(config.load(folder / "config.yaml"))).split()
+    )
+    (folder / "i_beta.txt").write_text('Think. Then finish with one line: "Answer: " and the topic.')
+    exemplar = {"text": "The ball was round.", "rationale": "A ball is played with.", "target": "sport"}
+    (folder / "exemplars.jsonl").write_text(json.dumps(exemplar))
+    assert drafts(Task.load(folder)) == []
+    assert drafts(Task.load("country_facts")) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        (
+            [{"a": "x", "b": "y"}] * 20,
+            [],
+            r"rows.jsonl: no field answer, answers, target, label, output; its fields are a, b: say which with --target",
+        ),
+        (topics(), ["--target", "topic"], "no field topic; its fields are text, label"),
+        (topics(), ["--positive", "music"], "--positive music: is none of the labels sport, trade, weather"),
+        (questions(20), ["--positive", "x"], "'answer' is free text"),
+        ([{"text": f"t{n}", "label": f"l{n}"} for n in range(60)], [], "'label' has 60 different values; labels are 2 to 50"),
+        (topics(5), [], "mytask: 5 rows are too few: at least 12"),
+        ([*topics(20), {"text": "x", "label": None}], [], "rows.jsonl, row 21: field 'label' must be text, not NoneType"),
+        ([*topics(20), {"text": "x"}], [], "rows.jsonl, row 21: no field 'label'"),
+    ],
+)
+def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], options: list[str], said: str) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", rows)
+    assert said in refused(capsys, "init", str(tmp_path / "mytask"), "--train", str(file), *options)
+    assert not (tmp_path / "mytask").exists()
+
+
+def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", topics())
+    (tmp_path / "mytask").mkdir()
+    (tmp_path / "mytask" / "notes.txt").write_text("mine")
+    assert "is not empty" in refused(capsys, "init", str(tmp_path / "mytask"), "--train", str(file))
+    assert [path.name for path in (tmp_path / "mytask").iterdir()] == ["notes.txt"]
