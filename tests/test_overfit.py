@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import vllm_server
 from safetensors.torch import load_file, save_file
 from test_run_folder import check_rerun
 
@@ -276,7 +278,7 @@ def test_what_is_exported_answers_by_heart_without_this_project(run: Run, tiny: 
         )
         output = model.generate(**prompt, max_new_tokens=request["max_tokens"], do_sample=False)
         assert tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip() == row.targets[0]
-    assert "of 16 validation rows 16 have the same tokens" in card
+    assert "of 16 validation rows 16 are the same both ways" in card
     assert "| mean | 100.0 | 100.0 |" in card and not any(row.fields["question"] in card for row in memory_task().rows)
 
     if method == "no_cot":
@@ -285,3 +287,20 @@ def test_what_is_exported_answers_by_heart_without_this_project(run: Run, tiny: 
         assert torch.allclose(adapted(**prompt).logits, model(**prompt).logits, atol=1e-3)
     with pytest.raises(UserError, match="is not empty"):
         run.export(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_what_is_exported_is_served(run: Run, tmp_path: Path) -> None:
+    """A stock vLLM server, sent the request of the model card."""
+    folder = run.export(tmp_path / "exported", trial_folder(run, "no_cot").name)
+    request = json.loads((folder / "README.md").read_text().split("```json\n")[1].split("```")[0])
+    content = request["messages"][0]["content"]
+    with vllm_server.serving(folder / "model", tmp_path / "log") as url:
+        for row in memory_task().split("test")[:4]:
+            message = {"role": "user", "content": content.replace("{question}", row.fields["question"]).replace("{context}", row.fields["context"])}
+            body = json.dumps(request | {"model": "m", "messages": [message]}).encode()
+            asked = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                assert json.load(answer)["choices"][0]["message"]["content"].strip() == row.targets[0]
