@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from babel import Locale
@@ -19,10 +18,10 @@ from fiat_ray.metrics import FULL
 from fiat_ray.report import published
 from fiat_ray.task import SPLITS, Row, Task, check_splits, count_by_language
 from fiat_ray.task_folder import read_task
+from fiat_ray.text import line
 
 FIRST = 3
 """Places that are named of each kind of finding; the count is of all."""
-WIDTH = 110
 
 
 def validate(name: str | Path, data: str | Path | None = None) -> dict[str, Any]:
@@ -135,30 +134,30 @@ def _notes(task: Task) -> Iterator[str]:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """What ``validate`` found as text, at most ``WIDTH`` columns wide but for long paths."""
+    """What ``validate`` found as text, at most ``text.WIDTH`` columns wide but for long paths."""
     languages = sorted(set().union(*found["rows"].values()))
     where = f" in {found['data']}" if found["data"] else ""
     count = sum(split["rows"] for split in found["splits"].values())
     lines = [f"{found['task']}: {count:,} rows in {len(languages)} languages{where}", "", *_sizes(found, languages), ""]
     for split in SPLITS:
-        lines.append(_line(split, _describe_split(found, split)))
+        lines.append(line(split, _describe_split(found, split)))
     for split, of in found["splits"].items():
         lines += _counted("twice", f"rows of {split} that equal an earlier one", of["duplicates"])
         lines += _counted("contrary", f"rows of {split} with the input of an earlier one and another target", of["contradictions"])
     for overlap in found["overlaps"]:
         lines += _counted("overlap", f"rows of {overlap['of']} that are examples of {overlap['in']} too", overlap)
         if overlap["groups"]:
-            lines.append(_line("groups", f"that {overlap['of']} and {overlap['in']} share: {overlap['groups']:,}"))
+            lines.append(line("groups", f"that {overlap['of']} and {overlap['in']} share: {overlap['groups']:,}"))
     for empty in found["empty"]:
         lines += _counted("empty", f"rows of {empty['split']} without {empty['field']}", empty)
-    lines += [_line("note", note) for note in found["notes"]]
-    return "\n".join([*lines, _line("guard", _describe_guard(found)), _line("verdict", "unfit" if found["unfit"] else "fit for a campaign")])
+    lines += [line("note", note) for note in found["notes"]]
+    return "\n".join([*lines, line("guard", _describe_guard(found)), line("verdict", "unfit" if found["unfit"] else "fit for a campaign")])
 
 
 def _counted(label: str, what: str, found: Mapping[str, Any]) -> Iterator[str]:
     if found["rows"]:
         places = [" = ".join(place) if isinstance(place, list) else place for place in found["first"]]
-        yield _line(label, f"{what}: {found['rows']:,} ({'; '.join(places)}{'; …' if found['rows'] > len(places) else ''})")
+        yield line(label, f"{what}: {found['rows']:,} ({'; '.join(places)}{'; …' if found['rows'] > len(places) else ''})")
 
 
 def _sizes(found: Mapping[str, Any], languages: list[str]) -> Iterator[str]:
@@ -197,8 +196,3 @@ def _describe_guard(found: Mapping[str, Any]) -> str:
         for split, counts in removed.items()
     ]
     return f"every campaign leaves out {' and '.join(parts)}, because they stand in a later split too; test rows are never removed"
-
-
-def _line(label: str, text: str) -> str:
-    indent = " " * 13
-    return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)

@@ -17,7 +17,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.leakage import shows, without_overlap
 from fiat_ray.rows import Place, placed_rows, text_field
 from fiat_ray.task import Exemplar, Metric, Row, Task, check_splits, digest, make_rows, template_fields
-from fiat_ray.task_folder import group_fields, task_name
+from fiat_ray.task_folder import check_fields, group_fields, task_name
 
 FEWEST = 12
 """Fewer rows leave nothing to tune on once validation, test and exemplars are taken."""
@@ -112,10 +112,7 @@ def _check(placed: Placed, name: str, validation_share: float, test_share: float
 
 
 def _check_definition(task: Task) -> None:
-    if task.cut is not None and task.cut not in template_fields(task.input):
-        raise UserError(f"{task.name}: cut: '{task.cut}' is no field of the input template {task.input!r}")
-    if task.target in template_fields(task.input):
-        raise UserError(f"{task.name}: the input template holds the target field '{task.target}': the answer would stand in the question")
+    check_fields(task, task.name)
     if taken := sorted({"language", "rationale", "target"}.intersection(template_fields(task.input))):
         raise UserError(f"{task.name}: field '{taken[0]}' can't stand in the input: exemplars have another of that name; rename it, or give `input`")
     if (task.metric == "accuracy") != bool(task.labels):

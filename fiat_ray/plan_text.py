@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from textwrap import fill
 from typing import Any
 
 from fiat_ray.disk import size_of
 from fiat_ray.planning import SAMPLED
 from fiat_ray.task import SPLITS
+from fiat_ray.text import line
 
-WIDTH = 110
 UNKNOWN = "the mean of those stored, or as reasoner.max_tokens"
 
 
 def describe(planned: Mapping[str, Any]) -> str:
-    """A plan as text, at most ``WIDTH`` columns wide."""
-    lines = [line for name, task in planned["tasks"].items() for line in (*_describe_task(name, task, planned["models"]), "")]
+    """A plan as text, at most ``text.WIDTH`` columns wide."""
+    lines = [said for name, task in planned["tasks"].items() for said in (*_describe_task(name, task, planned["models"]), "")]
     lines += _describe_trials(planned)
     lines += ["", describe_time(planned["time"])]
-    return "\n".join([*lines, *map(_describe_disk, planned["disk"]), *(_line("note", note) for note in planned["notes"])])
+    return "\n".join([*lines, *map(_describe_disk, planned["disk"]), *(line("note", note) for note in planned["notes"])])
 
 
 def describe_time(time: Mapping[str, Any]) -> str:
     """Time and cost, as ``costs.estimate`` gives them, with the speeds they were worked out from."""
     if time["seconds"] is None:
-        return _line("time", time["note"])
+        return line("time", time["note"])
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in time["parts"].items() if seconds)
-    lines = [_line("time", f"roughly {_duration(time['seconds'])}: {parts}" if parts else "nothing is left to do"), _line("", time["note"])]
+    lines = [line("time", f"roughly {_duration(time['seconds'])}: {parts}" if parts else "nothing is left to do"), line("", time["note"])]
     if time["gpu_hours"] is not None:
         price = "no price of a GPU hour is stated (where.gpu_hour_price)" if time["cost"] is None else f"{time['cost']:,.2f} by where.gpu_hour_price"
-        lines.append(_line("cost", f"{time['gpu_hours']:,.1f} GPU hours, shared out where there are several GPUs; {price}"))
+        lines.append(line("cost", f"{time['gpu_hours']:,.1f} GPU hours, shared out where there are several GPUs; {price}"))
     return "\n".join(lines)
 
 
 def _describe_task(name: str, task: Mapping[str, Any], of_models: Mapping[str, Any]) -> Iterable[str]:
     yield f"{name} ({task['metric']}), {len(task['languages'])} languages"
     for split in SPLITS:
-        yield _line(split, f"{sum(task['rows'][split].values()):,} rows: {_counts(task['rows'][split])}")
+        yield line(split, f"{sum(task['rows'][split].values()):,} rows: {_counts(task['rows'][split])}")
     if task["removed"]:
-        yield _line("removed", f"{len(task['removed']):,} rows of train or validation, because they stand in a later split too")
+        yield line("removed", f"{len(task['removed']):,} rows of train or validation, because they stand in a later split too")
     cut = f"{sum(task['cut'].values()):,} passages cut to fit: {_counts(task['cut'])}" if task["cut"] else "no passage is cut"
     gold = {language: rows for language, rows in task["gold_cut"].items() if rows}
-    yield _line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {_counts(gold)}" if gold else ""))
+    yield line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {_counts(gold)}" if gold else ""))
     yield from _describe_length(task)
     if not task["reasoner"]:
         return
     fewer = {x: shown for x, shown in task["exemplars"].items() if shown < task["exemplars_most"][x]}
     most = max(task["exemplars_most"].values())
-    yield _line("exemplars", f"fewer than {most} fit in {_counts(fewer)}" if fewer else f"{most} in every prompt")
+    yield line("exemplars", f"fewer than {most} fit in {_counts(fewer)}" if fewer else f"{most} in every prompt")
     yield from _describe_reasoner(task["reasoner"], of_models.get("reasoner"))
 
 
@@ -62,7 +61,7 @@ def _describe_length(task: Mapping[str, Any]) -> Iterable[str]:
         mean = sum(part["input_mean"] * part["rows"] for part in parts) / sum(part["rows"] for part in parts)
         row = f"a row's {mean:,.0f} (most {max(part['input_max'] for part in parts):,})"
         fixed = f"{longest['instructions']:,} instructions and template{exemplars} + {row} + {longest['reserved']:,} kept for output"
-        yield _line("tokens", f"{role}: {fixed}: at most {longest['most']:,} ({longest['language']}) of {longest['max_length']:,}")
+        yield line("tokens", f"{role}: {fixed}: at most {longest['most']:,} ({longest['language']}) of {longest['max_length']:,}")
     if not roles:
         return
     heads = [f"{role.removeprefix('tunables.'):.14}" for role in roles]
@@ -80,7 +79,7 @@ def _describe_disk(found: Mapping[str, Any]) -> str:
     needed = sum(found["needed"].values())
     parts = ", ".join(f"{what} {size_of(size)}" for what, size in found["needed"].items())
     short = "" if needed <= found["free"] else "TOO LITTLE: "
-    return _line(
+    return line(
         "disk", f"{short}{size_of(found['free'])} free for {found['folder']}; needed at most {size_of(needed)}" + (f": {parts}" if parts else "")
     )
 
@@ -89,18 +88,18 @@ def _describe_reasoner(asked: Mapping[str, Any], model: Mapping[str, Any] | None
     remote = asked["estimated_by"] is not None
     who = f"{model['name']}{'' if remote else ', ' + _parameters(model)}" if model else "a script"
     missing = asked["missing"]
-    yield _line("reasoner", f"{who}: {asked['prompts']:,} distinct prompts, {asked['stored']:,} stored, {missing['prompts']:,} to generate")
+    yield line("reasoner", f"{who}: {asked['prompts']:,} distinct prompts, {asked['stored']:,} stored, {missing['prompts']:,} to generate")
     if not model:
         return
     for what, part in (("in all", asked["all"]), *([("to generate", missing)] if asked["stored"] and missing["prompts"] else [])):
         tokens_in = f"{part['tokens_in']:,} tokens in ({part['tokens_in_prefix_once']:,} with each shared beginning counted once)"
         estimate = part["tokens_out_estimate"]
         by_store = "" if estimate is None else f" (about {estimate:,} by the mean of those stored, {asked['output_tokens_mean']:.0f})"
-        yield _line("", f"{what}: {tokens_in}, at most {part['tokens_out_most']:,} out{by_store}")
+        yield line("", f"{what}: {tokens_in}, at most {part['tokens_out_most']:,} out{by_store}")
     if remote:
         price = "" if asked["charged"] is None else f"; to generate costs {asked['charged']:,.2f} by price_in and price_out, without discounts"
-        yield _line("", f"an estimate, by the tokenizer of {asked['estimated_by']} (reasoner.tokenizer): the endpoint counts by its own{price}")
-        yield _line("", "how fast it answers is not known: the time below is without it")
+        yield line("", f"an estimate, by the tokenizer of {asked['estimated_by']} (reasoner.tokenizer): the endpoint counts by its own{price}")
+        yield line("", "how fast it answers is not known: the time below is without it")
 
 
 def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
@@ -116,15 +115,11 @@ def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
                 f"  {t['method']:<{wide}.{wide}}  {t['tunable']:<8.8}  {t['train_size']:>6,}  {len(t['seeds']):>5}  {t['evaluated']:>4}"
                 f"  {t['learning_rates']:>5}  {t['steps']:>5}  {t['tokens_mean']:>6,.0f}  {t['tokens_max']:>5,}  {t['tokens']:>13,}"
             )
-        yield _line("", f"tokens: prompt and target of a row, mean of at most {SAMPLED}; a rationale not stored yet counts as {UNKNOWN}")
-        yield _line("", "trained on: tokens × rows × epochs × learning rates × seeds; done: trials that are tuned and evaluated")
+        yield line("", f"tokens: prompt and target of a row, mean of at most {SAMPLED}; a rationale not stored yet counts as {UNKNOWN}")
+        yield line("", "trained on: tokens × rows × epochs × learning rates × seeds; done: trials that are tuned and evaluated")
     for missing in planned["not_run"]:
         where = f"{missing['method']} on {missing['task']} ({missing['tunable']})"
-        yield _line("not run", f"{where}: {missing['reason']}; config key {missing['config_key']}")
-
-
-def _line(label: str, text: str) -> str:
-    return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False)
+        yield line("not run", f"{where}: {missing['reason']}; config key {missing['config_key']}")
 
 
 def _counts(by_language: Mapping[str, int]) -> str:

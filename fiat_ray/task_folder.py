@@ -64,11 +64,17 @@ def read_definition(folder: Path) -> Task:
         target=spec.get("target", "target"),
         language=spec.get("language"),
     )
-    if task.cut is not None and task.cut not in template_fields(task.input):
-        raise UserError(f"{path}: cut: '{task.cut}' is no field of the input template")
-    if task.target in template_fields(task.input):
-        raise UserError(f"{path}: input: holds the target field '{task.target}': the answer would stand in the question")
+    check_fields(task, path)
     return replace(task, exemplars=tuple(_exemplars(task, folder / "exemplars.jsonl")))
+
+
+def check_fields(task: Task, origin: str | Path) -> None:
+    """Raise ``UserError`` where the input can't be cut as asked, or would hold the answer."""
+    fields = template_fields(task.input)
+    if task.cut is not None and task.cut not in fields:
+        raise UserError(f"{origin}: cut: '{task.cut}' is no field of the input template {task.input!r}")
+    if task.target in fields:
+        raise UserError(f"{origin}: input: the template holds the target field '{task.target}': the answer would stand in the question")
 
 
 def task_name(name: str, origin: str | Path) -> str:

@@ -23,6 +23,7 @@ from fiat_ray.prepare import prepare
 from fiat_ray.reason.store import Store
 from fiat_ray.runs import run_config
 from fiat_ray.task import Task
+from fiat_ray.text import WIDTH
 
 
 def config(tiny: Path, **changes: Any) -> Config:
@@ -185,7 +186,7 @@ def test_described_in_110_columns(tiny: Path, tmp_path: Path) -> None:
     for keys in (0, 4, 6):
         store(tmp_path, asked, keys)
         text = plan_text.describe(planning.plan(asked, towns()))
-        assert max(map(len, text.splitlines())) <= plan_text.WIDTH
+        assert max(map(len, text.splitlines())) <= WIDTH
         for said in ("towns", f"{keys} stored", "no_peft", "tunables.xs.pretrained", "roughly", costs.MEASURED_ON):
             assert said in text
         assert ("reasoning" in text.split("roughly")[1]) == (keys < 6)

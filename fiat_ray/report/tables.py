@@ -17,6 +17,7 @@ from fiat_ray.report.columns import adjust, interval
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
 from fiat_ray.significance import holm
+from fiat_ray.text import WIDTH
 
 PAPER = "paper (PaLM-2, not comparable)"
 METRIC_TITLES = {
@@ -269,7 +270,7 @@ def console_table(run_dir: str | Path) -> str:
     results = Results(read(run_dir))
     frame = table3_ablations(results).frame
     blocks = [_console_block(results, task, frame[frame["task"] == task]) for task in results.run.tasks]
-    notes = [textwrap.fill(note, 110) for note in (*answers(results), *results.run.manifest["notes"])]
+    notes = [textwrap.fill(note, WIDTH) for note in (*answers(results), *results.run.manifest["notes"])]
     return "\n\n".join((*blocks, "\n".join(notes))) + "\n"
 
 
@@ -298,7 +299,7 @@ def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
     average = results.averages(task)[0]
     languages = results.averaged(task, average)
     heading = textwrap.fill(
-        f"{task}: means of {len(languages)} languages on test ({' '.join(languages)}); change: to the row above, * holds at 5 %", 110
+        f"{task}: means of {len(languages)} languages on test ({' '.join(languages)}); change: to the row above, * holds at 5 %", WIDTH
     )
-    notes = [textwrap.fill(f"[{number}] {note}", 110, subsequent_indent="    ") for note, number in footnotes.items()]
+    notes = [textwrap.fill(f"[{number}] {note}", WIDTH, subsequent_indent="    ") for note, number in footnotes.items()]
     return "\n".join([heading, "", text[0], rule, *text[1:], rule, *notes])

@@ -1,0 +1,11 @@
+"""Text for terminals."""
+
+from textwrap import fill
+
+WIDTH = 110
+"""Columns of what commands print."""
+
+
+def line(label: str, text: str) -> str:
+    """A label and what is said of it, wrapped beside it; words, such as paths, stay whole."""
+    return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)
