@@ -18,17 +18,20 @@ from fiat_ray.task import Task
 REASONING = ("own", "none", "another")
 """Whose rationale a row gets: its own, none, or that of another row of its split, which implies another answer."""
 
+TESTED = {"own": REASONING, "none": ("own",), "another": ("another",)}
+"""What training rows got → what test rows get, of all that could be asked what the controls are about."""
+
 SIZES = {"train": 128, "validation": 16, "test": 100}
 PEGS = range(10, 99)
 
 
 def task(training: str) -> Task:
-    """The task whose train and validation rows get the ``training`` kind of rationale; each test row is there once with each kind.
+    """The task whose train and validation rows get the ``training`` kind of rationale; each test row is there once with each kind of ``TESTED``.
 
     The kind stands where a task has its language: the script sees it, no prompt shows it, and scores come out by kind.
     """
     return Task.from_rows(
-        [row for split in SIZES for row in _rows(split, REASONING if split == "test" else (training,))],
+        [row for split in SIZES for row in _rows(split, TESTED[training] if split == "test" else (training,))],
         name="lockers",
         input="{question}",
         target="locker",

@@ -81,6 +81,9 @@ def build() -> argparse.ArgumentParser:
     added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner")
     added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
     added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
+    added.add_argument("--ask", action="store_true", help="start the reasoner and show what it says, again whenever a file of the task is saved")
+    added.add_argument("--sample", type=_positive, metavar="N", help="ask about N validation rows, and score them as few-shot ICL")
+    added.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two files of instructions: is one better on validation rows?")
     added = command("report", "build a run's report anew, and send to MLflow what is missing there")
     added.add_argument("run", metavar="RUN")
     added = command("diff", "two runs side by side: what differs, what is the same to the byte, and whether it matters")
@@ -105,6 +108,12 @@ def build() -> argparse.ArgumentParser:
     command("doctor", "is this machine or cluster fit")
     _data_commands(commands)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

@@ -10,10 +10,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fiat_ray.arguments import parse
 from fiat_ray.errors import Unfinished, UserError
+
+COMPARED = 50
+"""Validation rows of each task that ``prompt --compare`` asks about, unless ``--sample`` says."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,12 +158,21 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 
 def _prompt(parsed: argparse.Namespace) -> None:
-    from fiat_ray import config, prompts
+    from fiat_ray import config, prompt_lab, prompts
 
     with _config_named(parsed):
-        loaded = config.load(parsed.config, parsed.override)
-        run, color = _default_out(parsed.config), sys.stdout.isatty()
-        print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=color, run=run))
+        loaded, run = config.load(parsed.config, parsed.override), _default_out(parsed.config)
+        if (parsed.ask or parsed.sample or parsed.compare) and parsed.role != "reasoner":
+            raise UserError("--ask, --sample and --compare: it is the reasoner that is asked; a tunable is scored by tuning it")
+        if parsed.compare:
+            found = prompt_lab.compared(loaded, *parsed.compare, parsed.sample or COMPARED, run=run)
+            print(prompt_lab.describe_compared(found))
+        elif parsed.ask or parsed.sample:
+            once = not (parsed.ask and sys.stdin.isatty())
+            prompt_lab.watch(loaded, parsed.row, parsed.sample, once=once, show=partial(print, flush=True), run=run)
+        else:
+            color = sys.stdout.isatty()
+            print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=color, run=run))
 
 
 def _report(parsed: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.task import SPLITS, Exemplar, Row, Task
 
 SHORTEST_PART = 30
-"""Characters."""
+"""Characters of a passage that are enough to know it by, where a row has nothing else."""
 
 
 def without_overlap(task: Task) -> Task:

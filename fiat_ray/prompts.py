@@ -43,7 +43,8 @@ def show(
         config = replace(config, methods=[*config.methods, method])
     elif role == "reasoner" and not needs_reasoner(config):
         config = replace(config, methods=[*config.methods, "icl"])
-    chosen = _choose(prepare.prepare(config), row)
+    prepared = prepare.prepare(config)
+    chosen = _Chosen(prepared, *chosen_row(prepared, row))
     lines = chosen.reasoner(color) if role == "reasoner" else chosen.tunable(method, run, color)
     return "\n".join([*chosen.about(row), "", *lines])
 
@@ -54,11 +55,12 @@ def _check_method(config: Config, method: str) -> None:
         raise UserError(f"recipe '{method}' is none that tunes; known are {', '.join(known)}")
 
 
-def _choose(prepared: prepare.Prepared, number: int) -> _Chosen:
+def chosen_row(prepared: prepare.Prepared, number: int) -> tuple[Task, Row]:
+    """Row ``number``, counted from 0 over all splits (and tasks). Raises ``UserError`` where there is none."""
     rows = [(task, row) for task in prepared.tasks.values() for row in task.rows]
     if not 0 <= number < len(rows):
         raise UserError(f"row {number}: there is none; the rows of {', '.join(prepared.tasks)} are 0 to {len(rows) - 1}")
-    return _Chosen(prepared, *rows[number])
+    return rows[number]
 
 
 @dataclass(frozen=True)

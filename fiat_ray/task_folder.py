@@ -57,8 +57,8 @@ def read_definition(folder: Path) -> Task:
         cut=spec.get("cut"),
         metric=spec.get("metric", "accuracy" if labels else "f1"),
         labels=labels,
-        i_beta=_text_file(folder / "i_beta.txt"),
-        i_tau=_text_file(folder / "i_tau.txt"),
+        i_beta=text_file(folder / "i_beta.txt"),
+        i_tau=text_file(folder / "i_tau.txt"),
         exemplars=(),
         rows=(),
         target=spec.get("target", "target"),
@@ -128,7 +128,8 @@ def gold_fields(name: str | Path) -> list[str]:
     return [spec.get("target", "target"), *([annotations] if isinstance(annotations, str) else annotations)]
 
 
-def _text_file(path: Path) -> str:
+def text_file(path: Path) -> str:
+    """Instructions. Raises ``UserError`` where there are none."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; it holds the instructions as plain text")
     text = utf8(str(path), path.read_bytes()).strip()

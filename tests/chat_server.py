@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +49,8 @@ class ChatServer:
     at_once: int = 0
     most_at_once: int = 0
     delay: float = 0.0
+    reply: Callable[[list[dict[str, str]]], str] | None = None
+    """What is answered to messages, instead of ``about … Answer: yes``."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -88,7 +90,10 @@ def _handler(chat: ChatServer) -> type[BaseHTTPRequestHandler]:
                 over = times.isdigit() and chat.questions[question] > int(times)
             time.sleep(chat.delay)
             try:
-                self.answer("" if over else word, question)
+                if chat.reply is not None:
+                    self.send(200, json.dumps(completion(chat.reply(body["messages"]))))
+                else:
+                    self.answer("" if over else word, question)
             finally:
                 with chat.lock:
                     chat.at_once -= 1

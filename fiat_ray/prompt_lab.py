@@ -1,0 +1,164 @@
+"""A place to try prompts: the reasoner answers some rows while somebody writes its instructions and exemplars, or two versions of them are compared.
+
+One reasoner in this process, no Ray, nothing written. Only validation rows are scored: test rows choose nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fiat_ray import prepare
+from fiat_ray.campaign import needs_reasoner
+from fiat_ray.config import Config
+from fiat_ray.draw import validation_subset
+from fiat_ray.errors import UserError
+from fiat_ray.metrics import f1
+from fiat_ray.planning import stored
+from fiat_ray.prompts import chosen_row
+from fiat_ray.reason.reasoners import Answer, Reasoner, VllmReasoner
+from fiat_ray.report.tables import METRIC_TITLES, signed
+from fiat_ray.scoring import score_predictions
+from fiat_ray.significance import Comparison, compare
+from fiat_ray.task import Row, Task
+from fiat_ray.task_folder import BUILT_IN, text_file
+from fiat_ray.text import line
+
+LOOK_EVERY = 0.5
+"""Seconds between looks at the files of a task."""
+
+Show = Callable[[str], None]
+Asked = tuple[Row, Answer]
+
+
+class Lab:
+    """The reasoner of a config, started at its first question. What it said once it is not asked again."""
+
+    def __init__(self, config: Config, run: str | Path | None = None) -> None:
+        self.config = config if needs_reasoner(config) else replace(config, methods=[*config.methods, "icl"])
+        self._run = run
+        self._loop = asyncio.Runner()
+        self._reasoner: Reasoner | None = None
+        self._said: dict[str, Answer] = {}
+
+    def prepare(self, i_beta: str | None = None) -> prepare.Prepared:
+        """The config's rows and prompts as its files are now, or with other instructions for the reasoner."""
+        if i_beta is None:
+            return prepare.prepare(self.config)
+        return prepare.prepare(self.config, {name: replace(task, i_beta=i_beta) for name, task in prepare.load_tasks(self.config).items()})
+
+    def ask(self, prepared: prepare.Prepared, task: Task, rows: Sequence[Row]) -> list[Asked]:
+        """The reasoner's answers to rows of a task."""
+        requests = prepared.requests[task.name]
+        keys = {row.id: requests.keys[row.id] for row in rows}
+        if missing := [key for key in dict.fromkeys(keys.values()) if key not in self._said]:
+            known = stored(self.config, requests, self._run)
+            self._said |= {key: Answer(**{name: known[key][name] for name in Answer.__dataclass_fields__}) for key in missing if key in known}
+        asked = [requests.of(key) for key in missing if key not in self._said]
+        if asked:
+            self._reasoner = self._reasoner or self._start(prepared.reasoner_length)
+            self._said |= dict(zip((request["key"] for request in asked), self._loop.run(self._answers(prepared, task, asked)), strict=True))
+        return [(row, self._said[keys[row.id]]) for row in rows]
+
+    def _start(self, max_length: int) -> Reasoner:
+        print("starting the reasoner …", file=sys.stderr, flush=True)
+        return prepare.make_reasoner(self.config, max_length)()
+
+    def close(self) -> None:
+        if isinstance(self._reasoner, VllmReasoner):
+            self._reasoner.close()
+        self._loop.close()
+
+    async def _answers(self, prepared: prepare.Prepared, task: Task, asked: Sequence[dict[str, Any]]) -> list[Answer]:
+        assert self._reasoner is not None
+        prefixes = prepared.requests[task.name].prefixes
+        return await asyncio.gather(*(self._reasoner.reason(prefixes.get(r["prefix"], []), r["ids"], r["row"]) for r in asked))
+
+
+def watch(config: Config, row: int = 0, sample: int | None = None, *, once: bool, show: Show = print, run: str | Path | None = None) -> None:
+    """Ask about row ``row`` (counted from 0 over all splits and tasks), or about ``sample`` validation rows of each task, and show the answers.
+
+    Unless ``once``: again whenever a file of a task is saved, until interrupted; what is wrong with a file is said, and the next save awaited.
+    Raises ``UserError`` for what can't be asked at all.
+    """
+    with closing(Lab(config, run)) as lab:
+        while True:
+            seen = _stamps(config)
+            try:
+                prepared = lab.prepare()
+                for task, rows in _chosen(prepared, row, sample):
+                    for text in _answered(task, lab.ask(prepared, task, rows), whole=not sample):
+                        show(text)
+            except UserError as error:
+                if once:
+                    raise
+                show(str(error))
+            if once:
+                return
+            show("waiting for a file of the task to be saved; Ctrl-C ends …")
+            while _stamps(config) == seen:
+                time.sleep(LOOK_EVERY)
+
+
+def _chosen(prepared: prepare.Prepared, row: int, sample: int | None) -> list[tuple[Task, list[Row]]]:
+    if sample is not None:
+        return [(task, validation_subset(task.split("validation"), sample)) for task in prepared.tasks.values()]
+    task, chosen = chosen_row(prepared, row)
+    return [(task, [chosen])]
+
+
+def _stamps(config: Config) -> dict[str, int]:
+    """When the files of the tasks were saved."""
+    folders = [folder for name in config.task for folder in (Path(name), BUILT_IN / name) if (folder / "task.yaml").is_file()]
+    return {str(path): path.stat().st_mtime_ns for folder in folders for path in folder.iterdir() if path.suffix in (".txt", ".jsonl", ".yaml")}
+
+
+def _answered(task: Task, asked: Sequence[Asked], whole: bool) -> Iterator[str]:
+    """Rationale, parsed answer and gold of each row, and the scores of them all."""
+    for row, answer in asked:
+        said, gold = task.answer(answer.text), " | ".join(row.targets)
+        yield f"{task.name}: {row.split}, language {row.language}, id {row.id}, {answer.status}{f' ({answer.error})' if answer.error else ''}"
+        if whole:
+            yield from (line("rationale" if number == 0 else "", text) for number, text in enumerate(answer.text.splitlines() or ["–"]))
+        yield line("answer", said or "– (no line “Answer: …” that can be read)")
+        yield line("gold", f"{gold} · F1 {100 * f1(row.targets, said):.0f}")
+    if not whole:
+        scores = [s for s in score_predictions(task.name, task.labels, _frame(task, asked), icl=True) if s["language"] == "mean"]
+        means = ", ".join(f"{METRIC_TITLES[s['metric']]} {s['value']:.1f}" for s in scores if s["value"] is not None)
+        yield line("mean", f"{len(asked)} validation rows: {means}")
+
+
+def _frame(task: Task, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """As rows of ``schema.PREDICTIONS``: few-shot ICL's."""
+    about = [{"id": row.id, "language": row.language, "group": row.group, "targets": list(row.targets)} for row, _ in asked]
+    return [of | {"prediction": task.answer(a.text), "score": None, "status": a.status} for of, (_, a) in zip(about, asked, strict=True)]
+
+
+def compared(config: Config, a: Path, b: Path, sample: int, *, run: str | Path | None = None) -> dict[str, Comparison]:
+    """Task → the score of few-shot ICL with the instructions of file ``b`` less that with those of ``a``, on ``sample`` validation rows."""
+    frames: list[dict[str, list[dict[str, Any]]]] = []
+    with closing(Lab(config, run)) as lab:
+        for path in (a, b):
+            prepared = lab.prepare(text_file(path))
+            frames.append({task.name: _frame(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, 0, sample)})
+    before, after = frames
+    return {name: compare([after[name]], [before[name]], task.metric) for name, task in prepared.tasks.items()}
+
+
+def describe_compared(found: dict[str, Comparison]) -> str:
+    """``compared`` as text."""
+    return "\n".join(_verdict(name, comparison) for name, comparison in found.items())
+
+
+def _verdict(task: str, found: Comparison) -> str:
+    if found.difference is None or found.low is None or found.high is None:
+        return line(task, f"{found.n_rows} validation rows: no difference that can be judged ({found.note})")
+    real = "the difference is real" if found.low > 0 or found.high < 0 else "no sure difference"
+    interval = f"{signed(found.low)} to {signed(found.high)}"
+    return line(task, f"B less A on {found.n_rows} validation rows: {signed(found.difference)}, 95 % interval {interval}: {real}")
