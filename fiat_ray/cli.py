@@ -165,7 +165,8 @@ def _prompt(parsed: argparse.Namespace) -> None:
         if (parsed.ask or parsed.sample or parsed.compare) and parsed.role != "reasoner":
             raise UserError("--ask, --sample and --compare: it is the reasoner that is asked; a tunable is scored by tuning it")
         if parsed.compare:
-            found = prompt_lab.compared(loaded, *parsed.compare, parsed.sample or COMPARED, run=run)
+            before, after = parsed.compare
+            found = prompt_lab.compared(loaded, before, after, parsed.sample or COMPARED, run=run)
             print(prompt_lab.describe_compared(found))
         elif parsed.ask or parsed.sample:
             once = not (parsed.ask and sys.stdin.isatty())

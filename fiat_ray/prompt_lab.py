@@ -47,7 +47,7 @@ class Lab:
         self._reasoner: Reasoner | None = None
         self._said: dict[str, Answer] = {}
 
-    def prepare(self, i_beta: str | None = None) -> prepare.Prepared:
+    def prepared(self, i_beta: str | None = None) -> prepare.Prepared:
         """The config's rows and prompts as its files are now, or with other instructions for the reasoner."""
         if i_beta is None:
             return prepare.prepare(self.config)
@@ -91,7 +91,7 @@ def watch(config: Config, row: int = 0, sample: int | None = None, *, once: bool
         while True:
             seen = _stamps(config)
             try:
-                prepared = lab.prepare()
+                prepared = lab.prepared()
                 for task, rows in _chosen(prepared, row, sample):
                     for text in _answered(task, lab.ask(prepared, task, rows), whole=not sample):
                         show(text)
@@ -145,7 +145,7 @@ def compared(config: Config, a: Path, b: Path, sample: int, *, run: str | Path |
     frames: list[dict[str, list[dict[str, Any]]]] = []
     with closing(Lab(config, run)) as lab:
         for path in (a, b):
-            prepared = lab.prepare(text_file(path))
+            prepared = lab.prepared(text_file(path))
             frames.append({task.name: _frame(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, 0, sample)})
     before, after = frames
     return {name: compare([after[name]], [before[name]], task.metric) for name, task in prepared.tasks.items()}
