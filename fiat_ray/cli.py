@@ -83,6 +83,8 @@ def _init(parsed: argparse.Namespace) -> None:
     print(f"input: {task.input}")
     if started.limit:
         print(f"config.yaml draws {', '.join(f'{rows} {split}' for split, rows in started.limit.items())} rows a language, so that CPUs need minutes")
+    if not task.exemplars:
+        print("exemplars.jsonl is empty: no train row could become a worked example, write some")
     if started.drafted:
         print(f"drafts, to be read and rewritten by somebody who knows the task: {', '.join(started.drafted)}")
     print("\nNext:")

@@ -146,7 +146,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     path = find(source)
     values = read_yaml(path)
     for key, folder in _paths(values):
-        values = _set(values, key, str(_relative(path, folder)))
+        values = _set(values, key, _relative(path, folder))
     is_run = path.name == "config.yaml" and (path.parent / "manifest.json").is_file()
     return dataclasses.replace(_checked(values, overrides, str(path)), run=path.parent if is_run else None)
 
@@ -196,8 +196,10 @@ def _is_path(value: Any, always: bool = False) -> bool:
     return isinstance(value, str) and value != "" and "://" not in value and (always or value.startswith((".", "/", "~")))
 
 
-def _relative(path: Path, folder: str) -> Path:
-    return path.parent / os.path.expanduser(folder)
+def _relative(path: Path, folder: str) -> str:
+    """A path that the file at ``path`` names, and that still looks like one: a folder may be called as a built-in task is."""
+    found = str(path.parent / os.path.expanduser(folder))
+    return found if os.sep in found or found.startswith(".") else f".{os.sep}{found}"
 
 
 def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:

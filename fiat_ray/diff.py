@@ -46,11 +46,9 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
 
 def _inputs(run: Run) -> dict[str, Any]:
     manifest = run.manifest
-    tasks = {
-        f"task {name}: {key}": task[key] for name, task in manifest["tasks"].items() for key in ("data", "prompts", "metric", "labels", "exemplars")
-    }
+    tasks = {f"{name}: {said}": task.get(key) for name, task in manifest["tasks"].items() for key, said in OF_A_TASK.items()}
     models = {f"model of {role}": f"{model['name']} {model['hash'][:12]}" for role, model in manifest["models"].items()}
-    versions = {f"version of {name}": version for name, version in manifest["versions"].items()}
+    versions = {f"version of {name}": version for name, version in manifest.get("versions", {}).items()}
     return {**tasks, **models, **dict(_flat(run.config)), **versions}
 
 
@@ -93,6 +91,8 @@ def _row(ours: Results, theirs: Results, task: str, method: str, tunable: str) -
     if row["a"] is None or row["b"] is None:
         return row | {"note": f"only in {'A' if row['b'] is None else 'B'}"}
     before, after = (results.predictions(task, method, tunable) for results in (ours, theirs))
+    if not (before and after):
+        return row | {"note": f"no predictions in {'B' if before else 'A' if after else 'either'}"}
     if before == after:
         return row | {"same": True, "change": 0.0}
     languages, labels = ours.averaged(task, ours.averages(task)[0]), ours.run.manifest["tasks"][task]["labels"]

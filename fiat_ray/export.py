@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fiat_ray import artifact, model_card, models
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.infer import tuned_trial
 from fiat_ray.render import Renderer
-from fiat_ray.run_folder import make, place_for
+from fiat_ray.run_folder import make, new_place
 from fiat_ray.runs import Run
 
 MODEL, ADAPTER, CARD = "model", "adapter", "README.md"
@@ -25,9 +27,7 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
 
     Raises ``UserError`` where there is no such trial, its base model has changed, or ``folder`` holds something already.
     """
-    place = place_for(folder, "an export")
-    if place.is_dir() and any(place.iterdir()):
-        raise UserError(f"{place}: is not empty; give another folder")
+    place = new_place(folder, "an export")
     record = run.best_trial(trial)
     spec = tuned_trial(run, configs.load(run.path), record)
     make(place.parent, "an export")
@@ -36,7 +36,11 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
         _write_model(run.folder.trial(record["name"]), spec.model, temporary)
         (temporary / CARD).write_text(model_card.write(run, record, spec), "utf-8", errors="replace")
 
-    artifact.write_folder(place, fill)
+    try:
+        artifact.write_folder(place, fill)
+    except (ValueError, FileNotFoundError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{run.folder.trial(record['name'])}: can't be exported ({said}); if it is damaged, delete it and run again") from None
     return place
 
 

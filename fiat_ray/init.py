@@ -14,9 +14,10 @@ from fiat_ray import artifact, planning
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows
-from fiat_ray.rows import Place, read_rows
-from fiat_ray.run_folder import make, place_for
+from fiat_ray.rows import Place, read_rows, text_field
+from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language
+from fiat_ray.task_folder import BUILT_IN, check_labels, task_name
 
 Hardware = Literal["cpu", "gpu24", "gpu80", "api"]
 
@@ -26,6 +27,7 @@ LABELS = ("label",)
 LANGUAGES = ("language", "lang")
 INPUTS = ("instruction", "question", "query", "title", "sentence", "input", *PASSAGES)
 """In the order in which they stand in the template: the passage last, where it can be cut."""
+SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation"}
 MOST_LABELS = 50
 
 PLANNED_SECONDS = 300
@@ -64,19 +66,32 @@ def init(
     one they are drawn with ``seed``. Fields are known by usual names, unless they are given; for ``input``, ``group`` and ``exemplars`` see
     ``own_task.from_rows``. ``positive``: the label that AUC-PR is about. Raises ``UserError`` before anything is written.
     """
-    folder = place_for(name, "a task")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; give another name")
+    folder = new_place(name, "a task")
+    if (BUILT_IN / task_name(folder.name, "NAME")).is_dir():
+        raise UserError(f"{folder.name}: a built-in task has that name; give another")
     placed = _dataset_folder(Path(train)) if Path(train).is_dir() else list(read_rows(train))
+    if not placed:
+        raise UserError(f"{train}: holds no rows")
     fields = list(dict.fromkeys(str(field) for _, raw in placed for field in raw))
     target = _field(target, TARGETS, fields, train, "--target")
     language = language if language is not None else next(iter(_known(LANGUAGES, fields)), None)
-    placed = [(place, {**raw, target: _as_text(raw.get(target))} if target in raw else raw) for place, raw in placed]
+    split = next(iter(_known(("split",), fields)), None)
+    placed = [(place, _tidy(raw, target, split)) for place, raw in placed]
+    worked = None if exemplars is None else [(place, _tidy(raw, target, None)) for place, raw in read_rows(exemplars)]
     labels = _labels(placed, target, labels, positive, train)
     known = [field for field in _known(INPUTS, fields) if field not in (target, language)]
     template = input if input is not None else " ".join(f"{field}: {{{field}}}" for field in known) or None
     task = from_rows(
-        placed, target=target, language=language, input=template, labels=labels, group=group, exemplars=exemplars, name=folder.name, seed=seed
+        placed,
+        target=target,
+        language=language,
+        input=template,
+        labels=labels,
+        group=group,
+        exemplars=worked,
+        name=folder.name,
+        split=split,
+        seed=seed,
     )
     chosen = hardware or _hardware()
     limit = _limit(task) if chosen == "cpu" else {}
@@ -100,9 +115,13 @@ def _field(given: str | None, names: Sequence[str], fields: Sequence[str], file:
     return found[0]
 
 
-def _as_text(value: Any) -> Any:
-    """Labels are often numbers, or true and false."""
-    return json.dumps(value) if isinstance(value, (bool, int)) else value
+def _tidy(raw: dict[str, Any], target: str, split: str | None) -> dict[str, Any]:
+    """A row as it is written: labels that are numbers, or true and false, as text; usual names of splits; no halves of characters."""
+    tidy = {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in raw.items()}
+    tidy |= {name: json.dumps(raw[name]) for name in (target, "target") if isinstance(raw.get(name), (bool, int))}
+    if split is not None and isinstance(raw.get(split), str):
+        tidy[split] = SPLIT_NAMES.get(raw[split], raw[split])
+    return tidy
 
 
 def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: str | None, file: str | Path) -> list[str] | None:
@@ -111,7 +130,10 @@ def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: 
         if positive is not None:
             raise UserError(f"--positive {positive}: '{target}' is free text; give all labels with --labels")
         return None
-    labels = list(given) if given is not None else sorted({raw[target] for _, raw in placed if isinstance(raw.get(target), str)})
+    labels = list(given) if given is not None else sorted({text_field(raw, target, place) for place, raw in placed})
+    check_labels(labels, file)
+    if "" in labels or len(set(labels)) < len(labels):
+        raise UserError(f"--labels {','.join(labels)}: one is empty or stands there twice")
     if not 2 <= len(labels) <= MOST_LABELS:
         raise UserError(f"{file}: '{target}' has {len(labels)} different values; labels are 2 to {MOST_LABELS}, free text has another name (answer)")
     if positive is not None and positive not in labels:
@@ -124,13 +146,13 @@ def _dataset_folder(folder: Path) -> Placed:
     import pyarrow as pa
 
     placed: Placed = []
-    for path in sorted(folder.rglob("*.arrow")):
+    for path in sorted(folder.rglob("data-*.arrow")):  # others are caches, with the same rows in other stages
         try:
             with pa.memory_map(str(path)) as file:
                 rows = pa.ipc.open_stream(file).read_all().to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: not a table that `datasets` saved ({' '.join(str(error).split())[:200]})") from None
-        split = {"split": path.parent.name} if path.parent.name in SPLITS else {}
+        split = {} if path.parent == folder else {"split": path.parent.name}
         placed += [(Place(f"{path}, row {number}"), {**split, **row}) for number, row in enumerate(rows, 1)]
     if not placed:
         raise UserError(f"{folder}: holds no .arrow file of `datasets`; give a .jsonl, .csv or .parquet file")

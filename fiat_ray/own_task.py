@@ -44,7 +44,7 @@ def from_rows(
     group: str | Sequence[str] | None = None,
     i_beta: str | None = None,
     i_tau: str | None = None,
-    exemplars: Iterable[dict[str, Any]] | str | Path | None = None,
+    exemplars: Iterable[Any] | str | Path | None = None,
     name: str = "own_task",
     split: str | None = None,
     seed: int = 0,
@@ -56,7 +56,8 @@ def from_rows(
     ``input``: the template (default: every text field as ``name: {name}``, the passage last); ``cut``: the field that gives way when a prompt is too
     long (default: the longest of passage, context and text, or of all). ``labels``: makes it a classification, the positive label last. ``group``:
     fields that rows of one example share (default: all of the input and the target). ``split``: the field that says train, validation or test
-    (default: ``split`` where there is one); without it groups are shared out, seeded, each language (and label) alike.
+    (default: ``split`` where there is one); rows for splits that it does not name, or without it for all, are shared out of train, seeded, each
+    language (and label) alike, rows with the same input together.
     ``exemplars``: dicts with the template's fields, ``rationale``, the target and, optionally, the language. Without them a few train rows become
     exemplars with a drafted rationale, and are left out of every split.
 
@@ -64,7 +65,6 @@ def from_rows(
     """
     placed = placed_rows(rows)
     _check(placed, name, validation_share, test_share)
-    first = placed[0][1]
     template = input if input is not None else _template(placed, {target, language, split, *NO_INPUT})
     task = Task(
         name=name,
@@ -81,9 +81,11 @@ def from_rows(
         built_in=False,
     )
     _check_definition(task)
-    split = split or ("split" if "split" in first else None)
+    split = split or ("split" if any("split" in raw for _, raw in placed) else None)
     keys = group_fields({"input": template, "target": target} | ({"group": group} if group else {}))
-    task = replace(task, rows=tuple(_rows(task, placed, split, keys, seed, (validation_share, test_share))))
+    # One input may have several answers: they go into one split together, as rows of one group do.
+    together = keys[1] if group else template_fields(template)
+    task = replace(task, rows=tuple(_rows(task, placed, split, keys, together, seed, (validation_share, test_share))))
     if exemplars is not None:
         task = replace(task, exemplars=tuple(_given(task, place, raw) for place, raw in placed_rows(exemplars)))
         task = without_overlap(task)
@@ -144,20 +146,25 @@ def _longest(names: Sequence[str], placed: Placed) -> str | None:
 # Splits
 
 
-def _rows(task: Task, placed: Placed, split: str | None, keys: tuple[list[str], list[str]], seed: int, shares: tuple[float, float]) -> Iterable[Row]:
-    if split is not None:
-        names = [text_field(raw, split, place) for place, raw in placed]
-    else:
-        names = _shared_out(list(make_rows(task, ((place, "train", raw) for place, raw in placed), *keys)), bool(task.labels), seed, shares)
+def _rows(
+    task: Task, placed: Placed, split: str | None, keys: tuple[list[str], list[str]], together: Sequence[str], seed: int, shares: tuple[float, float]
+) -> Iterable[Row]:
+    names = ["train"] * len(placed) if split is None else [text_field(raw, split, place) for place, raw in placed]
+    lacking = {name: share for name, share in (("test", shares[1]), ("validation", shares[0])) if name not in names}
+    if lacking:
+        at = [number for number, name in enumerate(names) if name == "train"]
+        train = list(make_rows(task, ((placed[number][0], "train", placed[number][1]) for number in at), together, together))
+        for number, name in zip(at, _shared_out(train, bool(task.labels), seed, lacking), strict=True):
+            names[number] = name
     return make_rows(task, ((place, name, raw) for (place, raw), name in zip(placed, names, strict=True)), *keys)
 
 
-def _shared_out(rows: Sequence[Row], by_label: bool, seed: int, shares: tuple[float, float]) -> list[str]:
-    """A split for each row. Groups stay whole; each goes where most is lacking, language by language, so that all get their share of each."""
+def _shared_out(rows: Sequence[Row], by_label: bool, seed: int, shares: Mapping[str, float]) -> list[str]:
+    """A split for each row. Examples stay whole; each goes where most is lacking, language by language, so that all get their share of each."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.example].append(row)
-    wanted = {"test": shares[1], "validation": shares[0], "train": 1 - sum(shares)}
+    wanted = {**shares, "train": 1 - sum(shares.values())}
     taken: Counter[str] = Counter()
     chosen: dict[str, str] = {}
     for example, members in sorted(groups.items(), key=lambda g: (g[1][0].language, g[1][0].targets if by_label else (), digest(str(seed), g[0]))):

@@ -18,7 +18,7 @@ from fiat_ray import prepare
 from fiat_ray.campaign import needs_reasoner
 from fiat_ray.config import Config
 from fiat_ray.draw import validation_subset
-from fiat_ray.errors import UserError
+from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.metrics import f1
 from fiat_ray.planning import stored
 from fiat_ray.prompts import chosen_row
@@ -28,7 +28,7 @@ from fiat_ray.scoring import score_predictions
 from fiat_ray.significance import Comparison, compare
 from fiat_ray.task import Row, Task
 from fiat_ray.task_folder import BUILT_IN, text_file
-from fiat_ray.text import line
+from fiat_ray.text import line, visible
 
 LOOK_EVERY = 0.5
 """Seconds between looks at the files of a task."""
@@ -63,8 +63,9 @@ class Lab:
         asked = [requests.of(key) for key in missing if key not in self._said]
         if asked:
             self._reasoner = self._reasoner or self._start(prepared.reasoner_length)
-            self._said |= dict(zip((request["key"] for request in asked), self._loop.run(self._answers(prepared, task, asked)), strict=True))
-        return [(row, self._said[keys[row.id]]) for row in rows]
+        answers = dict(zip((request["key"] for request in asked), self._loop.run(self._answers(prepared, task, asked)), strict=True))
+        self._said |= {key: answer for key, answer in answers.items() if answer.status != "engine_error"}
+        return [(row, (answers | self._said)[keys[row.id]]) for row in rows]
 
     def _start(self, max_length: int) -> Reasoner:
         print("starting the reasoner …", file=sys.stderr, flush=True)
@@ -76,34 +77,40 @@ class Lab:
         self._loop.close()
 
     async def _answers(self, prepared: prepare.Prepared, task: Task, asked: Sequence[dict[str, Any]]) -> list[Answer]:
-        assert self._reasoner is not None
         prefixes = prepared.requests[task.name].prefixes
-        return await asyncio.gather(*(self._reasoner.reason(prefixes.get(r["prefix"], []), r["ids"], r["row"]) for r in asked))
+        return await asyncio.gather(*(self._reasoner.reason(prefixes.get(r["prefix"], []), r["ids"], r["row"]) for r in asked if self._reasoner))
 
 
 def watch(config: Config, row: int = 0, sample: int | None = None, *, once: bool, show: Show = print, run: str | Path | None = None) -> None:
     """Ask about row ``row`` (counted from 0 over all splits and tasks), or about ``sample`` validation rows of each task, and show the answers.
 
     Unless ``once``: again whenever a file of a task is saved, until interrupted; what is wrong with a file is said, and the next save awaited.
-    Raises ``UserError`` for what can't be asked at all.
+    Raises ``UserError`` for what can't be asked at all, and ``Unfinished`` where, at ``once``, rows got no answer.
     """
     with closing(Lab(config, run)) as lab:
         while True:
             seen = _stamps(config)
             try:
                 prepared = lab.prepared()
-                for task, rows in _chosen(prepared, row, sample):
-                    for text in _answered(task, lab.ask(prepared, task, rows), whole=not sample):
+                asked = [(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, row, sample)]
+                for task, answers in asked:
+                    for text in _answered(task, answers, whole=not sample):
                         show(text)
             except UserError as error:
                 if once:
                     raise
                 show(str(error))
             if once:
-                return
+                return _check_answered([answer for _, answers in asked for answer in answers])
             show("waiting for a file of the task to be saved; Ctrl-C ends …")
             while _stamps(config) == seen:
                 time.sleep(LOOK_EVERY)
+
+
+def _check_answered(asked: Sequence[Asked]) -> None:
+    """Raise ``Unfinished`` where rows got no answer: a score would be about the endpoint's or script's troubles."""
+    if failed := [answer.error for _, answer in asked if answer.status == "engine_error"]:
+        raise Unfinished(f"{len(failed)} of {len(asked)} rows got no answer (engine_error; the first: {failed[0]})")
 
 
 def _chosen(prepared: prepare.Prepared, row: int, sample: int | None) -> list[tuple[Task, list[Row]]]:
@@ -123,11 +130,12 @@ def _answered(task: Task, asked: Sequence[Asked], whole: bool) -> Iterator[str]:
     """Rationale, parsed answer and gold of each row, and the scores of them all."""
     for row, answer in asked:
         said, gold = task.answer(answer.text), " | ".join(row.targets)
-        yield f"{task.name}: {row.split}, language {row.language}, id {row.id}, {answer.status}{f' ({answer.error})' if answer.error else ''}"
+        failed = f" ({visible(answer.error)})" if answer.error else ""
+        yield f"{task.name}: {row.split}, language {row.language}, id {row.id}, {answer.status}{failed}"
         if whole:
-            yield from (line("rationale" if number == 0 else "", text) for number, text in enumerate(answer.text.splitlines() or ["–"]))
-        yield line("answer", said or "– (no line “Answer: …” that can be read)")
-        yield line("gold", f"{gold} · F1 {100 * f1(row.targets, said):.0f}")
+            yield from (line("rationale" if number == 0 else "", visible(text)) for number, text in enumerate(answer.text.splitlines() or ["–"]))
+        yield line("answer", visible(said) or "– (no line “Answer: …” that can be read)")
+        yield line("gold", f"{visible(gold)} · F1 {100 * f1(row.targets, said):.0f}")
     if not whole:
         scores = [s for s in score_predictions(task.name, task.labels, _frame(task, asked), icl=True) if s["language"] == "mean"]
         means = ", ".join(f"{METRIC_TITLES[s['metric']]} {s['value']:.1f}" for s in scores if s["value"] is not None)
@@ -141,12 +149,18 @@ def _frame(task: Task, asked: Sequence[Asked]) -> list[dict[str, Any]]:
 
 
 def compared(config: Config, a: Path, b: Path, sample: int, *, run: str | Path | None = None) -> dict[str, Comparison]:
-    """Task → the score of few-shot ICL with the instructions of file ``b`` less that with those of ``a``, on ``sample`` validation rows."""
+    """Task → the score of few-shot ICL with the instructions of file ``b`` less that with those of ``a``, on ``sample`` validation rows.
+
+    Raises ``UserError`` for a file without instructions, before anything is asked, and ``Unfinished`` where rows got no answer.
+    """
+    instructions = [text_file(a), text_file(b)]
     frames: list[dict[str, list[dict[str, Any]]]] = []
     with closing(Lab(config, run)) as lab:
-        for path in (a, b):
-            prepared = lab.prepared(text_file(path))
-            frames.append({task.name: _frame(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, 0, sample)})
+        for text in instructions:
+            prepared = lab.prepared(text)
+            asked = [(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, 0, sample)]
+            _check_answered([answer for _, answers in asked for answer in answers])
+            frames.append({task.name: _frame(task, answers) for task, answers in asked})
     before, after = frames
     return {name: compare([after[name]], [before[name]], task.metric) for name, task in prepared.tasks.items()}
 

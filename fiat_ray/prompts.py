@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from fiat_ray.planning import stored
 from fiat_ray.recipe import RECIPES, UNTUNED
 from fiat_ray.render import Prompt, Renderer, shown_rationale
 from fiat_ray.task import Row, Task
+from fiat_ray.text import visible
 
 NOT_STORED = "(no rationale is stored yet: it will stand here)"
 
@@ -173,9 +173,7 @@ def _lines(text: str) -> Sequence[str]:
 
 
 def _colored(line: str, kind: str, color: bool) -> str:
-    # A terminal would obey the control characters in a row's text.
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line)
-    return f"\033[{COLORS[kind]}m{line}\033[0m" if color else line
+    return f"\033[{COLORS[kind]}m{visible(line)}\033[0m" if color else visible(line)
 
 
 def _total(tokens: int, kept: int, for_what: str, max_length: int, supervised: int | None = None) -> str:

@@ -150,7 +150,8 @@ def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
-    lines = csv.DictReader(io.StringIO(utf8(name, content), newline=""))
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # 128 KiB by default, which a passage may exceed
+    lines = csv.DictReader(io.StringIO(utf8(name, content), newline=""), strict=True)
     try:
         header = list(lines.fieldnames or [])
         if len(set(header)) < len(header):
@@ -169,6 +170,6 @@ def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
 
     try:
         rows = pq.read_table(io.BytesIO(content)).to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # dates beyond Python's, among others
         raise UserError(f"{name}: not a Parquet file, or a damaged one ({' '.join(str(error).split())[:200]})") from None
     yield from rows

@@ -190,6 +190,16 @@ def place_for(path: str | Path, what: str) -> Path:
     return found
 
 
+def new_place(path: str | Path, what: str) -> Path:
+    """``place_for`` of a folder that is written as a whole: one that is not there yet, or empty. Raises ``UserError`` for any other."""
+    place = place_for(path, what)
+    if place == Path.cwd():
+        raise UserError(f"{path}: is the working folder, which would be replaced; give the name of a new one")
+    if place.is_dir() and any(place.iterdir()):
+        raise UserError(f"{place}: is not empty; give another folder for {what}")
+    return place
+
+
 def make(folder: Path, what: str) -> None:
     """Make a folder, and see that files can be written there."""
     try:

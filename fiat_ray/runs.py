@@ -218,13 +218,14 @@ class Run:
         return export(self, folder, trial)
 
     def best_trial(self, name: str | None = None) -> dict[str, Any]:
-        """The trial of that name (a prefix is enough); without one the best on validation, FIAT's before others."""
+        """The trial of that name, or of a method or a name's beginning the best on validation; without one the best of all, FIAT's before others."""
         trials = [t for t in self.trials if name is None or t["name"].startswith(name)]
+        trials = [t for t in trials if t["method"] == name] or trials
         if not trials:
             known = ", ".join(t["name"] for t in self.trials) or "none"
             raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {known}")
-        if len({t["task"] for t in trials}) > 1:
-            raise UserError(f"{self.path}: has several tasks; name a trial: {', '.join(t['name'] for t in trials)}")
+        if len({t["task"] for t in trials}) > 1 or (name is not None and len({t["method"] for t in trials}) > 1):
+            raise UserError(f"{self.path}: has several such tasks or methods; name a trial: {', '.join(t['name'] for t in trials)}")
         if name is None:
             trials = self._on_most_rows(trials[0]["task"])
         fiat = [t for t in trials if t["method"] == "fiat"] or trials

@@ -10,7 +10,7 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -159,9 +159,9 @@ def parse_answer(rationale: str, labels: Sequence[str] = ()) -> str:
     if not labels:
         return answer
     ends = string.punctuation + string.whitespace
-    same = [label for label in labels if label.casefold() == answer.casefold()]
-    alike = [label for label in labels if label.casefold().strip(ends) == answer.casefold().strip(ends)]
-    return next(iter([*same, *alike]), "")
+    forms: tuple[Callable[[str], str], ...] = (str, str.casefold, lambda text: text.casefold().strip(ends))
+    alike = (label for form in forms for label in labels if form(answer) and form(label) == form(answer))
+    return next(alike, "")
 
 
 def without_answer(rationale: str) -> str:

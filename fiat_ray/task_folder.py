@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,19 @@ def read_task_yaml(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key}: must be a list of texts, not {spec[key]!r}; write words such as no and yes in quotes")
     if "labels" in spec and (len(set(spec["labels"])) < 2 or len(set(spec["labels"])) < len(spec["labels"]) or not all(spec["labels"])):
         raise UserError(f"{path}: labels: must be two or more different texts, not {spec['labels']!r}")
+    check_labels(spec.get("labels", []), path)
     spec.setdefault("metric", "accuracy" if "labels" in spec else "f1")
     if spec["metric"] not in ("f1", "accuracy"):
         raise UserError(f"{path}: metric '{spec['metric']}' is none of f1, accuracy")
     if (spec.get("metric") == "accuracy") != bool(spec.get("labels")):
         raise UserError(f"{path}: metric accuracy goes with labels, f1 with free text")
     return spec
+
+
+def check_labels(labels: Sequence[str], origin: str | Path) -> None:
+    """Raise ``UserError`` for a label that no answer, which is one line, can be."""
+    if odd := [label for label in labels if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", label) or label != label.strip()]:
+        raise UserError(f"{origin}: labels: {odd[0]!r} holds a line break, a control character or white space at an end; rename it")
 
 
 def group_fields(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Text for terminals."""
 
+import re
 from textwrap import fill
 
 WIDTH = 110
@@ -9,3 +10,8 @@ WIDTH = 110
 def line(label: str, text: str) -> str:
     """A label and what is said of it, wrapped beside it; words, such as paths, stay whole."""
     return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)
+
+
+def visible(text: str) -> str:
+    """One line of somebody's text with its control characters spelt out: a terminal would obey them."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -55,3 +55,11 @@ def test_methods_and_rows_of_one_run_alone(tmp_path: Path) -> None:
     rows = {row["method"]: row for row in diff(a, b)["scores"]}
     assert rows["no_cot"]["note"] == "only in A" and rows["no_cot"]["change"] is None
     assert rows["fiat"]["note"] == "not about the same test rows"
+
+
+def test_predictions_that_are_not_there(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a"), write(tmp_path / "b")
+    for path in b.glob("trials/fiat-*/predictions.parquet"):
+        path.unlink()
+    assert [row["note"] for row in diff(a, b)["scores"] if row["method"] == "fiat"] == ["no predictions in B"]
+    assert [(row["note"], row["same"]) for row in diff(b, b)["scores"] if row["method"] == "fiat"] == [("no predictions in either", False)]

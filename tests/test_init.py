@@ -146,3 +146,60 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "mytask" / "notes.txt").write_text("mine")
     assert "is not empty" in refused(capsys, "init", str(tmp_path / "mytask"), "--train", str(file))
     assert [path.name for path in (tmp_path / "mytask").iterdir()] == ["notes.txt"]
+
+
+def test_a_dataset_of_one_split_and_one_with_other_names(tmp_path: Path) -> None:
+    """What is lacking is drawn from train; what is there stays what it is, and a cache is no data."""
+    for name in ("train", "dev"):
+        rows = topics(40) if name == "train" else [row | {"text": f"Other {row['text']}"} for row in topics(12)]
+        table = pa.Table.from_pylist(rows)
+        (tmp_path / "both" / name).mkdir(parents=True)
+        for file in ("data-00000-of-00001.arrow", "cache-1234.arrow"):
+            with pa.OSFile(str(tmp_path / "both" / name / file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
+    both = Task.load(init(tmp_path / "a", tmp_path / "both").folder)
+    assert len(both.split("validation")) == 12 and all(row.fields["text"].startswith("Other") for row in both.split("validation"))
+    assert 6 <= len(both.split("test")) <= 10 and len(both.split("train")) + len(both.split("test")) + len(both.exemplars) == 40
+    alone = Task.load(init(tmp_path / "b", tmp_path / "both" / "train").folder)
+    assert sum(len(alone.split(split)) for split in SPLITS) + len(alone.exemplars) == 40
+
+
+def test_one_input_with_several_answers_stays_in_one_split(tmp_path: Path) -> None:
+    rows = [{"question": f"Who saw {n // 4}?", "answer": f"Person {n}"} for n in range(120)]
+    task = Task.load(init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", rows)).folder)
+    where: dict[str, set[str]] = {}
+    for row in task.rows:
+        where.setdefault(row.fields["question"], set()).add(row.split)
+    assert all(len(splits) == 1 for splits in where.values()) and len(where) > 20
+
+
+def test_halves_of_characters_and_worked_examples_with_numbers(tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", [{"text": f"Case {n} \ud800", "label": n % 2} for n in range(30)])
+    exemplars = jsonl(tmp_path / "worked.jsonl", [{"text": "A case", "label": 1, "rationale": "It is odd."}])
+    task = Task.load(init(tmp_path / "mytask", rows, exemplars=exemplars).folder)
+    assert task.labels == ("0", "1") and [exemplar.target for exemplar in task.exemplars] == ["1"] and task.rows[0].fields["text"].endswith("?")
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        ([], [], "rows.jsonl: holds no rows"),
+        (topics(), ["--labels", "sport,sport,trade"], "one is empty or stands there twice"),
+        (topics(), ["--labels", "sport,trade,"], "one is empty or stands there twice"),
+        ([*topics(20), {"text": "x", "label": "a\nb"}], [], r"'a\nb' holds a line break"),
+        ([*topics(20), {"text": "x", "label": 1.5}], [], "rows.jsonl, row 21: field 'label' must be text, not float"),
+        ([topics(1)[0], *[row | {"split": "train"} for row in topics(20)]], [], "rows.jsonl, row 1: no field 'split'"),
+        ([row | {"Split": "unheard"} for row in topics(20)], [], "split 'unheard' is none of train, validation, test"),
+    ],
+)
+def test_refused_with_the_row(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], options: list[str], said: str) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", rows)
+    assert said in refused(capsys, "init", str(tmp_path / "mytask"), "--train", str(file), *options)
+
+
+def test_names_that_can_not_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = jsonl(tmp_path.parent / "rows.jsonl", topics())
+    assert "a built-in task has that name" in refused(capsys, "init", "country_facts", "--train", str(file))
+    assert "is the working folder" in refused(capsys, "init", ".", "--train", str(file))
+    assert "NAME: name 'a b' is no name for a task" in refused(capsys, "init", "a b", "--train", str(file))

@@ -96,3 +96,28 @@ def test_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "row 999: there is none" in refused(capsys, "prompt", str(config), "--ask", "--row", "999")
     assert "no such file; it holds the instructions" in refused(capsys, "prompt", str(config), "--compare", "nowhere.txt", "neither.txt")
     assert "'0' is no whole number above 0" in refused(capsys, "prompt", str(config), "--sample", "0")
+
+
+def test_rows_without_an_answer_are_no_result(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.py").write_text("def reason(row):\n    raise SystemExit(row['split'])\n")
+    values = yaml.safe_load(config.read_text()) | {"reasoner": {"kind": "scripted", "script": str(tmp_path / "broken.py")}}
+    config.write_text(yaml.safe_dump(values))
+    (tmp_path / "a.txt").write_text("Think.")
+    for options in (["--ask"], ["--sample", "5"], ["--compare", str(tmp_path / "a.txt"), str(tmp_path / "a.txt")]):
+        assert main(["prompt", str(config), *options]) == 3
+        said = capsys.readouterr()
+        assert "rows got no answer (engine_error; the first: SystemExit: " in said.err and "no sure difference" not in said.out
+
+
+def test_a_file_that_lacks_instructions_is_found_before_anything_is_asked(tmp_path: Path, config: Path, chat: chat_server.ChatServer) -> None:
+    (tmp_path / "a.txt").write_text("Think.")
+    (tmp_path / "b.txt").write_text(" \n")
+    assert main(["prompt", str(config), "--compare", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]) == 2
+    assert not chat.requests
+
+
+def test_a_terminal_obeys_nobodys_text(config: Path, chat: chat_server.ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
+    chat.reply = lambda messages: "\x1b[31mred\nAnswer: \x1b[2Jgone"
+    assert main(["prompt", str(config), "--ask"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\\x1b[31mred" in shown and "\\x1b[2Jgone" in shown

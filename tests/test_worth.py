@@ -244,3 +244,17 @@ def test_the_page_shows_averages_and_folds_languages(results: Results) -> None:
 @pytest.mark.parametrize(("said", "answer"), [("x\nAnswer: a\nAnswer: b", "b"), ("no line", ""), ("**Answer:** c ", "c")])
 def test_the_answer_is_on_the_last_answer_line(said: str, answer: str) -> None:
     assert parse_answer(said) == answer
+
+
+@pytest.mark.parametrize(
+    ("labels", "said", "answer"),
+    [
+        (("+", "-"), "Answer: -", "-"),
+        (("+", "-"), "no line", ""),
+        (("Yes", "yes"), "Answer: yes", "yes"),
+        (("no", "yes"), "Answer: **Yes**.", "yes"),
+        (("no", "yes"), "Answer: maybe", ""),
+    ],
+)
+def test_the_label_is_the_one_that_is_most_alike(labels: tuple[str, ...], said: str, answer: str) -> None:
+    assert parse_answer(said, labels) == answer

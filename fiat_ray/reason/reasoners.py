@@ -75,9 +75,12 @@ class ScriptedReasoner:
     async def reason(self, prefix: Sequence[int], ids: Sequence[int], row: str) -> Answer:
         start = time.perf_counter()
         try:
-            text = (await asyncio.to_thread(self._function, json.loads(row))).strip()
-        except Exception as error:
+            said = await asyncio.to_thread(self._function, json.loads(row))
+            if not isinstance(said, str):
+                raise TypeError(f"reason(row) gave {type(said).__name__}, not text")
+        except (Exception, SystemExit) as error:
             return Answer("engine_error", error=f"{type(error).__name__}: {error}"[:500])
+        text = said.strip()
         return Answer(ended(text, "stop"), text, "stop", seconds=time.perf_counter() - start)
 
 

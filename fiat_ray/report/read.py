@@ -119,7 +119,7 @@ class Run:
 def read(run_dir: str | Path) -> Run:
     """Opens a run directory. ``UserError`` where it is none: no ``manifest.json``."""
     path = Path(run_dir).resolve()
-    manifest = read_json(path / "manifest.json")
+    manifest = read_json(path / "manifest.json", tasks=dict, trials=list, models=dict)
     if manifest is None:
         raise UserError(f"{run_dir}: no manifest.json in it, so it is no run directory; give the folder that --out named")
     config = path / "config.yaml"
