@@ -21,7 +21,7 @@ REASONING = ("own", "none", "another")
 TESTED = {"own": REASONING, "none": ("own",), "another": ("another",)}
 """What training rows got → what test rows get, of all that could be asked what the controls are about."""
 
-SIZES = {"train": 128, "validation": 16, "test": 100}
+SIZES = {"train": 96, "validation": 16, "test": 100}
 PEGS = range(10, 99)
 
 
