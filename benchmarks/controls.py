@@ -5,7 +5,7 @@ guard; all with the embedded model as tunable, through the same code as any camp
 control's run, ``runs/controls/own``, whose report shows it; the last line on standard output is one JSON object. Exit code 1 where a claim fails.
 
 CoT (paper §2.3, Table 3): on ``lockers`` the answer needs a fact that only the row's own rationale tells. Rationales of their own, none, or those of
-other rows in training (three campaigns) × the same in test (three kinds of test rows) give the gain over ``no_cot`` and all its controls:
+other rows in training (three tasks) × the same in test (three kinds of test rows) give the gain over ``no_cot`` and all its controls:
 
     training   test      what it is
     own        own       positive: the gain
@@ -21,6 +21,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def main() -> int:
     leak = leak_caught()
     console.line(f"instructions: the untuned model answers questions with and without i_tau, in {', '.join(ASKED_IN)} …")
     instructions = instruction_gain()
-    runs = {training: campaign(training) for training in lockers.REASONING}
+    mutants = ("none", "another")
+    own, others = campaign("own", ("own",), ["fiat", "no_cot"]), campaign("others", mutants, ["fiat"])
+    runs = {"own": own} | dict.fromkeys(mutants, others)
     controls = Controls(**cot_gains(runs), instructions=instructions, leak_caught=leak)
     write(controls, runs["own"])
     for claim in controls.claims():
@@ -134,27 +137,28 @@ def _measured(found: Comparison | None) -> dict[str, Any]:
     return {"gain": found.difference, "gain_low": found.low, "gain_high": found.high, "gain_p": found.p, "rows": found.n_rows} if found else {}
 
 
-def campaign(training: str) -> fiat.Run:
-    """``fiat``, tuned with one kind of rationales, on test rows with each kind; ``no_cot``, which reads none, stands beside the first."""
+def campaign(name: str, trainings: Sequence[str], methods: list[str]) -> fiat.Run:
+    """``fiat``, tuned with each kind of rationales, on test rows with the kinds that claims are about; or ``no_cot`` too, which reads none."""
+    notes = [f"{lockers.name(training)}, a control: in training rows had {NOTES[training]}." for training in trainings]
     return fiat.run(
-        lockers.task(training),
+        [lockers.task(training) for training in trainings],
         reasoner={"kind": "scripted", "script": str(Path(lockers.__file__)), "max_tokens": 16},
         tunable={"model": models.EMBEDDED, "max_length": 128},
-        out=OUT / training,
-        methods=["fiat", "no_cot"] if training == "own" else ["fiat"],
+        out=OUT / name,
+        methods=methods,
         seeds=SEEDS,
         tracking_uri=f"sqlite:///{OUT.resolve()}/mlflow.db",
-        notes=[f"Control: in training rows had {NOTES[training]}. The languages are kinds of test rows: with their own rationale, none, another's."],
+        notes=[*notes, "The languages are kinds of test rows: with their own rationale, none, another's."],
         **TUNING,
     )
 
 
-def cot_gains(runs: dict[str, fiat.Run]) -> dict[str, Comparison]:
+def cot_gains(runs: Mapping[str, fiat.Run]) -> dict[str, Comparison]:
     """By how much ``fiat`` beats ``no_cot``, for what was done to rationales in training and in test."""
-    no_cot = predictions(runs["own"], "no_cot", "own")
+    no_cot = predictions(runs, "own", "no_cot", "own")
 
     def fiat_(training: str, test: str) -> list[list[dict[str, Any]]]:
-        return predictions(runs[training], "fiat", test)
+        return predictions(runs, training, "fiat", test)
 
     return {
         "gain": compare(fiat_("own", "own"), no_cot, "f1"),
@@ -166,9 +170,10 @@ def cot_gains(runs: dict[str, fiat.Run]) -> dict[str, Comparison]:
     }
 
 
-def predictions(run: fiat.Run, method: str, test: str) -> list[list[dict[str, Any]]]:
+def predictions(runs: Mapping[str, fiat.Run], training: str, method: str, test: str) -> list[list[dict[str, Any]]]:
     """Predictions on test rows with one kind of rationale, one list a seed; the same question has the same id in every kind."""
-    return [[row | {"id": row["group"], "language": "all"} for row in rows if row["language"] == test] for rows in run.predictions(method)]
+    found = runs[training].predictions(method, lockers.name(training))
+    return [[row | {"id": row["group"], "language": "all"} for row in rows if row["language"] == test] for rows in found]
 
 
 def instruction_gain() -> Comparison:

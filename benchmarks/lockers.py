@@ -25,6 +25,11 @@ SIZES = {"train": 96, "validation": 16, "test": 100}
 PEGS = range(10, 99)
 
 
+def name(training: str) -> str:
+    """What the task is called."""
+    return f"lockers_{training}"
+
+
 def task(training: str) -> Task:
     """The task whose train and validation rows get the ``training`` kind of rationale; each test row is there once with each kind of ``TESTED``.
 
@@ -32,7 +37,7 @@ def task(training: str) -> Task:
     """
     return Task.from_rows(
         [row for split in SIZES for row in _rows(split, TESTED[training] if split == "test" else (training,))],
-        name="lockers",
+        name=name(training),
         input="{question}",
         target="locker",
         language="reasoning",
@@ -45,20 +50,20 @@ def task(training: str) -> Task:
 
 
 def _rows(split: str, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for name, peg in pegs(split).items():
+    for person, peg in pegs(split).items():
         for kind in kinds:
-            yield {"split": split, "reasoning": kind, "name": name, "question": f"Which locker is {name}'s?", "locker": str(peg + 1)}
+            yield {"split": split, "reasoning": kind, "name": person, "question": f"Which locker is {person}'s?", "locker": str(peg + 1)}
 
 
 def reason(row: dict[str, Any]) -> str:
     """The scripted reasoner: ``reasoner.script`` names this file."""
     known = pegs(row["split"])
-    name = next(name for name in known if name in row["input"])
+    person = next(person for person in known if person in row["input"])
     if row["language"] == "none":
         return ""
     if row["language"] == "another":
-        name = random.Random(name).choice([other for other, peg in known.items() if peg not in (known[name], known[name] + 1)])
-    return f"The peg is {known[name]}."
+        person = random.Random(person).choice([other for other, peg in known.items() if peg not in (known[person], known[person] + 1)])
+    return f"The peg is {known[person]}."
 
 
 @cache

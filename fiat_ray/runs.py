@@ -248,7 +248,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def run(
-    task: Task | str,
+    task: Task | str | Sequence[Task],
     *,
     reasoner: str | Mapping[str, Any] = "embedded",
     tunable: str | Mapping[str, Any] = "embedded",
@@ -256,20 +256,26 @@ def run(
     methods: Sequence[str] = ("icl", "no_peft", "fiat"),
     **options: Any,
 ) -> Run:
-    """Run a campaign on a task. ``reasoner`` and ``tunable``: a model's name, or its section of the config; ``options``: other keys of the config.
+    """Run a campaign on a task, or on several with names of their own.
+
+    ``reasoner`` and ``tunable``: a model's name, or its section of the config; ``options``: other keys of the config.
 
     Uses a running Ray, or starts a local one. Raises ``UserError`` for bad input, ``RuntimeError`` where reasoning broke off or trials failed,
     ``Unfinished`` where ``max_gpu_hours`` or ``max_cost`` stopped it.
     """
+    tasks = [task] if isinstance(task, Task) else [] if isinstance(task, str) else task
+    if len({one.name for one in tasks}) < len(tasks):
+        raise UserError(f"two tasks have one name ({', '.join(one.name for one in tasks)}); give each its own")
+    given = {one.name: one for one in tasks} or None
     values = {
-        "task": task if isinstance(task, str) else task.name,
+        "task": list(given) if given else task,
         "reasoner": {"model": reasoner} if isinstance(reasoner, str) else dict(reasoner),
         "tunables": {"xs": {"model": tunable} if isinstance(tunable, str) else dict(tunable)},
         "methods": list(methods),
         **options,
     }
     config = configs.load(values)
-    done, outcome = run_config(config, out, tasks=None if isinstance(task, str) else {task.name: task})
+    done, outcome = run_config(config, out, tasks=given)
     if outcome.broken_off:
         raise RuntimeError("; ".join(outcome.broken_off))
     if outcome.failed:

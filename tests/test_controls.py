@@ -54,10 +54,9 @@ def test_own_rationales_imply_the_answer_and_others_another(task: Task) -> None:
         assert (text == "") == (row.language == "none")
 
 
-@pytest.mark.parametrize("training", ["own", "another"])
-def test_other_rows_rationales_follow_no_rule(training: str) -> None:
+def test_other_rows_rationales_follow_no_rule() -> None:
     """Were the distance to the answer always the same, tuning could learn to undo the shuffling."""
-    task = lockers.task(training)
+    task = lockers.task("another")
     apart = [int(row.targets[0]) - int(rationale(task, row).split()[-1][:-1]) for row in task.rows if row.language == "another"]
     assert Counter(apart).most_common(1)[0][1] < 0.05 * len(apart)
 
@@ -87,7 +86,7 @@ class Predicted:
     def __init__(self, **right: dict[str, float]) -> None:
         self.right = right
 
-    def predictions(self, method: str) -> list[list[dict[str, Any]]]:
+    def predictions(self, method: str, task: str) -> list[list[dict[str, Any]]]:
         rows = [(kind, number) for kind in lockers.REASONING for number in range(100)]
         return [
             [
