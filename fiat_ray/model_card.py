@@ -15,7 +15,7 @@ from fiat_ray.campaign import Trial
 from fiat_ray.predict import shown_rationales
 from fiat_ray.recipe import TITLES
 from fiat_ray.render import CHAT_OPTIONS, Prompt, Renderer
-from fiat_ray.runs import Run, versions
+from fiat_ray.runs import Run
 from fiat_ray.task import Task, template_fields
 
 MOST_COMPARED = 500
@@ -31,8 +31,7 @@ def write(run: Run, record: Mapping[str, Any], trial: Trial) -> str:
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
         f"# {TITLES.get(trial.method, trial.method)}: {base} tuned on {task.name}\n",
-        "`model/` is the whole model, for transformers and `vllm serve model`."
-        + (" `adapter/` is the same as a LoRA adapter, for PEFT on the base model." if trial.recipe.peft else ""),
+        _what_is_here(trial),
         _how_to_ask(run, task, trial),
         f"## Scores\n\nOn test, 0–100; learning rate and step were chosen on validation.\n\n{_scores(run, trial)}",
         f"## Data\n\n{_data(described)}",
@@ -40,6 +39,15 @@ def write(run: Run, record: Mapping[str, Any], trial: Trial) -> str:
         "## Licence\n\nThe base model's licence applies to these weights, and so may that of the rows they were tuned on.",
     ]
     return "\n\n".join(part.strip("\n") if part is not parts[0] else part.rstrip("\n") for part in parts) + "\n"
+
+
+def _what_is_here(trial: Trial) -> str:
+    parts = ["`model/` is the whole model, for transformers and `vllm serve model`."]
+    if trial.recipe.peft:
+        parts.append("`adapter/` is the same as a LoRA adapter, for PEFT on the base model.")
+    if trial.model == models.EMBEDDED:
+        parts.append("The base is a copy in 4 bits, whose folder `fiat_ray.models.find('embedded')` gives.")
+    return " ".join(parts)
 
 
 def _base(model: str) -> tuple[str, str]:
@@ -149,7 +157,7 @@ def _recipe(run: Run, record: Mapping[str, Any], trial: Trial, revision: str) ->
         "step": f"{record['step']} of {record['steps']}",
         f"{record['selection_metric']} on validation": _number(record["selection_value"]),
         **lora,
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
     }
     return _table(["what", "value"], [[name, str(value)] for name, value in said.items()])
 

@@ -27,6 +27,11 @@ def topics(count: int = 60) -> list[dict[str, Any]]:
     return [{"text": f"Item {n}: all about {TOPICS[n % 3]} today.", "label": TOPICS[n % 3]} for n in range(count)]
 
 
+def made(folder: Path, rows: Path, **options: Any) -> Task:
+    """The task that ``init`` makes. For other hardware than CPUs it needs no plan, which takes seconds."""
+    return Task.load(init(folder, rows, hardware="gpu24", **options).folder)
+
+
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
@@ -53,7 +58,7 @@ def test_questions_become_a_task_that_runs(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_same_rows_and_seed_give_the_same_files(tmp_path: Path) -> None:
     rows = jsonl(tmp_path / "rows.jsonl", questions(40))
-    folders = [init(tmp_path / name / "task", rows, seed=seed).folder for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    folders = [init(tmp_path / name / "task", rows, seed=seed, hardware="gpu24").folder for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
     assert contents[0] == contents[1] and contents[0]["test.jsonl"] != contents[2]["test.jsonl"]
 
@@ -72,7 +77,7 @@ def test_every_form_of_file(tmp_path: Path, kind: str) -> None:
             table = pa.Table.from_pandas(rows, preserve_index=False)
             with pa.OSFile(str(path / split / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
                 stream.write_table(table)
-    task = Task.load(init(tmp_path / "mytask", path).folder)
+    task = made(tmp_path / "mytask", path)
     assert task.labels == ("sport", "trade", "weather") and task.metric == "accuracy" and task.languages == ["und"]
     if kind == "dataset":
         assert (len(task.split("validation")), len(task.split("test"))) == (12, 12)
@@ -81,7 +86,7 @@ def test_every_form_of_file(tmp_path: Path, kind: str) -> None:
 
 def test_labels_that_are_numbers_and_the_positive_one(tmp_path: Path) -> None:
     rows = jsonl(tmp_path / "rows.jsonl", [{"sentence": f"Case {n}", "label": n % 2 == 0} for n in range(30)])
-    task = Task.load(init(tmp_path / "mytask", rows, positive="false").folder)
+    task = made(tmp_path / "mytask", rows, positive="false")
     assert task.labels == ("true", "false") and task.input == "sentence: {sentence}"
 
 
@@ -104,11 +109,11 @@ def test_every_config_is_one(tmp_path: Path, hardware: Any) -> None:
 
 
 def test_drafts_are_called_so_until_somebody_writes_them(tmp_path: Path) -> None:
-    folder = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", topics(30))).folder
+    folder = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", topics(30)), hardware="gpu24").folder
     assert drafts(Task.load(folder)) == ["i_beta.txt", "i_tau.txt", "exemplars.jsonl"]
     (folder / "i_tau.txt").write_text("Which topic is it?")
     assert "drafts, which nobody has read who knows the task: i_beta.txt, exemplars.jsonl" in " ".join(
-        describe(planning.plan(config.load(folder / "config.yaml"))).split()
+        describe(planning.plan(config.load(folder / "config.yaml", ["methods=[majority]"]))).split()
     )
     (folder / "i_beta.txt").write_text('Think. Then finish with one line: "Answer: " and the topic.')
     exemplar = {"text": "The ball was round.", "rationale": "A ball is played with.", "target": "sport"}
@@ -157,16 +162,16 @@ def test_a_dataset_of_one_split_and_one_with_other_names(tmp_path: Path) -> None
         for file in ("data-00000-of-00001.arrow", "cache-1234.arrow"):
             with pa.OSFile(str(tmp_path / "both" / name / file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
                 stream.write_table(table)
-    both = Task.load(init(tmp_path / "a", tmp_path / "both").folder)
+    both = made(tmp_path / "a", tmp_path / "both")
     assert len(both.split("validation")) == 12 and all(row.fields["text"].startswith("Other") for row in both.split("validation"))
     assert 6 <= len(both.split("test")) <= 10 and len(both.split("train")) + len(both.split("test")) + len(both.exemplars) == 40
-    alone = Task.load(init(tmp_path / "b", tmp_path / "both" / "train").folder)
+    alone = made(tmp_path / "b", tmp_path / "both" / "train")
     assert sum(len(alone.split(split)) for split in SPLITS) + len(alone.exemplars) == 40
 
 
 def test_one_input_with_several_answers_stays_in_one_split(tmp_path: Path) -> None:
     rows = [{"question": f"Who saw {n // 4}?", "answer": f"Person {n}"} for n in range(120)]
-    task = Task.load(init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", rows)).folder)
+    task = made(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", rows))
     where: dict[str, set[str]] = {}
     for row in task.rows:
         where.setdefault(row.fields["question"], set()).add(row.split)
@@ -176,7 +181,7 @@ def test_one_input_with_several_answers_stays_in_one_split(tmp_path: Path) -> No
 def test_halves_of_characters_and_worked_examples_with_numbers(tmp_path: Path) -> None:
     rows = jsonl(tmp_path / "rows.jsonl", [{"text": f"Case {n} \ud800", "label": n % 2} for n in range(30)])
     exemplars = jsonl(tmp_path / "worked.jsonl", [{"text": "A case", "label": 1, "rationale": "It is odd."}])
-    task = Task.load(init(tmp_path / "mytask", rows, exemplars=exemplars).folder)
+    task = made(tmp_path / "mytask", rows, exemplars=exemplars)
     assert task.labels == ("0", "1") and [exemplar.target for exemplar in task.exemplars] == ["1"] and task.rows[0].fields["text"].endswith("?")
 
 

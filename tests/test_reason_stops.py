@@ -85,6 +85,7 @@ def test_an_engine_without_progress_is_killed_and_replaced(ray_local: None, benc
     assert bench.calls() == {"q0": 1, "q1": 1, f"{what} 1": 2, "q2": 1}, "what was finished is not done again"
 
 
+@pytest.mark.slow
 def test_after_three_strikes_the_stage_says_so_and_stops(ray_local: None, bench: Bench) -> None:
     requests = bench.requests("q0", "hangs 3", "q1")
     said = r"its engine failed 3 times, the last time because it made no progress for 4 seconds; finished rows are stored"
