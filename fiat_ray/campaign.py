@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from fiat_ray.artifact import fingerprint
 from fiat_ray.config import Config, Lora
@@ -148,6 +148,11 @@ def _trial(
 def needs_rationales(trial: Trial) -> bool:
     """Whether a trial waits for the augmented set; all others start without it."""
     return trial.recipe.cot != "none"
+
+
+def with_reasoner(config: Config) -> Config:
+    """The config, with few-shot ICL added where nothing in it asks the reasoner."""
+    return config if needs_reasoner(config) else replace(config, methods=[*config.methods, "icl"])
 
 
 def needs_reasoner(config: Config) -> bool:

@@ -29,12 +29,15 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
     """
     place = new_place(folder, "an export")
     record = run.best_trial(trial)
-    spec = tuned_trial(run, configs.load(run.path), record)
+    config = configs.load(run.path)
+    spec = tuned_trial(run, config, record)
+    base = models.find(spec.model)
+    renderer = Renderer(base, chat=spec.recipe.instruction_tuned)
     make(place.parent, "an export")
 
     def fill(temporary: Path) -> None:
-        _write_model(run.folder.trial(record["name"]), spec.model, temporary)
-        (temporary / CARD).write_text(model_card.write(run, record, spec), "utf-8", errors="replace")
+        _write_model(run.folder.trial(record["name"]), base, spec.model, renderer.eos, temporary)
+        (temporary / CARD).write_text(model_card.write(run, config, record, spec, renderer), "utf-8", errors="replace")
 
     try:
         artifact.write_folder(place, fill)
@@ -44,16 +47,16 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
     return place
 
 
-def _write_model(trial: Path, base_name: str, folder: Path) -> None:
+def _write_model(trial: Path, base: Path, base_name: str, eos: int, folder: Path) -> None:
     from fiat_ray.tune import model as checkpoints
 
-    base, model = models.find(base_name), folder / MODEL
+    model = folder / MODEL
     merged = checkpoints.merge(base, trial, model)
     if merged != model:
         shutil.copytree(merged, model)
     for path in [path for pattern in models.TOKENIZER_FILES for path in base.glob(pattern)]:
         shutil.copyfile(path, model / path.name)
-    _end_and_decode_as_scored(model, Renderer(base).eos)
+    _end_and_decode_as_scored(model, eos)
     if (trial / checkpoints.ADAPTER).is_dir():
         shutil.copytree(trial / checkpoints.ADAPTER, folder / ADAPTER, ignore=shutil.ignore_patterns(CARD))
         config = folder / ADAPTER / "adapter_config.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from fiat_ray import artifact, planning
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows
-from fiat_ray.rows import Place, read_rows, text_field
+from fiat_ray.rows import Place, jsonl, read_rows, text_field
 from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language
-from fiat_ray.task_folder import BUILT_IN, check_labels, task_name
+from fiat_ray.task_folder import BUILT_IN, check_labels, definition_files, task_name
 
 Hardware = Literal["cpu", "gpu24", "gpu80", "api"]
 
@@ -223,16 +223,8 @@ def _limit(task: Task) -> dict[str, int]:
 def _write(
     folder: Path, task: Task, raws: Mapping[str, dict[str, Any]], group: Sequence[str] | None, hardware: Hardware, limit: dict[str, int]
 ) -> None:
-    spec = {key: getattr(task, key) for key in ("input", "cut", "target", "language", "metric") if getattr(task, key) is not None}
-    spec |= ({"labels": list(task.labels)} if task.labels else {}) | ({"group": list(group)} if group else {})
-    texts = {
-        "task.yaml": yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=1000),
-        "i_beta.txt": f"{task.i_beta}\n",
-        "i_tau.txt": f"{task.i_tau}\n",
-        "exemplars.jsonl": _lines({"language": e.language, **e.fields, "rationale": e.rationale, "target": e.target} for e in task.exemplars),
-        "config.yaml": _config(task.name, hardware, limit),
-    }
-    texts |= {f"{split}.jsonl": _lines(raws[row.place] for row in task.split(split)) for split in SPLITS}
+    texts = definition_files({}, task, {"group": list(group)} if group else {}) | {"config.yaml": _config(task.name, hardware, limit)}
+    texts |= {f"{split}.jsonl": jsonl(raws[row.place] for row in task.split(split)) for split in SPLITS}
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8", errors="replace")
 
@@ -242,7 +234,3 @@ def _config(name: str, hardware: Hardware, limit: dict[str, int]) -> str:
     drawn = f"{few}limit: {{{', '.join(f'{split}: {rows}' for split, rows in limit.items())}}}\n" if limit else ""
     head = f"# fiat-ray plan {name}/config.yaml tells what it takes; fiat-ray run {name}/config.yaml --out runs/{name} carries it out.\n"
     return f"{head}task: .\n{drawn}{MODELS[hardware]}{METHODS}"
-
-
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

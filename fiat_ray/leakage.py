@@ -41,11 +41,13 @@ def _later(row: Row, other: Row) -> bool:
 
 
 def _check_exemplars(task: Task) -> None:
-    others = [_apart(task, exemplar.fields)[0] for exemplar in task.exemplars]
+    exemplars = [_apart(task, exemplar.fields) for exemplar in task.exemplars]
+    others = {fields for fields, _ in exemplars}
     for row in task.rows:
-        if _apart(task, row.fields)[0] not in others:
+        own = _apart(task, row.fields)
+        if own[0] not in others:
             continue
-        if number := next((at for at, exemplar in enumerate(task.exemplars, 1) if shows(task, exemplar, row)), 0):
+        if number := next((at for at, exemplar in enumerate(exemplars, 1) if _same(exemplar, own)), 0):
             raise UserError(f"{task.name}: {row} is also an exemplar, number {number}; write another exemplar")
 
 
@@ -54,13 +56,19 @@ def shows(task: Task, exemplar: Exemplar, row: Row) -> bool:
 
     Where there is no other field, a few words that stand in a longer text are no part of it yet.
     """
-    (fields, part), (others, passage) = _apart(task, exemplar.fields), _apart(task, row.fields)
-    if fields != others:
-        return False
-    short, long = sorted((part, passage), key=len)
-    return short == long or (short in long and (bool(fields) or len(short) >= SHORTEST_PART))
+    return _same(_apart(task, exemplar.fields), _apart(task, row.fields))
 
 
-def _apart(task: Task, fields: Mapping[str, str]) -> tuple[tuple[tuple[str, str], ...], str]:
+Apart = tuple[tuple[tuple[str, str], ...], str]
+
+
+def _apart(task: Task, fields: Mapping[str, str]) -> Apart:
     """All fields but the one that gives way, and that one with its white space made even."""
     return tuple((name, text) for name, text in fields.items() if name != task.cut), " ".join(fields.get(task.cut or "", "").split())
+
+
+def _same(a: Apart, b: Apart) -> bool:
+    if a[0] != b[0]:
+        return False
+    short, long = sorted((a[1], b[1]), key=len)
+    return short == long or (short in long and (bool(a[0]) or len(short) >= SHORTEST_PART))

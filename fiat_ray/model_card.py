@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from fiat_ray import config as configs
 from fiat_ray import models
 from fiat_ray.campaign import Trial
+from fiat_ray.config import Config
 from fiat_ray.predict import shown_rationales
-from fiat_ray.recipe import TITLES
 from fiat_ray.render import CHAT_OPTIONS, Prompt, Renderer
+from fiat_ray.report.tables import title_of
 from fiat_ray.runs import Run
 from fiat_ray.task import Task, template_fields
 
@@ -22,20 +22,20 @@ MOST_COMPARED = 500
 """Validation rows whose prompts are compared with a server's."""
 
 
-def write(run: Run, record: Mapping[str, Any], trial: Trial) -> str:
-    """Markdown with the header that model hubs read. ``record``: the trial's ``trial.json``."""
-    task = run.folder.load_task(trial.task)
+def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, renderer: Renderer) -> str:
+    """Markdown with the header that model hubs read. ``record``: the trial's ``trial.json``; ``renderer``: of its prompts."""
+    task, manifest = run.folder.load_task(trial.task), run.folder.read_manifest()
     base, revision = _base(trial.model)
-    described = run.folder.read_manifest()["tasks"][task.name]
+    described = manifest["tasks"][task.name]
     head = {"base_model": base, "library_name": "transformers", "language": described["languages"], "tags": ["fiat"]}
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
-        f"# {TITLES.get(trial.method, trial.method)}: {base} tuned on {task.name}\n",
+        f"# {title_of(trial.method)}: {base} tuned on {task.name}\n",
         _what_is_here(trial),
-        _how_to_ask(run, task, trial),
+        _how_to_ask(run, manifest, task, trial, renderer),
         f"## Scores\n\nOn test, 0–100; learning rate and step were chosen on validation.\n\n{_scores(run, trial)}",
         f"## Data\n\n{_data(described)}",
-        f"## Recipe\n\n{_recipe(run, record, trial, revision)}",
+        f"## Recipe\n\n{_recipe(config, manifest, record, trial, revision)}",
         "## Licence\n\nThe base model's licence applies to these weights, and so may that of the rows they were tuned on.",
     ]
     return "\n\n".join(part.strip("\n") if part is not parts[0] else part.rstrip("\n") for part in parts) + "\n"
@@ -60,8 +60,7 @@ def _base(model: str) -> tuple[str, str]:
     return name, revision
 
 
-def _how_to_ask(run: Run, task: Task, trial: Trial) -> str:
-    renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
+def _how_to_ask(run: Run, manifest: Mapping[str, Any], task: Task, trial: Trial, renderer: Renderer) -> str:
     text = task.text({name: f"{{{name}}}" for name in template_fields(task.input)})
     content = _content(renderer.tunable_prompt(task, text, "{rationale}", trial.recipe))
     if renderer.chat:
@@ -77,7 +76,7 @@ def _how_to_ask(run: Run, task: Task, trial: Trial) -> str:
         f"```json\n{json.dumps(request, ensure_ascii=False, indent=1)}\n```",
     ]
     if trial.recipe.cot == "augmented":
-        reasoner = run.folder.read_manifest()["models"].get("reasoner", {}).get("name", "the script of the run")
+        reasoner = manifest["models"].get("reasoner", {}).get("name", "the script of the run")
         lines.append(
             f"`{{rationale}}` is what the reasoner, {reasoner}, says of the row; the model was never scored without one. `fiat-ray infer` asks both "
             f"models; `fiat-ray prompt` shows what the reasoner reads."
@@ -141,8 +140,7 @@ def _data(described: Mapping[str, Any]) -> str:
     return f"{_table(['split', 'rows', 'independent groups'], rows)}\n\nFingerprint of the rows as used: `{described['data']}`."
 
 
-def _recipe(run: Run, record: Mapping[str, Any], trial: Trial, revision: str) -> str:
-    config, manifest = configs.load(run.path), run.folder.read_manifest()
+def _recipe(config: Config, manifest: Mapping[str, Any], record: Mapping[str, Any], trial: Trial, revision: str) -> str:
     key = f"tunables.{trial.tunable}{'' if trial.recipe.instruction_tuned else '.pretrained'}"
     lora = {f"LoRA {name}": value for name, value in vars(config.lora).items()} if trial.recipe.peft else {}
     said = {

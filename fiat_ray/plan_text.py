@@ -14,7 +14,7 @@ UNKNOWN = "the mean of those stored, or as reasoner.max_tokens"
 
 
 def describe(planned: Mapping[str, Any]) -> str:
-    """A plan as text, at most ``text.WIDTH`` columns wide."""
+    """A plan as text, at most ``text.WIDTH`` columns wide but for long paths."""
     lines = [said for name, task in planned["tasks"].items() for said in (*_describe_task(name, task, planned["models"]), "")]
     lines += _describe_trials(planned)
     lines += ["", describe_time(planned["time"])]

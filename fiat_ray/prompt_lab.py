@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fiat_ray import prepare
-from fiat_ray.campaign import needs_reasoner
+from fiat_ray.campaign import with_reasoner
 from fiat_ray.config import Config
 from fiat_ray.draw import validation_subset
 from fiat_ray.errors import Unfinished, UserError
@@ -41,7 +41,7 @@ class Lab:
     """The reasoner of a config, started at its first question. What it said once it is not asked again."""
 
     def __init__(self, config: Config, run: str | Path | None = None) -> None:
-        self.config = config if needs_reasoner(config) else replace(config, methods=[*config.methods, "icl"])
+        self.config = with_reasoner(config)
         self._run = run
         self._loop = asyncio.Runner()
         self._reasoner: Reasoner | None = None
@@ -60,7 +60,7 @@ class Lab:
         if missing := [key for key in dict.fromkeys(keys.values()) if key not in self._said]:
             known = stored(self.config, requests, self._run)
             self._said |= {key: Answer(**{name: known[key][name] for name in Answer.__dataclass_fields__}) for key in missing if key in known}
-        asked = [requests.of(key) for key in missing if key not in self._said]
+        asked = requests.having([key for key in missing if key not in self._said])
         if asked:
             self._reasoner = self._reasoner or self._start(prepared.reasoner_length)
         answers = dict(zip((request["key"] for request in asked), self._loop.run(self._answers(prepared, task, asked)), strict=True))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fiat_ray import models, prepare
 from fiat_ray.augmented import READABLE
-from fiat_ray.campaign import Trial, needs_reasoner
+from fiat_ray.campaign import Trial, with_reasoner
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.planning import stored
@@ -41,8 +41,8 @@ def show(
     _check_method(config, method)
     if role == "tunable" and method not in config.methods:
         config = replace(config, methods=[*config.methods, method])
-    elif role == "reasoner" and not needs_reasoner(config):
-        config = replace(config, methods=[*config.methods, "icl"])
+    elif role == "reasoner":
+        config = with_reasoner(config)
     prepared = prepare.prepare(config)
     chosen = _Chosen(prepared, *chosen_row(prepared, row))
     lines = chosen.reasoner(color) if role == "reasoner" else chosen.tunable(method, run, color)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,12 @@ def one_file(data: str | Path, pattern: str) -> tuple[str, bytes]:
     if len(found) > 1:
         raise UserError(f"{data}: {found[0][0]} and {found[1][0]} both claim to be {pattern}; `data` must hold one copy")
     return found[0]
+
+
+def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as JSON lines; what JSON has no form for, such as dates, as text. A lone surrogate, no UTF-8, is escaped, so that it comes back."""
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def text_field(row: dict[str, Any], field: str, place: Place) -> str:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from fiat_ray import artifact, augmented
 from fiat_ray.augmented import Example
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.length import Lengths
-from fiat_ray.rows import Place, text_field
+from fiat_ray.rows import Place, jsonl, text_field
 from fiat_ray.task import SPLITS, Row, Task, make_rows
-from fiat_ray.task_folder import read_definition, split_files
+from fiat_ray.task_folder import definition_files, read_definition, split_files
 
 DRAWN = "drawn.json"
 """Completion record of a task's folder in a run."""
@@ -132,15 +129,8 @@ class RunFolder:
         ``drawn``: what of the config decides which rows there are (see ``prepare.drawn``). A folder that holds just this is left as it is.
         """
         folder = self.task(task.name)
-        spec = {key: getattr(task, key) for key in ("name", "input", "cut", "target", "language", "metric") if getattr(task, key) is not None}
-        spec |= ({"labels": list(task.labels)} if task.labels else {}) | {"group": GROUP, "example": EXAMPLE}
-        files = {
-            "task.yaml": yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=1000),
-            "i_beta.txt": f"{task.i_beta}\n",
-            "i_tau.txt": f"{task.i_tau}\n",
-            "exemplars.jsonl": _lines({"language": e.language, **e.fields, "rationale": e.rationale, "target": e.target} for e in task.exemplars),
-            **{f"{split}.jsonl": _lines(_raw(task, row) for row in task.split(split)) for split in SPLITS},
-        }
+        rows = {f"{split}.jsonl": jsonl(_raw(task, row) for row in task.split(split)) for split in SPLITS}
+        files = definition_files({"name": task.name}, task, {"group": GROUP, "example": EXAMPLE}) | rows
         content = artifact.fingerprint(files, [[lengths.texts[row.id], lengths.cut_characters[row.id]] for row in task.rows])
         record = {"drawn": drawn, "removed": list(task.removed), "exemplars_shown": lengths.exemplars, "content": content}
         if artifact.read_json(folder / DRAWN) == record and all((folder / name).is_file() for name in (*files, "rows.parquet")):
@@ -220,9 +210,3 @@ def _row(task: Task, place: Place, split: str, raw: dict[str, Any]) -> Row:
     """The row that ``_raw`` wrote. Read as any task folder's it would have another id and other names for the same groups."""
     [row] = make_rows(task, [(place, split, raw)], (), ())
     return replace(row, id=text_field(raw, ID, place), group=text_field(raw, GROUP, place), example=text_field(raw, EXAMPLE, place))
-
-
-def _lines(rows: Iterable[dict[str, Any]]) -> str:
-    """JSON lines. A lone surrogate, which is no UTF-8, is escaped, so that it comes back."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)

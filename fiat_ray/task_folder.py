@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fiat_ray.errors import UserError
-from fiat_ray.rows import SUFFIXES, Place, read_rows, text_field, utf8
+from fiat_ray.rows import SUFFIXES, Place, jsonl, read_rows, text_field, utf8
 from fiat_ray.task import SPLITS, Exemplar, Row, Task, make_rows, template_fields
 from fiat_ray.yaml_file import read_yaml
 
@@ -75,6 +77,19 @@ def check_fields(task: Task, origin: str | Path) -> None:
         raise UserError(f"{origin}: cut: '{task.cut}' is no field of the input template {task.input!r}")
     if task.target in fields:
         raise UserError(f"{origin}: input: the template holds the target field '{task.target}': the answer would stand in the question")
+
+
+def definition_files(before: Mapping[str, Any], task: Task, after: Mapping[str, Any]) -> dict[str, str]:
+    """Name → text of the files that ``read_definition`` reads. ``before``, ``after``: more of ``task.yaml``, above and below what a task knows."""
+    spec = {key: getattr(task, key) for key in ("input", "cut", "target", "language", "metric") if getattr(task, key) is not None}
+    spec |= {"labels": list(task.labels)} if task.labels else {}
+    worked = ({"language": e.language, **e.fields, "rationale": e.rationale, "target": e.target} for e in task.exemplars)
+    return {
+        "task.yaml": yaml.safe_dump({**before, **spec, **after}, sort_keys=False, allow_unicode=True, width=1000),
+        "i_beta.txt": f"{task.i_beta}\n",
+        "i_tau.txt": f"{task.i_tau}\n",
+        "exemplars.jsonl": jsonl(worked),
+    }
 
 
 def task_name(name: str, origin: str | Path) -> str:

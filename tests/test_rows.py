@@ -52,7 +52,7 @@ def test_what_editors_add_is_no_row(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n[1]\n', "a.jsonl, row 2: a row must be a JSON object, not list"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"a.jsonl, line 2: not UTF-8 \(byte 16\); save the file as UTF-8"),
         ("a.csv", b"a,b\n1,\xff\n", "a.csv, line 2: not UTF-8"),
-        ("a.csv", b'a,b\n1,2\n3,"x\n4,5\n', r"a.csv, line \d: not CSV \(unexpected end of data\)"),
+        ("a.csv", b'a,b\n1,2\n3,"x\n4,5\n', r"a.csv, line 3: not CSV \(unexpected end of data\)"),
         ("a.parquet", b"PAR1 but not really", "a.parquet: not a Parquet file"),
         ("a.txt", b"a", "a.txt: rows are read from .jsonl, .csv, .parquet files, not from '.txt'"),
         ("a", b"a", "a: rows are read from .* not from 'a name without suffix'"),

@@ -86,10 +86,14 @@ class Requests:
 
     def of(self, key: str) -> dict[str, Any]:
         """The request with that key."""
-        for table in self.columns(*REQUESTS.names):
-            if (at := pc.index(table["key"], key).as_py()) >= 0:
-                return dict(table.slice(at, 1).to_pylist()[0])
+        for found in self.having([key]):
+            return found
         raise KeyError(key)
+
+    def having(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """The requests with those keys, in the file's order, read in one pass."""
+        wanted = pa.array(keys, pa.string())
+        return [row for table in self.columns(*REQUESTS.names) for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist()]
 
     def at(self, positions: np.ndarray) -> pa.Table:
         """Requests by where they stand in the file."""
