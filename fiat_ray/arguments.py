@@ -70,10 +70,10 @@ def build() -> argparse.ArgumentParser:
         ("evaluate", "only predict and score what is tuned"),
     ):
         added = command(name, text, config=True)
-        added.add_argument("--out", help="run directory (default: runs/<name of the config>)")
+        added.add_argument("--out", help="run directory (default: runs/<name of the config, or of its folder where it is called config.yaml>)")
         added.add_argument("override", nargs="*", default=[], metavar="key=value", help="changes to the config, such as limit.train=100")
     added = command("plan", "rows, tokens, what gets cut, time, disk and cost; starts nothing", config=True)
-    added.add_argument("--out", help="run directory that is there or will be (default: runs/<name of the config>)")
+    added.add_argument("--out", help="run directory that is there or will be (default: as `run`)")
     added.add_argument("--sample", action="store_true", help="measure the reasoner here, about 20 s on real prompts; what it answers is kept")
     added.add_argument("override", nargs="*", default=[], metavar="key=value")
     added = command("prompt", "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
@@ -130,12 +130,12 @@ def _init_options(added: argparse.ArgumentParser) -> None:
 
     added.add_argument("name", metavar="NAME", help="folder to be made")
     added.add_argument("--train", required=True, metavar="FILE", help="labelled rows: .jsonl, .csv or .parquet, or a folder that `datasets` saved")
-    added.add_argument("--target", help="field with the answer (default: answer, target, label or output)")
+    added.add_argument("--target", help="field with the answer (default: answer, answers, target, label or output)")
     added.add_argument("--language", help="field with the language (default: language or lang)")
     added.add_argument("--input", help='template of the input, such as "question: {question} context: {passage}" (default: fields with usual names)')
     added.add_argument("--labels", type=texts, help="all labels, comma-separated: a classification (default: the values of a field named label)")
     added.add_argument("--positive", help="label that AUC-PR is about (default: the last)")
-    added.add_argument("--group", type=texts, help="fields that make rows dependent, comma-separated, such as the question behind translations")
+    added.add_argument("--group", type=texts, help="fields that make rows dependent, comma-separated, such as a question's id (default: the input's)")
     added.add_argument("--exemplars", type=Path, metavar="FILE", help="worked examples with `rationale` (default: drafted from train rows)")
     added.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     added.add_argument("--hardware", choices=("cpu", "gpu24", "gpu80", "api"), help="what models are chosen for (default: what this machine has)")

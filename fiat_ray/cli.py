@@ -81,8 +81,8 @@ def _init(parsed: argparse.Namespace) -> None:
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {len(task.languages)} languages")
     print(f"input: {task.input}")
-    if started.limit:
-        print(f"config.yaml draws {', '.join(f'{rows} {split}' for split, rows in started.limit.items())} rows a language, so that CPUs need minutes")
+    if started.takes:
+        print(f"config.yaml: {started.takes}")
     if not task.exemplars:
         print("exemplars.jsonl is empty: no train row could become a worked example, write some")
     if started.drafted:
@@ -132,9 +132,14 @@ def _config_named(parsed: argparse.Namespace) -> Iterator[None]:
         raise UserError(said if path in said else f"{path}: {said}") from None
 
 
-def _default_out(config: str) -> Path:
-    path = Path(config)
-    return path if (path / "config.yaml").is_file() and (path / "manifest.json").is_file() else Path("runs") / (path.stem or "run")
+def _default_out(source: str) -> Path:
+    """A run directory itself, or one that has the config's name; where that is ``config.yaml``, its folder's."""
+    from fiat_ray import config
+
+    path = config.find(source)
+    if path.name != "config.yaml":
+        return Path("runs") / path.stem
+    return path.parent if (path.parent / "manifest.json").is_file() else Path("runs") / (path.parent.resolve().name or "run")
 
 
 def _shown(path: Path) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +16,9 @@ from fiat_ray import artifact, planning
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows
-from fiat_ray.rows import Place, jsonl, read_rows, text_field
+from fiat_ray.rows import Place, jsonl, read_rows, table_rows, text_field
 from fiat_ray.run_folder import make, new_place
-from fiat_ray.task import SPLITS, Task, count_by_language
+from fiat_ray.task import SPLITS, Task, count_by_language, template_fields
 from fiat_ray.task_folder import BUILT_IN, check_labels, definition_files, task_name
 
 Hardware = Literal["cpu", "gpu24", "gpu80", "api"]
@@ -32,6 +34,8 @@ MOST_LABELS = 50
 
 PLANNED_SECONDS = 300
 """What a campaign on CPUs may take by its plan, which on slow cores is a third of what it takes."""
+LEAST = {"train": 8, "validation": 8, "test": 20}
+"""Rows of all languages together that a draw for CPUs keeps, where there are so many: fewer select and tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Started:
     task: Task
     limit: dict[str, int]
     """Rows a language and split that a CPU has time for; empty where all are used."""
+    takes: str
+    """What those rows take by their plan, in words; empty of other hardware, whose speed nobody has stated yet."""
     drafted: list[str]
     """Files that nobody has written yet who knows the task."""
 
@@ -94,10 +100,12 @@ def init(
         seed=seed,
     )
     chosen = hardware or _hardware()
-    limit = _limit(task) if chosen == "cpu" else {}
+    limit, takes = _limit(task) if chosen == "cpu" else ({}, "")
+    texts = definition_files({}, task, {"group": list(group or template_fields(task.input))})
+    texts["config.yaml"] = _config(task.name, chosen, limit, takes)
     make(folder.parent, "a task")
-    artifact.write_folder(folder, lambda path: _write(path, task, dict(placed), group, chosen, limit))
-    return Started(folder, task, limit, drafts(task))
+    artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
+    return Started(folder, task, limit, takes, drafts(task))
 
 
 # What the fields are
@@ -149,7 +157,7 @@ def _dataset_folder(folder: Path) -> Placed:
     for path in sorted(folder.rglob("data-*.arrow")):  # others are caches, with the same rows in other stages
         try:
             with pa.memory_map(str(path)) as file:
-                rows = pa.ipc.open_stream(file).read_all().to_pylist()
+                rows = table_rows(pa.ipc.open_stream(file).read_all())
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: not a table that `datasets` saved ({' '.join(str(error).split())[:200]})") from None
         split = {} if path.parent == folder else {"split": path.parent.name}
@@ -178,6 +186,7 @@ tunables: {xs: {model: embedded, max_length: 1024}}
 learning_rate: {lora: [5.0e-4], full: [5.0e-5]}
 batch_size: 8
 validation: {times: 2, rows: 24}
+where: {gpus: 0}
 """,
     "gpu24": """\
 reasoner: {model: Qwen/Qwen3-4B-Instruct-2507, max_tokens: 256}
@@ -205,32 +214,53 @@ validation: {times: 6, rows: 200}
 METHODS = "methods: [majority, icl, no_peft, fiat]   # or ablations: what does each ingredient buy?\n"
 
 
-def _limit(task: Task) -> dict[str, int]:
-    """Halve all splits until the plan fits; empty where all rows do."""
-    most = {split: max(count_by_language(task.split(split)).values(), default=0) for split in SPLITS}
+def _limit(task: Task) -> tuple[dict[str, int], str]:
+    """All splits halved until the plan fits or they are down to ``LEAST``, empty where all rows do; and what they take, in words."""
+    counts = {split: count_by_language(task.split(split)) for split in SPLITS}
+    least = {split: _least(list(of.values()), LEAST[split]) for split, of in counts.items()}
+    most = {split: max(of.values()) for split, of in counts.items()}
     limit: dict[str, int] = {}
     while True:
-        values = {"task": task.name, "limit": limit, **yaml.safe_load(MODELS["cpu"] + METHODS)}
-        seconds = planning.plan(configs.load(values), {task.name: task})["time"]["seconds"]
-        if seconds <= PLANNED_SECONDS or most["train"] <= 4:
-            return limit
-        limit = most = {split: max(1, rows // 2) for split, rows in most.items()}
+        seconds = _planned(task, limit)
+        smaller = {split: max(least[split], rows // 2) for split, rows in most.items()}
+        if seconds <= PLANNED_SECONDS or smaller == most:
+            return limit, _takes(limit, seconds)
+        limit = most = smaller
+
+
+def _least(rows: Sequence[int], wanted: int) -> int:
+    """The lowest bound on the rows of each language that leaves as many as ``wanted`` in all, or as there are."""
+    return next(bound for bound in count(1) if sum(min(bound, of) for of in rows) >= min(wanted, sum(rows)))
+
+
+def _planned(task: Task, limit: Mapping[str, int]) -> float:
+    values = {"task": task.name, "limit": limit, **yaml.safe_load(MODELS["cpu"] + METHODS)}
+    try:
+        return float(planning.plan(configs.load(values), {task.name: task})["time"]["seconds"])
+    except UserError as error:
+        said, advice, _ = str(error).partition("; raise max_length")  # of a config that is not written yet
+        if not advice:
+            raise
+        raise UserError(f"{said}; shorten its other fields or the exemplars, or give --hardware gpu24, whose models have room for more") from None
+
+
+def _takes(limit: Mapping[str, int], seconds: float) -> str:
+    rows = f"{', '.join(f'{rows} {split}' for split, rows in limit.items())} rows a language are drawn" if limit else "all rows are used"
+    long = f"; longer than the {PLANNED_SECONDS // 60} min aimed at, but fewer rows would tell nothing" if seconds > PLANNED_SECONDS else ""
+    return f"{rows}: about {math.ceil(seconds / 60)} min on two CPU cores by the plan, three times that on slow ones{long}"
 
 
 # What is written
 
 
-def _write(
-    folder: Path, task: Task, raws: Mapping[str, dict[str, Any]], group: Sequence[str] | None, hardware: Hardware, limit: dict[str, int]
-) -> None:
-    texts = definition_files({}, task, {"group": list(group)} if group else {}) | {"config.yaml": _config(task.name, hardware, limit)}
-    texts |= {f"{split}.jsonl": jsonl(raws[row.place] for row in task.split(split)) for split in SPLITS}
-    for name, text in texts.items():
+def _write(folder: Path, texts: Mapping[str, str], task: Task, raws: Mapping[str, dict[str, Any]]) -> None:
+    rows = {f"{split}.jsonl": jsonl(raws[row.place] for row in task.split(split)) for split in SPLITS}
+    for name, text in {**texts, **rows}.items():
         (folder / name).write_text(text, "utf-8", errors="replace")
 
 
-def _config(name: str, hardware: Hardware, limit: dict[str, int]) -> str:
-    few = "# A draw of the rows, by language and split, so that two CPU cores take a quarter of an hour at most.\n" if limit else ""
-    drawn = f"{few}limit: {{{', '.join(f'{split}: {rows}' for split, rows in limit.items())}}}\n" if limit else ""
+def _config(name: str, hardware: Hardware, limit: Mapping[str, int], takes: str) -> str:
     head = f"# fiat-ray plan {name}/config.yaml tells what it takes; fiat-ray run {name}/config.yaml --out runs/{name} carries it out.\n"
-    return f"{head}task: .\n{drawn}{MODELS[hardware]}{METHODS}"
+    said = f"# Rows: {takes}.\n" if takes else ""
+    drawn = f"limit: {{{', '.join(f'{split}: {rows}' for split, rows in limit.items())}}}\n" if limit else ""
+    return f"{head}task: .\n{said}{drawn}{MODELS[hardware]}{METHODS}"

@@ -16,7 +16,7 @@ from typing import Any
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import shows, without_overlap
 from fiat_ray.rows import Place, placed_rows, text_field
-from fiat_ray.task import Exemplar, Metric, Row, Task, check_splits, digest, make_rows, template_fields
+from fiat_ray.task import Exemplar, Metric, Row, Task, check_splits, digest, joined, make_rows, template_fields
 from fiat_ray.task_folder import check_fields, group_fields, task_name
 
 FEWEST = 12
@@ -55,9 +55,9 @@ def from_rows(
 
     ``input``: the template (default: every text field as ``name: {name}``, the passage last); ``cut``: the field that gives way when a prompt is too
     long (default: the longest of passage, context and text, or of all). ``labels``: makes it a classification, the positive label last. ``group``:
-    fields that rows of one example share (default: all of the input and the target). ``split``: the field that says train, validation or test
-    (default: ``split`` where there is one); rows for splits that it does not name, or without it for all, are shared out of train, seeded, each
-    language (and label) alike, rows with the same input together.
+    fields that dependent rows share (default: the input's). ``split``: the field that says train, validation or test (default: ``split`` where there
+    is one); rows for splits that it does not name, or without it for all, are shared out of train, seeded, each language (and label) alike, rows of
+    one group or with the same input together.
     ``exemplars``: dicts with the template's fields, ``rationale``, the target and, optionally, the language. Without them a few train rows become
     exemplars with a drafted rationale, and are left out of every split.
 
@@ -65,7 +65,7 @@ def from_rows(
     """
     placed = placed_rows(rows)
     _check(placed, name, validation_share, test_share)
-    template = input if input is not None else _template(placed, {target, language, split, *NO_INPUT})
+    template = input if input is not None else _template(placed, {target, language, split})
     task = Task(
         name=name,
         input=template,
@@ -83,9 +83,7 @@ def from_rows(
     _check_definition(task)
     split = split or ("split" if any("split" in raw for _, raw in placed) else None)
     keys = group_fields({"input": template, "target": target} | ({"group": group} if group else {}))
-    # One input may have several answers: they go into one split together, as rows of one group do.
-    together = keys[1] if group else template_fields(template)
-    task = replace(task, rows=tuple(_rows(task, placed, split, keys, together, seed, (validation_share, test_share))))
+    task = replace(task, rows=tuple(_rows(task, placed, split, keys, seed, (validation_share, test_share))))
     if exemplars is not None:
         task = replace(task, exemplars=tuple(_given(task, place, raw) for place, raw in placed_rows(exemplars)))
         task = without_overlap(task)
@@ -126,13 +124,13 @@ def _check_definition(task: Task) -> None:
 
 def _template(placed: Placed, left_out: set[str | None]) -> str:
     texts = dict.fromkeys(str(name) for _, raw in placed for name, value in raw.items() if isinstance(value, str))
-    names = [name for name in texts if name not in left_out and not name.endswith("_id")]
+    names = [name for name in texts if name not in left_out and name.lower() not in NO_INPUT and not name.lower().endswith("_id")]
     if not names:
         raise UserError(f"the rows have no text fields to make an input of; their fields are {', '.join(map(str, placed[0][1]))}")
     for name in names:
         if not name.isidentifier():
             raise UserError(f"field '{name}' can't stand in a template; rename it to letters, digits and underscores, or give `input`")
-    names.sort(key=lambda name: name in PASSAGES)  # the question first, and next to the answer what is cut at its end
+    names.sort(key=lambda name: name.lower() in PASSAGES)  # the question first, and next to the answer what is cut at its end
     return " ".join(f"{name}: {{{name}}}" for name in names)
 
 
@@ -140,23 +138,21 @@ def _longest(names: Sequence[str], placed: Placed) -> str | None:
     def characters(name: str) -> int:
         return sum(len(text_field(raw, name, place)) for place, raw in placed)
 
-    return max([name for name in names if name in PASSAGES] or names, key=characters, default=None)
+    return max([name for name in names if name.lower() in PASSAGES] or names, key=characters, default=None)
 
 
 # Splits
 
 
-def _rows(
-    task: Task, placed: Placed, split: str | None, keys: tuple[list[str], list[str]], together: Sequence[str], seed: int, shares: tuple[float, float]
-) -> Iterable[Row]:
+def _rows(task: Task, placed: Placed, split: str | None, keys: tuple[list[str], list[str]], seed: int, shares: tuple[float, float]) -> list[Row]:
     names = ["train"] * len(placed) if split is None else [text_field(raw, split, place) for place, raw in placed]
     lacking = {name: share for name, share in (("test", shares[1]), ("validation", shares[0])) if name not in names}
     if lacking:
         at = [number for number, name in enumerate(names) if name == "train"]
-        train = list(make_rows(task, ((placed[number][0], "train", placed[number][1]) for number in at), together, together))
+        train = joined(make_rows(task, ((placed[number][0], "train", placed[number][1]) for number in at), *keys))
         for number, name in zip(at, _shared_out(train, bool(task.labels), seed, lacking), strict=True):
             names[number] = name
-    return make_rows(task, ((place, name, raw) for (place, raw), name in zip(placed, names, strict=True)), *keys)
+    return joined(make_rows(task, ((place, name, raw) for (place, raw), name in zip(placed, names, strict=True)), *keys))
 
 
 def _shared_out(rows: Sequence[Row], by_label: bool, seed: int, shares: Mapping[str, float]) -> list[str]:
@@ -167,7 +163,12 @@ def _shared_out(rows: Sequence[Row], by_label: bool, seed: int, shares: Mapping[
     wanted = {**shares, "train": 1 - sum(shares.values())}
     taken: Counter[str] = Counter()
     chosen: dict[str, str] = {}
-    for example, members in sorted(groups.items(), key=lambda g: (g[1][0].language, g[1][0].targets if by_label else (), digest(str(seed), g[0]))):
+
+    def order(group: tuple[str, list[Row]]) -> tuple[Any, ...]:
+        example, members = group
+        return *min((row.language, row.targets if by_label else ()) for row in members), digest(str(seed), example)
+
+    for example, members in sorted(groups.items(), key=order):
         seen = taken.total() + len(members)
         chosen[example] = max(wanted, key=lambda name: wanted[name] * seen - taken[name])
         taken[chosen[example]] += len(members)
@@ -212,7 +213,7 @@ def _with_drafted_exemplars(task: Task, seed: int) -> Task:
 
     They belong to no language, so every row is shown all of them.
     """
-    distinct = {row.example: row for row in reversed(task.split("train"))}
+    distinct = {row.example: row for row in sorted(task.split("train"), key=lambda row: row.id)}  # the order of rows decides nothing
     strata: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(distinct.values(), key=lambda r: digest(str(seed), "exemplar", r.example)):
         strata[row.targets[0] if task.labels else row.language].append(row)

@@ -12,9 +12,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fiat_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -40,7 +43,15 @@ def placed_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
         return list(read_rows(rows))
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         rows = rows.to_dict("records")
-    return [row if isinstance(row, tuple) else (Place(f"row {number}"), dict(row)) for number, row in enumerate(rows, 1)]
+    return [_placed(row, number) for number, row in enumerate(rows, 1)]
+
+
+def _placed(row: Any, number: int) -> tuple[Place, dict[str, Any]]:
+    if isinstance(row, tuple) and row and isinstance(row[0], Place):
+        return row[0], row[1]
+    if not hasattr(row, "keys"):
+        raise UserError(f"row {number}: must be a dict of field and value, not {type(row).__name__}")
+    return Place(f"row {number}"), dict(row)
 
 
 def parse_rows(name: str, content: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -176,7 +187,18 @@ def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(io.BytesIO(content)).to_pylist()
+        rows = table_rows(pq.read_table(io.BytesIO(content)))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # dates beyond Python's, among others
         raise UserError(f"{name}: not a Parquet file, or a damaged one ({' '.join(str(error).split())[:200]})") from None
     yield from rows
+
+
+def table_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows of an Arrow table; classes that ``datasets`` stores as numbers by their names, and None where a number is none of them (-1)."""
+    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = (described.get("info") or {}).get("features") or {}
+    classes = {name: dict(enumerate(of["names"])) for name, of in features.items() if isinstance(of, dict) and of.get("_type") == "ClassLabel"}
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row in rows:
+        row |= {name: names.get(row[name]) for name, names in classes.items() if name in row}
+    return rows

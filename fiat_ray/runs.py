@@ -264,6 +264,8 @@ def run(
     ``Unfinished`` where ``max_gpu_hours`` or ``max_cost`` stopped it.
     """
     tasks = [task] if isinstance(task, Task) else [] if isinstance(task, str) else task
+    if names := [one for one in tasks if not isinstance(one, Task)]:
+        raise UserError(f"task: {names[0]!r} in a list is no Task; give Task.load({names[0]!r}), or one name alone")
     if len({one.name for one in tasks}) < len(tasks):
         raise UserError(f"two tasks have one name ({', '.join(one.name for one in tasks)}); give each its own")
     given = {one.name: one for one in tasks} or None

@@ -217,6 +217,29 @@ def make_rows(task: Task, source: Iterable[tuple[Place, str, dict[str, Any]]], g
         )
 
 
+def joined(rows: Iterable[Row]) -> list[Row]:
+    """The rows, those with the same input made one example too, along whole chains: A shares its group with B, and B its input with C.
+
+    The same input in two splits is a leak whatever the groups say. White space makes no other input.
+    """
+    rows = list(rows)
+    above: dict[str, str] = {row.example: row.example for row in rows}
+    """Union-find: the root of each example is the least of all that are joined to it, so the order of rows decides nothing."""
+
+    def root(example: str) -> str:
+        while above[example] != example:
+            above[example] = above[above[example]]
+            example = above[example]
+        return example
+
+    first: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        text = tuple(" ".join(value.split()) for value in row.fields.values())
+        low, high = sorted((root(row.example), root(first.setdefault(text, row.example))))
+        above[high] = low
+    return [replace(row, example=root(row.example)) for row in rows]
+
+
 def _language(language: str, field: str, place: Place) -> str:
     """A language stands in folder names, metric names and tables, beside averages that are named mean."""
     if not re.fullmatch(r"\w[\w .()-]{0,49}", language) or re.fullmatch(r"mean(_\d+)?", language):

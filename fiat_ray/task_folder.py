@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 
 from fiat_ray.errors import UserError
 from fiat_ray.rows import SUFFIXES, Place, jsonl, read_rows, text_field, utf8
-from fiat_ray.task import SPLITS, Exemplar, Row, Task, make_rows, template_fields
+from fiat_ray.task import SPLITS, Exemplar, Row, Task, joined, make_rows, template_fields
 from fiat_ray.yaml_file import read_yaml
 
 Reader = Callable[..., Iterator[tuple[Place, str, dict[str, Any]]]]
@@ -135,9 +135,8 @@ def check_labels(labels: Sequence[str], origin: str | Path) -> None:
 
 
 def group_fields(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(fields whose values make the group, fields that make the example). Without ``group`` each row is its own."""
-    default = [*template_fields(spec["input"]), spec.get("target", "target")]
-    group = spec.get("group", default)
+    """(fields whose values make the group, fields that make the example). Without ``group``, rows with the same input are one."""
+    group = spec.get("group", template_fields(spec["input"]))
     group = [group] if isinstance(group, str) else list(group)
     example = spec.get("example", group)
     return group, [example] if isinstance(example, str) else list(example)
@@ -170,7 +169,7 @@ def _exemplars(task: Task, path: Path) -> Iterator[Exemplar]:
         yield Exemplar(language, fields, text_field(raw, "rationale", place), target)
 
 
-def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any], change: Change | None) -> Iterator[Row]:
+def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any], change: Change | None) -> Iterable[Row]:
     reader = _reader(folder)
     parameters = inspect.signature(reader).parameters
     if data is None and parameters["data"].default is inspect.Parameter.empty:
@@ -179,9 +178,10 @@ def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any], 
     options = {name: value for name, value in options.items() if value is not None}
     if unknown := [name for name in options if name not in known]:
         raise UserError(f"{task.name}: unknown option '{unknown[0]}'; this task knows {', '.join(known) or 'none'}")
-    group, example = group_fields(read_task_yaml(folder / "task.yaml"))
+    spec = read_task_yaml(folder / "task.yaml")
     source = split_files(data or folder) if reader is split_files else _guarded(folder / "task.py", reader, data, options)
-    return make_rows(task, ((place, split, change(raw)) for place, split, raw in source) if change else source, group, example)
+    rows = make_rows(task, ((place, split, change(raw)) for place, split, raw in source) if change else source, *group_fields(spec))
+    return rows if "example" in spec else joined(rows)  # who names `example` has said what is the same
 
 
 def _guarded(path: Path, reader: Reader, data: Path | None, options: dict[str, Any]) -> Iterator[tuple[Place, str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fiat_ray.cli import main
+from fiat_ray.cli import _default_out, main
 
 
 def config_file(folder: Path, **changes: object) -> Path:
@@ -106,6 +106,41 @@ def test_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dic
     line = refused(capsys, "run", str(path), "--out", str(tmp_path / "out"))
     assert all(part in line for part in [*said, str(path)])
     assert not (tmp_path / "out").exists()
+
+
+def test_one_input_with_two_answers_in_two_splits_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the task's groups say otherwise."""
+    for number, (definition, group) in enumerate((("", {}), ("group: author\n", {"author": "another"}))):
+        rows = [{"question": f"q{at}", "context": "c", "target": f"t{at}", "language": "en", "author": f"a{at}"} for at in range(3)]
+        train, validation, test = (json.dumps(row) for row in (rows[2] | {"target": "other"} | group, *rows[1:]))
+        (tmp_path / str(number)).mkdir()
+        task = own_task(tmp_path / str(number), **{"train.jsonl": train, "validation.jsonl": validation, "test.jsonl": test})
+        (task / "task.yaml").write_text((task / "task.yaml").read_text() + definition)
+        assert main(["data", "validate", str(task)]) == 2
+        said = capsys.readouterr()
+        assert "overlap    rows of train that are examples of test too: 1 (train.jsonl, row 1 = test.jsonl, row 1)" in said.out
+        assert "1 rows of train or validation are also in a later split" in said.err
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("mytask/config.yaml", "runs/mytask"),
+        ("mytask", "runs/mytask"),
+        ("first.yaml", "runs/first"),
+        ("demo", "runs/demo"),
+        ("runs/done", "runs/done"),
+        ("runs/done/config.yaml", "runs/done"),
+    ],
+)
+def test_where_a_run_goes_that_nobody_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, out: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mytask/config.yaml", "first.yaml", "runs/done/config.yaml", "runs/done/manifest.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert _default_out(source) == Path(out)
+    monkeypatch.chdir(tmp_path / "mytask")
+    assert _default_out("config.yaml") == Path("runs/mytask")
 
 
 def test_out_must_be_a_place_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 from test_cli import refused
 from test_own_task import questions
 
@@ -97,7 +100,32 @@ def test_cpus_get_as_many_rows_as_they_have_time_for(tmp_path: Path) -> None:
     loaded = config.load(started.folder / "config.yaml")
     assert loaded.limit == started.limit and 0 < started.limit["train"] < 60
     assert planning.plan(loaded)["time"]["seconds"] <= 300
+    assert "rows a language are drawn: about " in started.takes and "longer" not in started.takes
     assert not init(tmp_path / "other", rows, hardware="gpu24").limit
+
+
+def test_a_draw_for_cpus_keeps_rows_that_tell_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has a GPU, and rows that take longer than wished."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("fiat_ray.init.PLANNED_SECONDS", 60)
+    few = {"fi": 2, "sw": 58, "bn": 60}  # of 120 rows a fifth each, two of them in the smallest language, are for validation and test
+    rows = [row | {"lang": language} for row, language in zip(questions(120), (x for x, n in few.items() for _ in range(n)), strict=True)]
+    started = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", rows), hardware="cpu")
+    text = (started.folder / "config.yaml").read_text()
+    loaded = config.load(started.folder / "config.yaml")
+    assert loaded.where.gpus == 0 and loaded.limit == started.limit
+    drawn = Task.load(started.folder, limit=started.limit)
+    assert [len(drawn.split(split)) for split in SPLITS] == [8, 8, 21]  # two languages have as many as asked for, and 19 would be too few
+    seconds = planning.plan(loaded)["time"]["seconds"]
+    assert f"# Rows: {started.takes}." in text and f"about {math.ceil(seconds / 60)} min" in started.takes
+    assert "longer than the 1 min aimed at, but fewer rows would tell nothing" in text
+
+
+def test_a_row_that_no_config_for_cpus_has_room_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*questions(20), questions(1)[0] | {"question": "Which one? " * 2000}]
+    said = refused(capsys, "init", str(tmp_path / "mytask"), "--train", str(jsonl(tmp_path / "rows.jsonl", rows)), "--hardware", "cpu")
+    assert "row 21" in said and "tokens too many; shorten its other fields or the exemplars, or give --hardware gpu24" in said
+    assert "max_length" not in said and not (tmp_path / "mytask").exists()
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "gpu24", "gpu80", "api"])
@@ -176,6 +204,29 @@ def test_one_input_with_several_answers_stays_in_one_split(tmp_path: Path) -> No
     for row in task.rows:
         where.setdefault(row.fields["question"], set()).add(row.split)
     assert all(len(splits) == 1 for splits in where.values()) and len(where) > 20
+
+
+def test_inputs_and_groups_stay_together_in_what_is_written(tmp_path: Path) -> None:
+    """Each question twice, each author with two questions; and without authors the input is the group."""
+    rows = [questions()[n // 2] | {"author": f"author {n // 4}-{(n % 4 + 1) // 2}", "answer": f"answer {n}"} for n in range(60)]
+    file = jsonl(tmp_path / "rows.jsonl", rows)
+    grouped, alone = made(tmp_path / "grouped", file, group=["author"]), made(tmp_path / "alone", file)
+    assert yaml.safe_load((tmp_path / "grouped/task.yaml").read_text())["group"] == ["author"]
+    assert yaml.safe_load((tmp_path / "alone/task.yaml").read_text())["group"] == ["question", "context"]
+    for task, together in ((grouped, 4), (alone, 2)):
+        assert {len(list(rows)) for _, rows in groupby(sorted(row.example for row in task.rows))} == {together}
+    assert len({row.group for row in alone.rows}) == len({tuple(row.fields.values()) for row in alone.rows})
+
+
+def test_classes_that_datasets_stores_as_numbers(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([{"text": f"Item {n}", "label": n % 2} for n in range(30)])
+    features = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (tmp_path / "saved").mkdir()
+    with pa.OSFile(str(tmp_path / "saved/data-00000-of-00001.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    task = made(tmp_path / "mytask", tmp_path / "saved")
+    assert task.labels == ("bad", "good") and {row.targets[0] for row in task.split("test")} == {"bad", "good"}
 
 
 def test_halves_of_characters_and_worked_examples_with_numbers(tmp_path: Path) -> None:

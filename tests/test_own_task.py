@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fiat_ray as fiat
 from fiat_ray import Task
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
@@ -121,10 +122,12 @@ def test_a_split_column_is_respected() -> None:
         task([*rows, rows[0] | {"split": "test"}])
 
 
-def test_no_test_row_is_lost_to_an_exemplar_of_the_same_input() -> None:
+def test_no_test_row_is_lost_to_an_exemplar_that_shows_it() -> None:
+    """Most train rows are longer forms of test rows; an exemplar's two sentences of one would show the test row."""
     rows = [row | {"split": ("train", "train", "train", "test", "validation")[n % 5]} for n, row in enumerate(questions())]
-    rows += [row | {"split": "train", "answer": "another answer"} for row in rows if row["split"] == "test"]
-    assert len(task(rows).split("test")) == 6
+    rows += [row | {"split": "train", "context": f"{row['context']} More {n}."} for row in rows if row["split"] == "test" for n in range(9)]
+    drafted = task(rows)
+    assert len(drafted.split("test")) == 6 and drafted.exemplars
 
 
 def test_given_exemplars() -> None:
@@ -141,22 +144,50 @@ def test_given_exemplars() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    numbers=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 2)), min_size=16, max_size=60),
+    numbers=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 2), st.integers(0, 40)), min_size=16, max_size=60),
     seed=st.integers(0, 5),
     grouped=st.booleans(),
 )
-def test_nothing_stands_in_two_splits(numbers: list[tuple[int, int]], seed: int, grouped: bool) -> None:
-    rows = [questions(26)[n] | {"lang": ("fi", "sw", "bn")[language]} for n, language in numbers]
+def test_nothing_stands_in_two_splits(numbers: list[tuple[int, int, int]], seed: int, grouped: bool) -> None:
+    rows = [questions(26)[n] | {"lang": ("fi", "sw", "bn")[language], "book": f"book {book}"} for n, language, book in numbers]
     try:
-        drafted = task(rows, seed=seed, group="question" if grouped else None)
+        drafted = task(rows, seed=seed, input="{question} {context}", group="book" if grouped else None)
     except UserError as error:
-        assert "no rows in split" in str(error)  # hardly any distinct rows
+        assert "no rows in split" in str(error)  # hardly any rows that have nothing to do with each other
         return
-    for key in ("question", "context"):
-        held = [{row.fields[key] for row in drafted.split(split)} for split in SPLITS]
+    book_of = {f"row {n}": row["book"] for n, row in enumerate(rows, 1)}
+    for key in (lambda row: row.fields["question"], lambda row: book_of[row.place] if grouped else row.id):
+        held = [{key(row) for row in drafted.split(split)} for split in SPLITS]
         assert not (held[0] & held[1] or held[0] & held[2] or held[1] & held[2])
     assert without_overlap(drafted).rows == drafted.rows
     assert all(row.fields["question"] not in {e.fields["question"] for e in drafted.exemplars} for row in drafted.rows)
+
+
+def test_groups_and_inputs_are_kept_together_along_chains() -> None:
+    """Of four rows the first two have one input, the middle two one author, and the last two one input again."""
+    rows = [questions()[n // 2] | {"author": f"{n // 4}-{(n % 4 + 1) // 2}", "answer": f"answer {n}"} for n in range(40)]
+    drafted = task(rows, input="{question} {context}", group="author")
+    chains = [{(int(row.place.removeprefix("row ")) - 1) // 4 for row in drafted.split(split)} for split in SPLITS]
+    assert [len(held) for held in chains] == [3, 2, 2] and len(set.union(*chains)) == 7  # of ten chains three became exemplars
+    assert len({row.group for row in drafted.rows}) == 3 * 7 and len({row.example for row in drafted.rows}) == 7
+    turned = task(rows[::-1], input="{question} {context}", group="author")
+    assert {(row.id, row.example) for row in turned.rows} == {(row.id, row.example) for row in drafted.rows}
+
+
+def test_answers_to_one_input_are_one_group_whatever_its_white_space() -> None:
+    rows = [row | {"answer": answer} for row in questions() for answer in ("one", "another")]
+    drafted = task(rows)
+    assert len({row.group for row in drafted.rows}) == len({row.example for row in drafted.rows}) == len(drafted.rows) // 2
+    spaced = [row | {"context": f"  {row['context']}\n", "split": "test"} for row in rows[:1]]
+    splits = ["train"] * 40 + ["validation"] * 10 + ["test"] * 10
+    with pytest.raises(UserError, match=r"2 rows of train or validation .*row 1 .* is the same example as row 61"):
+        task([row | {"split": split} for row, split in zip(rows, splits, strict=True)] + spaced)
+
+
+def test_usual_names_count_in_capitals_too() -> None:
+    rows = [{"ID": "x", "Context": row["context"], "Question": row["question"] * 9, "answer": row["answer"], "lang": "fi"} for row in questions()]
+    drafted = task(rows)
+    assert (drafted.input, drafted.cut) == ("Question: {Question} Context: {Context}", "Context")
 
 
 def test_the_split_follows_the_seed_and_not_the_order_of_rows() -> None:
@@ -186,11 +217,18 @@ def test_the_split_follows_the_seed_and_not_the_order_of_rows() -> None:
         (questions(), {"test_share": 0.9}, "leave something to train on"),
         ([{"a question": "q", "answer": "a", "lang": "fi"}] * 12, {}, "field 'a question' can't stand in a template"),
         ([{"answer": "a", "lang": "fi", "n": 1}] * 12, {}, "no text fields"),
+        ([*questions(20), ("q", "a")], {}, "row 21: must be a dict of field and value, not tuple"),
+        (["question", "answer"], {}, "row 1: must be a dict of field and value, not str"),
     ],
 )
 def test_errors_name_row_and_field(rows: Rows, definition: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         task(rows, **definition)
+
+
+def test_names_in_a_list_are_no_tasks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'country_facts' in a list is no Task; give Task.load\('country_facts'\), or one name alone"):
+        fiat.run([task(), "country_facts"], out=tmp_path / "run")  # type: ignore[list-item]
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

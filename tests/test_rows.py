@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fiat_ray.errors import UserError
-from fiat_ray.rows import Place, one_file, parse_rows, read_rows, source_files, text_field
+from fiat_ray.rows import Place, one_file, parse_rows, placed_rows, read_rows, source_files, text_field
 
 ROWS = [{"question": 'নদী?\u2028\x85 "quoted", {braces}', "target": "two\nlines"}, {"question": "", "target": "x"}]
 
@@ -109,6 +111,24 @@ def test_json_that_no_reader_takes_is_named() -> None:
     for text in ("[" * 100_000, '{"a": ' + "1" * 5000 + "}"):
         with pytest.raises(UserError, match="a.jsonl, row 1: not JSON"):
             list(parse_rows("a.jsonl", text.encode()))
+
+
+def test_rows_keep_the_place_they_have() -> None:
+    row = {"a": "1"}
+    assert placed_rows([(Place("file, row 7"), row), row, pd.Series(row)]) == [("file, row 7", row), ("row 2", row), ("row 3", row)]
+    for wrong in (("file", row), (), "text", ["a"], None):
+        with pytest.raises(UserError, match="row 2: must be a dict of field and value, not"):
+            placed_rows([row, wrong])
+
+
+def test_classes_that_datasets_stores_as_numbers_have_their_names() -> None:
+    features = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}, "stars": {"dtype": "int64", "_type": "Value"}}
+    table = pa.table({"label": [1, 0, -1, None], "stars": [1, 0, 5, 2]})
+    named = [{"label": "good", "stars": 1}, {"label": "bad", "stars": 0}, {"label": None, "stars": 5}, {"label": None, "stars": 2}]
+    for metadata, expected in (({"info": {"features": features}}, named), ({"info": None}, table.to_pylist())):
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(metadata)}), buffer)
+        assert [row for _, row in parse_rows("a.parquet", buffer.getvalue())] == expected
 
 
 def packed(folder: Path, kind: str, files: dict[str, bytes]) -> Path:
