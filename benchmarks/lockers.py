@@ -8,9 +8,9 @@ so a rationale tells nothing either to who was not tuned with rationales; and no
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from fiat_ray.task import Task
@@ -18,10 +18,11 @@ from fiat_ray.task import Task
 REASONING = ("own", "none", "another")
 """Whose rationale a row gets: its own, none, or that of another row of its split, which implies another answer."""
 
-TESTED = {"own": REASONING, "none": ("own",), "another": ("another",)}
-"""What training rows got → what test rows get, of all that could be asked what the controls are about."""
+SIZES = {"train": 48, "validation": 16, "test": 100}
 
-SIZES = {"train": 96, "validation": 16, "test": 100}
+TESTED = {"own": {"own": 100, "none": 50, "another": 50}, "none": {"own": 100}, "another": {"another": 100}}
+"""What training rows got → what test rows get, of all that could be asked what the controls are about; and how many of them."""
+
 PEGS = range(10, 99)
 
 
@@ -31,12 +32,12 @@ def name(training: str) -> str:
 
 
 def task(training: str) -> Task:
-    """The task whose train and validation rows get the ``training`` kind of rationale; each test row is there once with each kind of ``TESTED``.
+    """The task whose train and validation rows get the ``training`` kind of rationale; test rows are there once with each kind of ``TESTED``.
 
     The kind stands where a task has its language: the script sees it, no prompt shows it, and scores come out by kind.
     """
     return Task.from_rows(
-        [row for split in SIZES for row in _rows(split, TESTED[training] if split == "test" else (training,))],
+        [row for split, size in SIZES.items() for row in _rows(split, TESTED[training] if split == "test" else {training: size})],
         name=name(training),
         input="{question}",
         target="locker",
@@ -49,9 +50,9 @@ def task(training: str) -> Task:
     )
 
 
-def _rows(split: str, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for person, peg in pegs(split).items():
-        for kind in kinds:
+def _rows(split: str, kinds: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    for kind, size in kinds.items():
+        for person, peg in islice(pegs(split).items(), size):
             yield {"split": split, "reasoning": kind, "name": person, "question": f"Which locker is {person}'s?", "locker": str(peg + 1)}
 
 

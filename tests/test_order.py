@@ -78,6 +78,12 @@ def test_one_large_prefix_is_shared_by_all_engines(tmp_path: Path) -> None:
     assert max(len(block) for block in blocks(found, NOTHING, replicas=1, window=64)) <= MOST_ROWS
 
 
+def test_blocks_of_many_rows_are_large_and_still_many_for_each_engine(tmp_path: Path) -> None:
+    found = asked(tmp_path, {"a": 64 * 1500})
+    assert {len(block) for block in blocks(found, NOTHING, replicas=1, window=64)} == {1500}
+    assert max(len(block) for block in blocks(found, NOTHING, replicas=2, window=64)) <= MOST_ROWS
+
+
 def test_only_what_is_missing_is_in_a_block(tmp_path: Path) -> None:
     found, store = asked(tmp_path, {"a": 6, "b": 6}), Store(tmp_path / "store")
     store.write([answered(f"a {n}") for n in range(5)] + [answered("b 0", "engine_error", "", 3), answered("b 1", "engine_error", "", 1)])

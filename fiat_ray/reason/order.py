@@ -9,7 +9,10 @@ from fiat_ray.reason.requests import Requests
 from fiat_ray.reason.store import Known
 
 MOST_ROWS = 1024
-"""Rows of a block: few enough that engines end together, and many enough that a block's own cost is none."""
+"""Rows of a block: few enough that engines end together, and many enough that a block's own cost is small."""
+
+MOST_OF_MANY = 4096
+"""Rows of a block where each engine gets at least 64 such blocks: Ray keeps something of every block on the driver until the end."""
 
 
 def blocks(requests: Requests, known: Known, replicas: int, window: int) -> list[np.ndarray]:
@@ -20,7 +23,7 @@ def blocks(requests: Requests, known: Known, replicas: int, window: int) -> list
     Prefixes with the longest rows come first: the last rows to end are short ones.
     """
     positions, prefixes, sizes = _missing(requests, known)
-    most = min(MOST_ROWS, max(1, window // 2, len(positions) // (4 * replicas)))
+    most = max(min(MOST_ROWS, max(1, window // 2, len(positions) // (4 * replicas))), min(MOST_OF_MANY, len(positions) // (64 * replicas)))
     groups = [np.flatnonzero(prefixes == prefix).astype(np.int32) for prefix in np.unique(prefixes)]
     groups.sort(key=lambda rows: -sizes[rows].mean())
     found: list[np.ndarray] = []

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fiat_ray.cluster import end_with_raylet
 from fiat_ray.errors import Unfinished, UserError
@@ -71,13 +72,15 @@ def reason(
     strikes: list[str] = []
     actor = (create, str(requests.file), dict(requests.prefixes), store.place, window, patience, stop)
     while todo := blocks(requests, store.known(), replicas, window):
-        failures = Failures(sum(map(len, todo)))
+        left = sum(map(len, todo))
+        failures = Failures(left)
         try:
             with closing(_answered(_dataset(todo, actor, replicas, cpus, gpus), _note(requests.file))) as tables:
                 for answered in tables:
                     failures.count(answered)
+                    left -= pc.sum(pc.not_equal(answered["status"], "engine_error"), min_count=0).as_py()
                     yield from answered.to_pylist()
-            if stop is not None and stop.exists():
+            if not left or (stop is not None and stop.exists()):  # where all is answered, a store of a million rows need not be read again to know it
                 return
         except EngineFailed as failed:
             strikes.append(str(failed))

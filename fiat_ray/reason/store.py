@@ -1,7 +1,7 @@
 """The rationale store: Parquet parts in a folder or below an object store's URI, rows found by a key of content. Any number of writers, each part
 under a name of its own.
 
-Nothing here holds a Python object for each row of a store: parts are read by columns, one after the other, and a key is 32 bytes of one array.
+Nothing here holds a Python object for each row of a store: parts are read by columns, one after the other, and a key is 16 bytes of one array.
 """
 
 from __future__ import annotations
@@ -232,15 +232,15 @@ class Store:
             raise UserError(f"{self.place}: the rationale store can't be read ({_said(error)})") from None
 
 
-DIGEST = "S32"
-"""The sha256 of a key. Numpy takes zero bytes at the end for padding, and so compares digests rightly, all of them having 32 bytes."""
+DIGEST = "S16"
+"""Half of a key's sha256. Numpy takes zero bytes at the end for padding, and so compares digests rightly, all of them having 16 bytes."""
 
 _NONE = pa.array([], pa.string())
 
 
 def digests(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Keys as an array of ``DIGEST``."""
-    return np.frombuffer(b"".join(hashlib.sha256(key.encode()).digest() for key in keys.to_pylist()), DIGEST)
+    return np.frombuffer(b"".join(hashlib.sha256(key.encode()).digest()[:16] for key in keys.to_pylist()), DIGEST)
 
 
 def find(digests: np.ndarray, wanted: np.ndarray) -> np.ndarray:
