@@ -95,7 +95,7 @@ def fewest(prompts: Iterable[tuple[Sequence[int], int]], block: int = BLOCK) -> 
 
 def _ask(place: Path) -> dict[str, tuple[list[int], int]]:
     """Writes the requests, and the prompts in the corpus's order. Key → prompt, and where the row's own tokens start."""
-    real = (DATA / "xtreme_up_qa").is_dir()
+    real = (DATA / "xtreme_up").is_dir()
     task = Task.load("xtreme_up_qa", DATA) if real else Task.load("country_facts")
     chosen = sorted(random.Random(SEED).sample(range(len(task.rows)), ROWS))
     task = replace(task, rows=tuple(task.rows[number] for number in chosen))

@@ -43,15 +43,16 @@ class Tuned(Protocol[X_, Y]):
         """y = argmax_y P(y | x, ŷ_β; θ'_τ, I_τ)."""
 
 
-def build(batches: Iterable[Sequence[X]], reason: Reason[X], tunable: Tunable[X], watch: Callable[[int], None]) -> None:
+def build(batches: Iterable[Sequence[X]], reason: Reason[X], tunable: Tunable[X], watch: Callable[[int], None], done: int = 0) -> None:
     """Algorithm 1, model building: tune τ on every row plus the reasoning about it.
 
     ``watch(step)`` is called before the first update (step 0) and after each one: validation, and keeping the best θ_τ^PEFT, happen there.
-    θ'_τ ← θ_τ ⊕ θ_τ^PEFT, the algorithm's last line, is ``tune.model.merge``.
+    θ'_τ ← θ_τ ⊕ θ_τ^PEFT, the algorithm's last line, is ``tune.model.merge``. ``done``: steps that a tuning had behind it when it was broken off,
+    which ``batches`` begins after, and which ``tunable`` initializes to.
     """
     tunable.initialize()
-    watch(0)
-    for step, x in enumerate(batches, 1):
+    watch(done)
+    for step, x in enumerate(batches, done + 1):
         y_beta = reason(x)
         tunable.gradient(x, y_beta)
         tunable.update()

@@ -51,7 +51,11 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
 
 def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dtype, folder: Path) -> None:
     """Write an adapter, in the precision it was tuned in, or a full checkpoint in ``dtype``. ``state``: the tuned parameters by name."""
-    if not peft:
+    if peft:
+        for config in model.peft_config.values():
+            if isinstance(config.target_modules, set):  # whose order differs from process to process
+                config.target_modules = sorted(config.target_modules)
+    else:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
         model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=state)

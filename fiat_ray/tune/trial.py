@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import HISTORY, VALIDATED
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.resume import Keeper, Kept
 from fiat_ray.tune.tunable import DeepSpeedTunable
 from fiat_ray.tune.validate import Validation, validate
 
 RECORDED = ("name", "task", "method", "tunable", "seed", "train_size", "fingerprint", "answer_tokens")
+
+KEPT = ("history", "validated", "tokens", "supervised_tokens")
+"""What of a session is kept as it is, beside its best state."""
 
 Progress = Callable[[str], None]
 
@@ -42,20 +47,18 @@ class Best:
 def run_trial(trial: Trial, run: RunFolder, zero: int, progress: Progress) -> None:
     """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, ``validation.parquet``, and last ``trial.json``.
 
-    All workers of a trial run this together.
+    All workers of a trial run this together. One that was broken off goes on from where it was kept (see ``tune.resume``).
     """
-    start = time.perf_counter()
     task = run.load_task(trial.task)
     renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
     examples = run.examples(trial.task, with_rationales=trial.recipe.cot != "none")
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
-    session = _Session(trial, task, renderer, examples, rationales, zero, progress)
     seal = augmented.read_seal(run.augmented(trial.task)) if trial.recipe.cot != "none" else None
-    session.seal = seal["fingerprint"] if seal else None
+    session = _Session(trial, task, renderer, examples, rationales, seal["fingerprint"] if seal else None, run.trial(trial.name), zero, progress)
     for learning_rate in trial.learning_rates:
         session.tune(learning_rate)
     if dist.get_rank() == 0:
-        session.write(run.trial(trial.name), time.perf_counter() - start)
+        session.write()
     dist.barrier()
 
 
@@ -63,9 +66,20 @@ class _Session:
     """What the learning rates of one trial share."""
 
     def __init__(
-        self, trial: Trial, task: Task, renderer: Renderer, examples: Sequence[Example], rationales: dict[str, str], zero: int, progress: Progress
+        self,
+        trial: Trial,
+        task: Task,
+        renderer: Renderer,
+        examples: Sequence[Example],
+        rationales: dict[str, str],
+        seal: str | None,
+        folder: Path,
+        zero: int,
+        progress: Progress,
     ) -> None:
-        self.trial, self.task, self.renderer, self.rationales, self.zero, self.progress = trial, task, renderer, rationales, zero, progress
+        """``seal``: fingerprint of the augmented set that is trained on; None without CoT."""
+        self.trial, self.task, self.renderer, self.rationales, self.seal = trial, task, renderer, rationales, seal
+        self.folder, self.zero, self.progress = folder, zero, progress
         self.train = train_subset([e for e in examples if e.split == "train"], trial.train_size)
         self.validation = validation_subset([e for e in examples if e.split == "validation"], trial.validation_rows)
         self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
@@ -75,28 +89,40 @@ class _Session:
         self.best: Best | None = None
         self.tokens = self.supervised_tokens = 0
         self.model: Any = None
-        self.seal: str | None = None
-        """Fingerprint of the augmented set that was trained on."""
+        self.start = time.perf_counter()
+        same = {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": dist.get_world_size(), "torch": torch.__version__}
+        self.keeper = Keeper(folder, same)
+        self.kept = self.keeper.find()
+        if self.kept:
+            self._go_on(self.kept)
 
     def tune(self, learning_rate: float) -> None:
         """Algorithm 1 with one learning rate."""
-        tunable = DeepSpeedTunable(self.trial, self.task, self.renderer, models.find(self.trial.model), learning_rate, self.steps, self.zero)
-        trial = self.trial
-        batches = steps_of(self.train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix)
-        start = time.perf_counter()
+        kept = self.kept
+        if kept and kept.progress["learning_rate"] != learning_rate:
+            return  # done with before the break-off
+        self.kept = None
+        trial, done = self.trial, kept.progress["tunable"]["step"] if kept else 0
+        tunable = DeepSpeedTunable(trial, self.task, self.renderer, models.find(trial.model), learning_rate, self.steps, self.zero, kept)
+        batches = islice(steps_of(self.train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix), done, None)
+        start = time.perf_counter() - (kept.progress["seconds_of_rate"] if kept else 0)
         validated = {round(at * self.steps / self.trial.validations) for at in range(self.trial.validations + 1)}
 
         def reason(x: Sequence[Example]) -> list[str | None]:
             return [self.rationales.get(e.id) for e in x]
 
         def watch(step: int) -> None:
+            if kept and step == done:
+                return
             if step in validated:
                 self._validate(tunable, learning_rate, step, time.perf_counter() - start)
             elif step % 10 == 0:
                 self.progress(f"step {step}/{self.steps} · loss {tunable.losses[-1]:.3f}")
+            if step < self.steps and self.keeper.due():
+                self._keep(tunable, learning_rate, time.perf_counter() - start)
 
         try:
-            fiat.build(batches, reason, tunable, watch)
+            fiat.build(batches, reason, tunable, watch, done)
             self.tokens += tunable.tokens
             self.supervised_tokens += tunable.supervised_tokens
             self.model = tunable.model  # for its configs, when the best state is written
@@ -132,9 +158,30 @@ class _Session:
         if found.better_than(self.best.validation if self.best else None):
             self.best = Best(found, learning_rate, step, tunable.state())
 
-    def write(self, folder: Path, seconds: float) -> None:
+    def _keep(self, tunable: DeepSpeedTunable, learning_rate: float, seconds: float) -> None:
         assert self.best is not None, "step 0 is always validated"
-        best, trial = self.best, self.trial
+        progress = {
+            "learning_rate": learning_rate,
+            "seconds_of_rate": seconds,
+            "seconds": time.perf_counter() - self.start,
+            "tunable": tunable.progress(),
+            **{name: getattr(self, name) for name in KEPT},
+            "best": {"validation": asdict(self.best.validation), "learning_rate": self.best.learning_rate, "step": self.best.step},
+        }
+        name = f"{self.trial.learning_rates.index(learning_rate)}-{tunable.step}"
+        self.keeper.keep(name, progress, self.best.state, tunable.keep)
+
+    def _go_on(self, kept: Kept) -> None:
+        for name in KEPT:
+            setattr(self, name, kept.progress[name])
+        best = kept.progress["best"]
+        self.best = Best(**{**best, "validation": Validation(**best["validation"])}, state=kept.best())
+        self.start -= kept.progress["seconds"]
+        self.progress(f"goes on after step {kept.progress['tunable']['step']}/{self.steps}")
+
+    def write(self) -> None:
+        assert self.best is not None, "step 0 is always validated"
+        best, trial, folder = self.best, self.trial, self.folder
         for row in self.history:
             row["selected"] = (row["learning_rate"], row["step"]) == (best.learning_rate, best.step)
         kind = checkpoints.ADAPTER if trial.recipe.peft else checkpoints.CHECKPOINT
@@ -145,6 +192,7 @@ class _Session:
         artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
         kept = [(step, rows) for rate, step, rows in self.validated if step == 0 or rate == best.learning_rate]
         artifact.write_rows(folder / "validation.parquet", [row | {"step": step} for step, rows in kept for row in rows], VALIDATED)
+        self.keeper.forget()
         artifact.write_json(
             folder / "trial.json",
             {
@@ -162,7 +210,7 @@ class _Session:
                 "validation_rows": len(self.validation),
                 "train_groups": len({e.group for e in self.train}),
                 "supervised_tokens": self.supervised_tokens,
-                "seconds": round(seconds, 2),
+                "seconds": round(time.perf_counter() - self.start, 2),
                 "tokens": self.tokens,
                 "gpus": dist.get_world_size() if torch.cuda.is_available() else 0,
             },

@@ -18,6 +18,7 @@ from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.batches import Supervised, micro_batches, pack, token_budget
 from fiat_ray.tune.loss import SupervisedLoss
+from fiat_ray.tune.resume import Kept
 
 DISTILLED_ALPHA = 0.5
 """Distilled CoT: α · predict + (1 − α) · explain (Hsieh et al. 2023)."""
@@ -26,11 +27,21 @@ WARM_UP = 0.1
 """Share of the steps in which the learning rate rises linearly; it then falls linearly to zero."""
 
 
+ENGINE = "engine"
+"""What DeepSpeed calls the state that is kept."""
+
+PROGRESS = ("step", "losses", "tokens", "supervised_tokens")
+
+
 class DeepSpeedTunable:
-    def __init__(self, trial: Trial, task: Task, renderer: Renderer, folder: Path, learning_rate: float, steps: int, zero: int) -> None:
+    def __init__(
+        self, trial: Trial, task: Task, renderer: Renderer, folder: Path, learning_rate: float, steps: int, zero: int, kept: Kept | None = None
+    ) -> None:
+        """``kept``: where to go on from; ``tunable`` of its progress is what ``progress`` gave."""
         self.trial, self.task, self.renderer = trial, task, renderer
-        self._folder, self._learning_rate, self._steps, self._zero = folder, learning_rate, steps, zero
-        self._step = 0
+        self._folder, self._learning_rate, self._steps, self._zero, self._kept = folder, learning_rate, steps, zero, kept
+        self.step = 0
+        """Updates so far."""
         self.losses: list[float] = []
         """Mean loss of each step so far, per supervised token."""
         self.tokens = 0
@@ -50,6 +61,19 @@ class DeepSpeedTunable:
         optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0)
         self.engine, *_ = deepspeed.initialize(model=SupervisedLoss(self.model), optimizer=optimizer, config=self._deepspeed_config())
         self.device = self.engine.device
+        if self._kept:
+            for name in PROGRESS:
+                setattr(self, name, self._kept.progress["tunable"][name])
+            # Not strict: of what is frozen nothing was kept.
+            self.engine.load_checkpoint(str(self._kept.folder), tag=ENGINE, load_module_strict=False, load_lr_scheduler_states=False)
+
+    def progress(self) -> dict[str, Any]:
+        """What ``keep`` does not keep, JSON."""
+        return {name: getattr(self, name) for name in PROGRESS}
+
+    def keep(self, folder: Path) -> None:
+        """Write parameters and optimizer, each worker its share."""
+        self.engine.save_checkpoint(str(folder), tag=ENGINE, save_latest=False, exclude_frozen_parameters=self.trial.recipe.peft)
 
     def gradient(self, x: Sequence[Example], y_beta: Sequence[str | None]) -> None:
         """g_τ, accumulated over micro-batches. All workers go through equally many: ZeRO's collectives must meet."""
@@ -76,11 +100,11 @@ class DeepSpeedTunable:
     def update(self) -> None:
         """θ_τ^PEFT ← UPDATE(θ_τ^PEFT, g_τ)."""
         warm_up = max(1, round(WARM_UP * self._steps))
-        share = min((self._step + 1) / warm_up, (self._steps - self._step) / max(1, self._steps - warm_up + 1))
+        share = min((self.step + 1) / warm_up, (self._steps - self.step) / max(1, self._steps - warm_up + 1))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self._learning_rate * min(1.0, share)
         self.engine.step()
-        self._step += 1
+        self.step += 1
 
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of the tuned parameters, on the CPU, whole on every worker."""

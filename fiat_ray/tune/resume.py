@@ -1,0 +1,110 @@
+"""A tuning that was broken off goes on from its last kept state, in the middle of an epoch, to the same weights as an undisturbed one.
+
+What is kept is DeepSpeed's own state (parameters and optimizer, each worker its share), the best parameters so far, and what the trial has recorded.
+It is private to the run and goes when the trial is done. DeepSpeed's files are pickles: they are read only where all files have the sha256 that
+stands in the trial's record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from fiat_ray import artifact
+from fiat_ray.errors import UserError
+
+KEEP_SECONDS = 300.0
+"""How often a tuning's state is kept: what a break-off costs at most. Shorter tunings, which keep nothing, just start over."""
+
+MOST_SHARE = 0.05
+"""Of the time, that keeping may take; large models are kept more rarely for that."""
+
+RECORD, BEST = "resume.json", "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Kept:
+    folder: Path
+    """Where DeepSpeed's files are."""
+    progress: dict[str, Any]
+    """JSON, as it was given to ``Keeper.keep``."""
+
+    def best(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / BEST)
+
+
+class Keeper:
+    """Keeps the state of one trial. All its workers do everything together."""
+
+    def __init__(self, place: Path, identity: Mapping[str, Any]) -> None:
+        """``place``: the trial's folder. ``identity``: what must be the same for a state to be gone on from."""
+        self._place, self._identity = place, dict(identity)
+        self._next = time.monotonic() + KEEP_SECONDS
+
+    def find(self) -> Kept | None:
+        """The state to go on from. None where there is none, or none of this trial as it is now, or one that is not as it was written."""
+        try:
+            record = artifact.read_json(self._place / RECORD, identity=dict, folder=str, files=dict, progress=dict)
+        except UserError:
+            return None
+        if record is None or record["identity"] != self._identity:
+            return None
+        folder = self._place / Path(record["folder"]).name
+        return Kept(folder, record["progress"]) if _hashes(folder) == record["files"] else None
+
+    def due(self) -> bool:
+        """Whether it is time to keep the state; the first worker's clock decides for all."""
+        due = torch.tensor(time.monotonic() >= self._next)
+        if dist.get_world_size() > 1:
+            dist.broadcast(due := due.to("cuda" if dist.get_backend() == "nccl" else "cpu"), 0)
+        return bool(due)
+
+    def keep(self, name: str, progress: Mapping[str, Any], best: Mapping[str, torch.Tensor], save: Callable[[Path], None]) -> None:
+        """``save`` writes the workers' shares into a folder, which has a ``name`` of its own. The state before stays until this one is whole."""
+        start, folder, first = time.monotonic(), self._place / f"resume-{name}", dist.get_rank() == 0
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        dist.barrier()
+        save(folder)
+        if first:
+            save_file(dict(best), folder / BEST)
+        dist.barrier()
+        if first:
+            record = {"identity": self._identity, "folder": folder.name, "files": _hashes(folder, durable=True), "progress": dict(progress)}
+            artifact.write_json(self._place / RECORD, record)
+            self._remove(other_than=folder)
+        self._next = time.monotonic() + max(KEEP_SECONDS, (time.monotonic() - start) / MOST_SHARE)
+
+    def forget(self) -> None:
+        """Delete everything that was kept."""
+        if dist.get_rank() == 0:
+            (self._place / RECORD).unlink(missing_ok=True)
+            self._remove()
+
+    def _remove(self, other_than: Path | None = None) -> None:
+        for folder in self._place.glob("resume-*"):
+            if folder != other_than:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hashes(folder: Path, *, durable: bool = False) -> dict[str, str]:
+    """File → sha256; ``durable``: they are on the disk for good when this returns."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+                if durable:
+                    os.fsync(file.fileno())
+    return found

@@ -1,0 +1,138 @@
+"""Killed with SIGKILL in the middle of an epoch, a trial goes on from its kept state to the very bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fiat_ray import config as configs
+from fiat_ray import runs
+from fiat_ray.campaign import Trial
+from fiat_ray.prepare import prepare
+from fiat_ray.progress import Console
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.tune import resume
+
+STEPS = 10
+
+
+def config(tiny: Path) -> configs.Config:
+    return configs.load(
+        {
+            "task": "country_facts",
+            "languages": ["id", "sw"],
+            "limit": {"train": 12, "validation": 4, "test": 2},
+            "tunables": {"xs": {"model": str(tiny), "max_length": 512}},
+            "methods": ["no_cot", "no_peft"],
+            "learning_rate": {"lora": [1e-2, 3e-2], "full": [1e-3, 2e-3]},
+            "batch_size": 6,
+            "steps": STEPS,
+            "validation": {"times": 3, "rows": 4},
+        }
+    )
+
+
+def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: int, killed_after: int | None) -> None:
+    """In a process of its own: the trial, keeping its state at every step; SIGKILL after so many updates of both learning rates together."""
+    import torch
+    import torch.distributed as dist
+
+    from fiat_ray.tune.lane import _quiet_deepspeed
+    from fiat_ray.tune.trial import run_trial
+    from fiat_ray.tune.tunable import DeepSpeedTunable
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
+    _quiet_deepspeed()
+    resume.KEEP_SECONDS, resume.MOST_SHARE = 0.0, 1e9
+    update, updates = DeepSpeedTunable.update, 0
+
+    def counted(self: DeepSpeedTunable) -> None:
+        nonlocal updates
+        if updates == killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(self)
+        updates += 1
+
+    DeepSpeedTunable.update = counted  # type: ignore[method-assign]
+    run_trial(trial, RunFolder(run), zero, lambda text: print(text, file=(run / "said").open("a")))
+    (run / f"updates-{rank}").write_text(str(updates))
+
+
+def sitting(run: Path, trial: Trial, zero: int = 0, workers: int = 1, killed_after: int | None = None) -> int:
+    """How many updates it took; checks that it ended as it should."""
+    meeting = run / f"meeting-{len(list(run.glob('meeting-*')))}"
+    spawn = get_context("spawn")
+    processes = [spawn.Process(target=tune, args=(rank, workers, meeting, run, trial, zero, killed_after)) for rank in range(workers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == (0 if killed_after is None else -signal.SIGKILL)
+    return int((run / "updates-0").read_text()) if killed_after is None else killed_after
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny: Path) -> Iterator[Any]:
+    def make(name: str) -> Path:
+        runs.run_config(config(tiny), tmp_path / name, stages=("reason",), console=Console(quiet=True))
+        return tmp_path / name
+
+    yield make
+
+
+def content(run: Path, trial: Trial) -> dict[str, Any]:
+    """All that a trial leaves, without what a clock says."""
+    folder = run / "trials" / trial.name
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    record = json.loads(files.pop("trial.json").read_text())
+    history = pd.read_parquet(files.pop("history.parquet")).drop(columns="seconds").to_csv()
+    return {name: path.read_bytes() for name, path in files.items()} | {"history": history, "trial": record | {"seconds": None}}
+
+
+def trial_of(tiny: Path, method: str) -> Trial:
+    [found] = [trial for trial in prepare(config(tiny)).trials if trial.method == method]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "zero"),
+    [
+        ("no_cot", 1, 0),
+        pytest.param("no_peft", 1, 0, marks=pytest.mark.slow),
+        *(pytest.param(method, 2, zero, marks=pytest.mark.slow) for method in ("no_cot", "no_peft") for zero in (2, 3)),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_killed_in_mid_epoch_with_each_learning_rate(make_run: Any, tiny: Path, method: str, workers: int, zero: int) -> None:
+    trial, run, undisturbed = trial_of(tiny, method), make_run("broken"), make_run("undisturbed")
+    assert sitting(undisturbed, trial, zero, workers) == 2 * STEPS
+
+    sitting(run, trial, zero, workers, killed_after=3)
+    sitting(run, trial, zero, workers, killed_after=STEPS)
+    assert sitting(run, trial, zero, workers) == 2 * STEPS - (3 + STEPS)
+    assert [line for line in (run / "said").read_text().splitlines() if "goes on" in line] == [f"goes on after step 3/{STEPS}"] * workers * 2
+    assert content(run, trial) == content(undisturbed, trial)
+    assert not list(run.rglob("resume*"))
+
+
+@pytest.mark.timeout(300)
+def test_a_state_that_is_not_as_it_was_written_is_not_loaded(make_run: Any, tiny: Path) -> None:
+    """It is a pickle: whatever else lies there may run code."""
+    trial, run = trial_of(tiny, "no_cot"), make_run("run")
+    sitting(run, trial, killed_after=2)
+    [pickled] = (run / "trials" / trial.name).glob("resume-*/*/*.pt")
+    pickled.write_bytes(pickled.read_bytes() + b"\0")
+    assert sitting(run, trial) == 2 * STEPS
+    assert "goes on" not in (run / "said").read_text() and not list(run.rglob("resume*"))
