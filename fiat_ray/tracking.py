@@ -35,6 +35,8 @@ EXPERIMENT = "fiat-ray"
 RUN_TAG, TRIAL_TAG, CURRENT_TAG, DONE_TAG, LINES_TAG = "fiat_ray.run", "fiat_ray.trial", "fiat_ray.current", "fiat_ray.sent", "fiat_ray.lines"
 """Identity of a campaign, of a trial; whether a trial belongs to the campaign's present config; a digest of what was sent: while it holds,
 nothing is missing; how many lines of progress were sent."""
+ALIAS = "best"
+"""Of a registered model's version: the trial that is best on validation."""
 LARGEST_CHECKPOINT = 100 * 2**20
 """Bytes. Adapters are always sent, full checkpoints only below this."""
 PATIENCE = 5
@@ -69,6 +71,7 @@ def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
             if trial["tuned"]:
                 _send_trial(client, run, trial, parent, experiment)
         _mark_current(client, run, parent, experiment)
+        _register_best(client, run, parent, experiment)
         _send_campaign(client, run, parent)
         _send_progress(client, run, parent)
     except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSError; none may cost a campaign its results
@@ -227,6 +230,42 @@ def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, expe
     if checkpoint.is_dir() and sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < LARGEST_CHECKPOINT:
         files.append(checkpoint)
     _send(client, child.info.run_id, params, {}, metrics, files)
+
+
+def _register_best(client: MlflowClient, run: Run, parent: str, experiment: str) -> None:
+    """Of each task the trial that is best on validation, as a version of a registered model, which has the alias ``best``.
+
+    A version is there once for each trial that was the best at some time. Weights that stayed home (see ``LARGEST_CHECKPOINT``) are not registered.
+    """
+    for task in run.tasks:
+        trials = [t for t in run.trials if t["tuned"] and t["task"] == task and t["selection_value"] is not None]
+        if not trials:
+            continue
+        best = max(trials, key=lambda trial: trial["selection_value"])
+        child = _find(client, experiment, {TRIAL_TAG: best["name"], "mlflow.parentRunId": parent})
+        kind = "adapter" if best["recipe"]["peft"] else "checkpoint"
+        if not any(file.path == kind for file in client.list_artifacts(child.info.run_id)):
+            continue
+        name = _registered_model(client, run, task)
+        versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.run_id == child.info.run_id]
+        if not versions:
+            tags = {TRIAL_TAG: best["name"], **{key: str(best[key]) for key in ("method", "tunable", "seed", "selection_metric")}}
+            versions = [client.create_model_version(name, f"{child.info.artifact_uri}/{kind}", child.info.run_id, tags=tags)]
+        if client.get_registered_model(name).aliases.get(ALIAS) != versions[0].version:
+            client.set_registered_model_alias(name, ALIAS, versions[0].version)
+
+
+def _registered_model(client: MlflowClient, run: Run, task: str) -> str:
+    """The name of this run's model of a task, made where it is not there: with a part of its digest where another folder of that name has it."""
+    identity = _digest(str(run.path))
+    plain = re.sub(r"[/:'%]", "-", f"{run.path.name}-{task}")
+    for name in (plain, f"{plain}-{identity[:8]}"):
+        [*known] = client.search_registered_models(f"name = '{name}'")
+        if not known:
+            client.create_registered_model(name, {RUN_TAG: identity})
+        if not known or known[0].tags.get(RUN_TAG) == identity:
+            return name
+    raise RuntimeError(f"registered models {plain} belong to other runs")
 
 
 def _metric_name(score: Values, prefix: tuple[str, ...] = ()) -> str:

@@ -75,6 +75,39 @@ def test_a_second_call_adds_nothing(run_dir: Path, uri: str) -> None:
     assert snapshot(uri) == before
 
 
+def test_the_best_on_validation_is_registered_once_with_an_alias(run_dir: Path, uri: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    for _ in range(2):
+        tracking.track(run_dir, uri)
+        [model] = client.search_registered_models()
+        [version] = client.search_model_versions(f"name = '{model.name}'")
+    records = [json.loads(path.read_text()) for path in run_dir.glob("trials/*/trial.json")]
+    best = max(record["selection_value"] for record in records)
+    chosen = client.get_model_version_by_alias(model.name, "best")
+    assert model.name == f"{run_dir.name}-rivers" and chosen.version == version.version
+    assert best == next(r["selection_value"] for r in records if r["name"] == chosen.tags[tracking.TRIAL_TAG])
+    kind = "adapter" if chosen.tags["method"] != "no_peft" else "checkpoint"
+    assert (Path(chosen.source.removeprefix("file://")) / ("adapter_config.json" if kind == "adapter" else "config.json")).is_file()
+
+
+def test_another_best_becomes_another_version_and_other_runs_keep_theirs(tmp_path: Path, uri: str) -> None:
+    from mlflow import MlflowClient
+
+    client, here, there = MlflowClient(uri), *(write_run(tmp_path / name / "named", methods=("fiat", "no_cot"), seeds=(0, 1)) for name in "ab")
+    for run in (here, there):
+        tracking.track(run, uri)
+    assert len({model.name for model in client.search_registered_models() if "named-rivers" in model.name}) == 2
+    before = client.get_model_version_by_alias("named-rivers", "best")
+    record = next(p for p in here.glob("trials/*/trial.json") if json.loads(p.read_text())["name"] != before.tags[tracking.TRIAL_TAG])
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"selection_value": 99.9}))
+    tracking.track(here, uri)
+    after = client.get_model_version_by_alias("named-rivers", "best")
+    assert after.tags[tracking.TRIAL_TAG] == record.parent.name and after.version != before.version
+    assert client.get_model_version("named-rivers", before.version).tags == before.tags
+
+
 def test_missing_pieces_are_sent_and_sent_ones_stay_single(run_dir: Path, uri: str) -> None:
     from mlflow import MlflowClient
 

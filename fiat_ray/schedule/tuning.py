@@ -55,7 +55,7 @@ class Tuning:
             hardware.start(self._where.workers, self._lane, hardware, name)
 
     def stop(self) -> None:
-        """Lanes end with the trial they are at: it would have to start over."""
+        """Lanes end with the trial they are at."""
         if self._board is not None:
             import ray
 
