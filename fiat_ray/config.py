@@ -40,16 +40,23 @@ class LearningRates:
     """Learning rates tried with LoRA and with full tuning; the best on validation is kept. Equally many for both."""
 
     lora: list[float] = field(default_factory=lambda: [2e-4])
+    """Of methods with parameter-efficient tuning."""
     full: list[float] = field(default_factory=lambda: [2e-5])
+    """Of methods that tune all parameters."""
 
 
 @dataclass(frozen=True)
 class Lora:
     rank: int = 16
+    """Rows of A and columns of B."""
     alpha: int = 32
+    """The update is scaled by alpha ÷ rank."""
     targets: str = "all-linear"
+    """Layers that get an adapter, as PEFT's ``target_modules``."""
     rslora: bool = False
+    """Scale by alpha ÷ √rank (Kalajdzievski 2023)."""
     dora: bool = False
+    """Tune magnitude and direction apart (Liu et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Where:
     zero: Literal[0, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
     throughput: Throughput | None = None
+    """A GPU's stated speed."""
     gpu_hour_price: float | None = None
     """What a GPU costs an hour, in a currency of your own."""
 
@@ -92,20 +100,33 @@ class Where:
 @dataclass(frozen=True)
 class Config:
     task: list[str]
+    """Task folders or names of built-in tasks; one may stand without brackets."""
     data: str | None = None
+    """Where a task's rows lie, when they are not in its folder; for built-in tasks also the folder of several."""
     languages: list[str] | None = None
+    """Of these alone; default: all that the task has."""
     focus: str | None = None
+    """An option of `xtreme_up_qa`: ``full`` (27 languages) or ``indic`` (20)."""
     passages: str | None = None
+    """An option of `xor_attriqa`: ``retrieved`` (the paper's), ``in_language``, ``english`` or ``both``."""
     limit: dict[str, int] = field(default_factory=dict)
+    """Split → most rows of each language, a draw by hash that stays the same."""
     reasoner: ReasonerConfig = ReasonerConfig()
+    """The fixed model β."""
     tunables: dict[str, TunableConfig] = field(default_factory=lambda: {"xs": TunableConfig()})
+    """Name, such as ``xs`` or ``s`` → a model τ; all methods are run with each."""
     methods: list[str] = field(default_factory=lambda: ["icl", *ABLATIONS])
+    """What is compared: names of methods, of lists of them (``ablations``, …), or of your own ``recipes``."""
     recipes: dict[str, Recipe] = field(default_factory=dict)
     """Recipes of one's own, by method name."""
     exemplars: Literal["row_language", "all"] = "row_language"
+    """Which worked examples the reasoner reads before a row: those of its language, or of all."""
     seeds: list[int] = field(default_factory=lambda: [0])
+    """Of the adapter's start and the order of rows; each method is tuned once with each."""
     learning_rate: LearningRates = LearningRates()
+    """What is tried."""
     lora: Lora = Lora()
+    """θ_τ^PEFT."""
     train_size: list[int] = field(default_factory=list)
     """Train rows of each trial, for a scaling curve: nested draws by group, as equal over languages as can be. Default: all rows."""
     language_mix: LanguageMix = "natural"
@@ -113,19 +134,23 @@ class Config:
     batch_size: int = 16
     """Rows in one step, over all workers."""
     epochs: float = 1.0
+    """How often all train rows are read."""
     steps: int | None = None
     """Instead of epochs."""
     validation: ValidationConfig = ValidationConfig()
+    """What chooses step and learning rate."""
     store: str | None = None
     """Folder or object store (``s3://bucket/folder?endpoint_override=…``, credentials from the environment) of the rationale store, to share it
     between campaigns; default: ``rationales`` inside the run."""
     tracking_uri: str | None = None
+    """MLflow's store: ``sqlite:///FILE``, ``http://HOST:PORT``, …; default: ``mlruns/mlflow.db`` in the working directory."""
     max_gpu_hours: float | None = None
     """A run that has taken so many, over all its sittings, starts nothing more. Hours of every engine and tuning worker count, its start included,
     times its GPUs; an hour of one without a GPU counts as one."""
     max_cost: float | None = None
     """The same in money, by ``where.gpu_hour_price``, with what a remote reasoner charges for its answers."""
     where: Where = Where()
+    """On what it runs."""
     notes: list[str] = field(default_factory=list)
     """Said under the main table."""
     run: Path | None = field(default=None, compare=False)
