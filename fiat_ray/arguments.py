@@ -48,6 +48,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.override = [*parsed.override, *rest]
+    if parsed.command == "prompt":
+        _check_prompt(parsed)
     return parsed
 
 
@@ -76,14 +78,7 @@ def build() -> argparse.ArgumentParser:
     added.add_argument("--out", help="run directory that is there or will be (default: as `run`)")
     added.add_argument("--sample", action="store_true", help="measure the reasoner here, about 20 s on real prompts; what it answers is kept")
     added.add_argument("override", nargs="*", default=[], metavar="key=value")
-    added = command("prompt", "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True)
-    added.add_argument("override", nargs="*", default=[], metavar="key=value")
-    added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner")
-    added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
-    added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
-    added.add_argument("--ask", action="store_true", help="start the reasoner and show what it says, again whenever a file of the task is saved")
-    added.add_argument("--sample", type=_positive, metavar="N", help="ask about N validation rows, and score them as few-shot ICL")
-    added.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two files of instructions: is one better on validation rows?")
+    _prompt_options(command("prompt", "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True))
     added = command("report", "build a run's report anew, and send to MLflow what is missing there")
     added.add_argument("run", metavar="RUN")
     added = command("diff", "two runs side by side: what differs, what is the same to the byte, and whether it matters")
@@ -139,6 +134,33 @@ def _init_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--exemplars", type=Path, metavar="FILE", help="worked examples with `rationale` (default: drafted from train rows)")
     added.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     added.add_argument("--hardware", choices=("cpu", "gpu24", "gpu80", "api"), help="what models are chosen for (default: what this machine has)")
+
+
+def _prompt_options(added: argparse.ArgumentParser) -> None:
+    added.add_argument("override", nargs="*", default=[], metavar="key=value")
+    added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner")
+    added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
+    added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
+    added.add_argument("--sample", type=_positive, metavar="N", help="ask about N validation rows, and score them as few-shot ICL")
+    asked = added.add_mutually_exclusive_group()
+    text = "start the reasoner and show what it says; on a terminal again whenever a file of the task is saved"
+    asked.add_argument("--ask", action="store_true", help=text)
+    text = "two files of instructions: is one better on validation rows (as many as --sample says)?"
+    asked.add_argument("--compare", nargs=2, type=_instructions, metavar=("A", "B"), help=text)
+
+
+def _instructions(path: str) -> str:
+    """What a file holds, read here because what is wrong with it has nothing to do with the config."""
+    from fiat_ray.task_folder import text_file
+
+    return text_file(Path(path))
+
+
+def _check_prompt(parsed: argparse.Namespace) -> None:
+    if parsed.role != "reasoner" and (parsed.ask or parsed.sample or parsed.compare):
+        parsed.parser.error("--ask, --sample and --compare: it is the reasoner that is asked; a tunable is scored by tuning it")
+    if parsed.row and (parsed.sample or parsed.compare):
+        parsed.parser.error("--row: --sample and --compare ask about validation rows that they draw; leave it out")
 
 
 def _data_commands(commands: Any) -> None:

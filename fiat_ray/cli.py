@@ -169,8 +169,6 @@ def _prompt(parsed: argparse.Namespace) -> None:
 
     with _config_named(parsed):
         loaded, run = config.load(parsed.config, parsed.override), _default_out(parsed.config)
-        if (parsed.ask or parsed.sample or parsed.compare) and parsed.role != "reasoner":
-            raise UserError("--ask, --sample and --compare: it is the reasoner that is asked; a tunable is scored by tuning it")
         if parsed.compare:
             before, after = parsed.compare
             found = prompt_lab.compared(loaded, before, after, parsed.sample or COMPARED, run=run)

@@ -9,7 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,18 @@ from fiat_ray.planning import stored
 from fiat_ray.prompts import chosen_row
 from fiat_ray.reason.reasoners import Answer, Reasoner, VllmReasoner
 from fiat_ray.report.tables import METRIC_TITLES, signed
+from fiat_ray.rows import SUFFIXES
 from fiat_ray.scoring import score_predictions
 from fiat_ray.significance import Comparison, compare
 from fiat_ray.task import Row, Task
-from fiat_ray.task_folder import BUILT_IN, text_file
+from fiat_ray.task_folder import BUILT_IN
 from fiat_ray.text import line, visible
 
 LOOK_EVERY = 0.5
 """Seconds between looks at the files of a task."""
+
+READ = (".txt", ".yaml", ".py", *SUFFIXES)
+"""Endings of the files that a task folder is read from."""
 
 Show = Callable[[str], None]
 Asked = tuple[Row, Answer]
@@ -81,36 +85,62 @@ class Lab:
         return await asyncio.gather(*(self._reasoner.reason(prefixes.get(r["prefix"], []), r["ids"], r["row"]) for r in asked if self._reasoner))
 
 
+@contextmanager
+def _opened(config: Config, run: str | Path | None) -> Iterator[Lab]:
+    """A lab, closed in the end. Ctrl-C is ``SystemExit(130)`` here: the message of other commands, that what is finished is kept, would be untrue."""
+    with closing(Lab(config, run)) as lab:
+        try:
+            yield lab
+        except KeyboardInterrupt:
+            print("\nfiat-ray: interrupted; the lab keeps no answers, and the task's files are as you saved them", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
+
+
 def watch(config: Config, row: int = 0, sample: int | None = None, *, once: bool, show: Show = print, run: str | Path | None = None) -> None:
     """Ask about row ``row`` (counted from 0 over all splits and tasks), or about ``sample`` validation rows of each task, and show the answers.
 
-    Unless ``once``: again whenever a file of a task is saved, until interrupted; what is wrong with a file is said, and the next save awaited.
-    Raises ``UserError`` for what can't be asked at all, and ``Unfinished`` where, at ``once``, rows got no answer.
+    Unless ``once``, or where the config is a run's: again whenever a file of a task is saved, until interrupted (``SystemExit``). What is wrong with
+    a saved file is said, and the next save awaited. Raises ``UserError`` for what can't be asked to begin with, and ``Unfinished`` where, at
+    ``once``, rows got no answer.
     """
-    with closing(Lab(config, run)) as lab:
+    if config.run and not once:
+        show("asked once: a run's prompts are a record, and nothing is saved there; to try others, give the config of a task folder that you edit")
+        once = True
+    with _opened(config, run) as lab:
+        seen = _stamps(config)
+        asked = _ask(lab, row, sample, show)
+        if once:
+            return _check_answered(asked)
         while True:
-            seen = _stamps(config)
-            try:
-                prepared = lab.prepared()
-                asked = [(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, row, sample)]
-                for task, answers in asked:
-                    for text in _answered(task, answers, whole=not sample):
-                        show(text)
-            except UserError as error:
-                if once:
-                    raise
-                show(str(error))
-            if once:
-                return _check_answered([answer for _, answers in asked for answer in answers])
             show("waiting for a file of the task to be saved; Ctrl-C ends …")
-            while _stamps(config) == seen:
+            while (now := _stamps(config)) == seen:
                 time.sleep(LOOK_EVERY)
+            seen = now
+            try:
+                _ask(lab, row, sample, show)
+            except (UserError, FileNotFoundError) as error:  # an editor that saves by renaming takes a file away for a moment
+                show(visible(str(error)))
+
+
+def _ask(lab: Lab, row: int, sample: int | None, show: Show) -> list[Asked]:
+    """Ask about what the files hold now, and show the answers."""
+    prepared = lab.prepared()
+    asked = [(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, row, sample)]
+    for task, answers in asked:
+        for text in _answered(task, answers, whole=not sample):
+            show(text)
+    return [answer for _, answers in asked for answer in answers]
 
 
 def _check_answered(asked: Sequence[Asked]) -> None:
     """Raise ``Unfinished`` where rows got no answer: a score would be about the endpoint's or script's troubles."""
-    if failed := [answer.error for _, answer in asked if answer.status == "engine_error"]:
-        raise Unfinished(f"{len(failed)} of {len(asked)} rows got no answer (engine_error; the first: {failed[0]})")
+    if errors := _errors(asked):
+        raise Unfinished(f"{len(errors)} of {len(asked)} rows got no answer (engine_error; the first: {errors[0]})")
+
+
+def _errors(asked: Sequence[Asked]) -> list[str]:
+    """Why rows got no answer."""
+    return [answer.error for _, answer in asked if answer.status == "engine_error"]
 
 
 def _chosen(prepared: prepare.Prepared, row: int, sample: int | None) -> list[tuple[Task, list[Row]]]:
@@ -122,24 +152,44 @@ def _chosen(prepared: prepare.Prepared, row: int, sample: int | None) -> list[tu
 
 def _stamps(config: Config) -> dict[str, int]:
     """When the files of the tasks were saved."""
-    folders = [folder for name in config.task for folder in (Path(name), BUILT_IN / name) if (folder / "task.yaml").is_file()]
-    return {str(path): path.stat().st_mtime_ns for folder in folders for path in folder.iterdir() if path.suffix in (".txt", ".jsonl", ".yaml")}
+    folders = [folder for name in config.task for folder in (Path(name), BUILT_IN / name)]
+    stamps = {}
+    for path in (path for folder in folders for path in folder.glob("*") if path.suffix in READ):
+        with suppress(FileNotFoundError):  # renamed since it was listed, or an editor's lock, a link to nowhere
+            stamps[str(path)] = path.stat().st_mtime_ns
+    return stamps
 
 
 def _answered(task: Task, asked: Sequence[Asked], whole: bool) -> Iterator[str]:
-    """Rationale, parsed answer and gold of each row, and the scores of them all."""
+    """Rationale, parsed answer and gold of each row, and the scores of them all. A row without an answer has no score."""
     for row, answer in asked:
-        said, gold = task.answer(answer.text), " | ".join(row.targets)
-        failed = f" ({visible(answer.error)})" if answer.error else ""
-        yield f"{task.name}: {row.split}, language {row.language}, id {row.id}, {answer.status}{failed}"
+        failed = f" ({answer.error})" if answer.error else ""
+        yield visible(f"{task.name}: {row.split}, language {row.language}, id {row.id}, {answer.status}{failed}")
+        gold = visible(" | ".join(row.targets))
+        if answer.status == "engine_error":
+            yield line("gold", gold)
+            continue
+        said = task.answer(answer.text)
         if whole:
             yield from (line("rationale" if number == 0 else "", visible(text)) for number, text in enumerate(answer.text.splitlines() or ["–"]))
         yield line("answer", visible(said) or "– (no line “Answer: …” that can be read)")
-        yield line("gold", f"{visible(gold)} · F1 {100 * f1(row.targets, said):.0f}")
+        yield line("gold", f"{gold} · {_score(task, row, said)}")
     if not whole:
-        scores = [s for s in score_predictions(task.name, task.labels, _frame(task, asked), icl=True) if s["language"] == "mean"]
-        means = ", ".join(f"{METRIC_TITLES[s['metric']]} {s['value']:.1f}" for s in scores if s["value"] is not None)
-        yield line("mean", f"{len(asked)} validation rows: {means}")
+        yield line("mean", _means(task, asked))
+
+
+def _score(task: Task, row: Row, said: str) -> str:
+    if task.labels:
+        return "right" if said == row.targets[0] else "wrong"
+    return f"F1 {100 * f1(row.targets, said):.0f}"
+
+
+def _means(task: Task, asked: Sequence[Asked]) -> str:
+    if errors := _errors(asked):
+        return f"no score: {len(errors)} of {len(asked)} validation rows got no answer"
+    scores = [s for s in score_predictions(task.name, task.labels, _frame(task, asked), icl=True) if s["language"] == "mean"]
+    means = ", ".join(f"{METRIC_TITLES[s['metric']]} {s['value']:.1f}" for s in scores if s["value"] is not None)
+    return f"{len(asked)} validation rows: {means}"
 
 
 def _frame(task: Task, asked: Sequence[Asked]) -> list[dict[str, Any]]:
@@ -148,15 +198,14 @@ def _frame(task: Task, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     return [of | {"prediction": task.answer(a.text), "score": None, "status": a.status} for of, (_, a) in zip(about, asked, strict=True)]
 
 
-def compared(config: Config, a: Path, b: Path, sample: int, *, run: str | Path | None = None) -> dict[str, Comparison]:
-    """Task → the score of few-shot ICL with the instructions of file ``b`` less that with those of ``a``, on ``sample`` validation rows.
+def compared(config: Config, a: str, b: str, sample: int, *, run: str | Path | None = None) -> dict[str, Comparison]:
+    """Task → the score of few-shot ICL with instructions ``b`` less that with ``a``, on ``sample`` validation rows.
 
-    Raises ``UserError`` for a file without instructions, before anything is asked, and ``Unfinished`` where rows got no answer.
+    Raises ``Unfinished`` where rows got no answer.
     """
-    instructions = [text_file(a), text_file(b)]
     frames: list[dict[str, list[dict[str, Any]]]] = []
-    with closing(Lab(config, run)) as lab:
-        for text in instructions:
+    with _opened(config, run) as lab:
+        for text in (a, b):
             prepared = lab.prepared(text)
             asked = [(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, 0, sample)]
             _check_answered([answer for _, answers in asked for answer in answers])
