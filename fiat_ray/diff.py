@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
+from fiat_ray.report.columns import adjust, tested
 from fiat_ray.report.read import Run, read
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import METRIC_TITLES, signed, title_of
-from fiat_ray.significance import Comparison, compare, holm
+from fiat_ray.significance import compare, holm
 
-WIDTH = 32
-"""Columns of a value of one run."""
+WIDTH, BEFORE = 32, 8
+"""Columns of a value of one run, and of these how many stand before the first that differs."""
 
 OF_A_TASK = {
     "data": "rows, as they go into prompts (sha256)",
     "prompts": "instructions and exemplars (sha256)",
     "metric": "metric",
     "labels": "labels",
+    "languages": "languages",
     "exemplars": "exemplars in the reasoner's prompts",
 }
 """What the manifest tells of a task, in words."""
@@ -31,8 +34,8 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
     """``inputs``: name → values in a and b, of those that differ. ``rationales``: task → rows, and how many of them have other texts.
 
     ``scores``: a row for each task, method and tunable that either run has, with the headline metric in both, and whether the predictions are the
-    ``same``; where both have predictions on the same test rows, ``change`` (b less a) with ``low``, ``high``, 95 %, and ``p``, after Holm over all.
-    ``note`` says why there is no change. JSON-able. Raises ``UserError`` for a folder that is no run directory.
+    ``same``; where both have comparable predictions on the same test rows, ``change`` (b less a) with ``change_low``, ``change_high``, 95 %, and
+    ``change_p``, after Holm over all. ``note`` says why there is no change. JSON-able. Raises ``UserError`` for a folder that is no run directory.
     """
     before, after = read(a), read(b)
     ours, theirs = _inputs(before), _inputs(after)
@@ -46,10 +49,10 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
 
 def _inputs(run: Run) -> dict[str, Any]:
     manifest = run.manifest
-    tasks = {f"{name}: {said}": task.get(key) for name, task in manifest["tasks"].items() for key, said in OF_A_TASK.items()}
+    tasks = {f"{name}: {said}": task[key] for name, task in manifest["tasks"].items() for key, said in OF_A_TASK.items() if key in task}
     models = {f"model of {role}": f"{model['name']} {model['hash'][:12]}" for role, model in manifest["models"].items()}
     versions = {f"version of {name}": version for name, version in manifest.get("versions", {}).items()}
-    return {**tasks, **models, **dict(_flat(run.config)), **versions}
+    return dict(_flat({**tasks, **models, **run.config, **versions}))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -71,43 +74,51 @@ def _rationales(a: Run, b: Run, task: str) -> dict[str, int] | None:
 
 def _scores(ours: Results, theirs: Results) -> list[dict[str, Any]]:
     rows = [_row(ours, theirs, *scored) for scored in dict.fromkeys((*_scored(ours), *_scored(theirs)))]
-    tested = [row for row in rows if row["p"] is not None]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p"] = p
+    adjust(rows, "change", holm)
     return rows
 
 
 def _scored(results: Results) -> list[Scored]:
-    return [(task, method, place) for task in results.run.tasks for method in results.methods(task) for place in results.places(task, method)]
+    named = [(task, method, place) for task in results.run.tasks for method in results.methods(task) for place in results.places(task, method)]
+    return [scored for scored in named if results.has(*scored)]
 
 
 def _row(ours: Results, theirs: Results, task: str, method: str, tunable: str) -> dict[str, Any]:
     row: dict[str, Any] = {"task": task, "method": method, "tunable": tunable, "metric": None, "a": None, "b": None, "same": False}
-    row |= {"change": None, "low": None, "high": None, "p": None, "note": ""}
-    for name, results in (("a", ours), ("b", theirs)):
-        if task in results.run.tasks:
-            row["metric"] = results.metrics(task)[0]
-            row[name] = results.value(task, method, tunable, row["metric"], results.averages(task)[0])
-    if row["a"] is None or row["b"] is None:
-        return row | {"note": f"only in {'A' if row['b'] is None else 'B'}"}
+    row |= {"change": None, "change_low": None, "change_high": None, "change_p": None, "note": ""}
+    having = {name: results for name, results in (("a", ours), ("b", theirs)) if task in results.run.tasks and results.has(task, method, tunable)}
+    for name, results in having.items():
+        row["metric"] = row["metric"] or results.metrics(task)[0]
+        row[name] = results.value(task, method, tunable, row["metric"], results.averages(task)[0])
+    if len(having) == 1:
+        return row | {"note": f"only in {''.join(having).upper()}"}
+    scoring = [_scoring(results, task) for results in (ours, theirs)]
+    if differing := [what for what in scoring[0] if scoring[0][what] != scoring[1][what]]:
+        return row | {"note": f"not compared, because they differ in {', '.join(differing)}"}
     before, after = (results.predictions(task, method, tunable) for results in (ours, theirs))
     if not (before and after):
         return row | {"note": f"no predictions in {'B' if before else 'A' if after else 'either'}"}
     if before == after:
         return row | {"same": True, "change": 0.0}
-    languages, labels = ours.averaged(task, ours.averages(task)[0]), ours.run.manifest["tasks"][task]["labels"]
+    labels, languages = scoring[0]["labels"], scoring[0]["averaged languages"]
     try:
-        found: Comparison = compare(after, before, row["metric"], positive=labels[-1] if labels else None, languages=languages)
+        found = compare(after, before, row["metric"], positive=labels[-1] if labels else None, languages=languages)
     except ValueError:
         return row | {"note": "not about the same test rows"}
-    return row | {"change": found.difference, "low": found.low, "high": found.high, "p": found.p, "note": found.note}
+    return row | tested("change", found) | {"note": found.note}
+
+
+def _scoring(results: Results, task: str) -> dict[str, Any]:
+    """What scores of two runs must have in common to be compared."""
+    averaged = results.averaged(task, results.averages(task)[0])
+    return {"metric": results.metrics(task)[0], "labels": results.run.manifest["tasks"][task]["labels"], "averaged languages": sorted(averaged)}
 
 
 def describe(found: Mapping[str, Any]) -> str:
     """``diff`` as text for a terminal."""
     lines = ["inputs that differ:" if found["inputs"] else "inputs: all the same"]
     for name, (ours, theirs) in found["inputs"].items():
-        lines.append(f"  {name}: {_shown(ours)} → {_shown(theirs)}")
+        lines.append(f"  {name}: {_shown(ours, theirs)}")
     for task, counts in found["rationales"].items():
         same = counts["rows"] - counts["other_text"]
         lines.append(f"rationales of {task}: {same} of {counts['rows']} rows the same to the byte; {counts['in_one_run']} rows in one run only")
@@ -115,9 +126,11 @@ def describe(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
-    text = "–" if value is None else str(value)
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 2]} …"
+def _shown(ours: Any, theirs: Any) -> str:
+    """Both values; of long ones what stands around the first place where they differ."""
+    texts = ["–" if value is None else str(value) for value in (ours, theirs)]
+    start = max(0, len(commonprefix(texts)) - BEFORE) if max(map(len, texts)) > WIDTH else 0
+    return " → ".join(f"{'… ' if start else ''}{text[start : start + WIDTH]}{' …' if text[start + WIDTH :] else ''}" for text in texts)
 
 
 def _score(row: Mapping[str, Any]) -> str:
@@ -128,5 +141,6 @@ def _score(row: Mapping[str, Any]) -> str:
         return f"{who}; predictions the same to the byte"
     if row["change"] is None:
         return f"{who}; {row['note']}"
-    interval = "" if row["low"] is None else f", {signed(row['low'])} to {signed(row['high'])}"
-    return f"{who} ({signed(row['change'])}{interval}){' *' if row['p'] is not None and row['p'] < 0.05 else ''}; {row['note']}"
+    low, high, p = (row[f"change_{end}"] for end in ("low", "high", "p"))
+    interval = "" if low is None else f", {signed(low)} to {signed(high)}"
+    return f"{who} ({signed(row['change'])}{interval}){' *' if p is not None and p < 0.05 else ''}; {row['note']}"

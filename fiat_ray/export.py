@@ -33,21 +33,25 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
     spec = tuned_trial(run, config, record)
     base = models.find(spec.model)
     renderer = Renderer(base, chat=spec.recipe.instruction_tuned)
+    # A trial that an older version tuned has no record of its base, whose files are the same by their hash.
+    name = models.PublicName(**record["base"]) if "base" in record else models.public_name(models.pinned(spec.model))
+    card = model_card.write(run, config, record, spec, name, renderer)
+    trial_folder = run.folder.trial(record["name"])
     make(place.parent, "an export")
 
     def fill(temporary: Path) -> None:
-        _write_model(run.folder.trial(record["name"]), base, spec.model, renderer.eos, temporary)
-        (temporary / CARD).write_text(model_card.write(run, config, record, spec, renderer), "utf-8", errors="replace")
+        (temporary / CARD).write_text(card, "utf-8", errors="replace")
+        try:
+            _write_model(trial_folder, base, name, renderer.eos, temporary)
+        except (ValueError, FileNotFoundError, SafetensorError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"{trial_folder}: can't be exported ({said}); if it is damaged, delete it and run again") from None
 
-    try:
-        artifact.write_folder(place, fill)
-    except (ValueError, FileNotFoundError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{run.folder.trial(record['name'])}: can't be exported ({said}); if it is damaged, delete it and run again") from None
+    artifact.write_folder(place, fill)
     return place
 
 
-def _write_model(trial: Path, base: Path, base_name: str, eos: int, folder: Path) -> None:
+def _write_model(trial: Path, base: Path, base_name: models.PublicName, eos: int, folder: Path) -> None:
     from fiat_ray.tune import model as checkpoints
 
     model = folder / MODEL
@@ -60,8 +64,8 @@ def _write_model(trial: Path, base: Path, base_name: str, eos: int, folder: Path
     if (trial / checkpoints.ADAPTER).is_dir():
         shutil.copytree(trial / checkpoints.ADAPTER, folder / ADAPTER, ignore=shutil.ignore_patterns(CARD))
         config = folder / ADAPTER / "adapter_config.json"
-        name, _, revision = base_name.partition("@")
-        values = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": name, "revision": revision or None}
+        values = json.loads(config.read_text("utf-8"))
+        values |= {"base_model_name_or_path": base_name.name, "revision": base_name.commit or None}
         config.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
 
 

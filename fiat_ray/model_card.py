@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +11,7 @@ import yaml
 from fiat_ray import models
 from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
+from fiat_ray.errors import UserError
 from fiat_ray.predict import shown_rationales
 from fiat_ray.render import CHAT_OPTIONS, Prompt, Renderer
 from fiat_ray.report.tables import title_of
@@ -22,45 +22,44 @@ MOST_COMPARED = 500
 """Validation rows whose prompts are compared with a server's."""
 
 
-def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, renderer: Renderer) -> str:
+def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, base_name: models.PublicName, renderer: Renderer) -> str:
     """Markdown with the header that model hubs read. ``record``: the trial's ``trial.json``; ``renderer``: of its prompts."""
     task, manifest = run.folder.load_task(trial.task), run.folder.read_manifest()
-    base, revision = _base(trial.model)
+    base = models.EMBEDDED_FROM if trial.model == models.EMBEDDED else base_name.name
     described = manifest["tasks"][task.name]
     head = {"base_model": base, "library_name": "transformers", "language": described["languages"], "tags": ["fiat"]}
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
         f"# {title_of(trial.method)}: {base} tuned on {task.name}\n",
-        _what_is_here(trial),
-        _how_to_ask(run, manifest, task, trial, renderer),
+        _what_is_here(trial, base_name),
+        _how_to_ask(run, config, task, trial, renderer),
         f"## Scores\n\nOn test, 0–100; learning rate and step were chosen on validation.\n\n{_scores(run, trial)}",
         f"## Data\n\n{_data(described)}",
-        f"## Recipe\n\n{_recipe(config, manifest, record, trial, revision)}",
+        f"## Recipe\n\n{_recipe(config, manifest, record, trial, base_name.commit)}",
         "## Licence\n\nThe base model's licence applies to these weights, and so may that of the rows they were tuned on.",
     ]
     return "\n\n".join(part.strip("\n") if part is not parts[0] else part.rstrip("\n") for part in parts) + "\n"
 
 
-def _what_is_here(trial: Trial) -> str:
+def _what_is_here(trial: Trial, base_name: models.PublicName) -> str:
     parts = ["`model/` is the whole model, for transformers and `vllm serve model`."]
     if trial.recipe.peft:
         parts.append("`adapter/` is the same as a LoRA adapter, for PEFT on the base model.")
     if trial.model == models.EMBEDDED:
         parts.append("The base is a copy in 4 bits, whose folder `fiat_ray.models.find('embedded')` gives.")
+    elif trial.recipe.peft and not base_name.commit:
+        parts.append(f"The base is a local model called `{base_name.name}`, known by its sha256 under Recipe; load it before PEFT adds the adapter.")
     return " ".join(parts)
 
 
-def _base(model: str) -> tuple[str, str]:
-    """Name and commit of the base model; of a folder its name alone, because where it lies is nobody else's business."""
-    if model == models.EMBEDDED:
-        return models.EMBEDDED_FROM, ""
-    if Path(model).is_absolute():
-        return Path(model).name, ""
-    name, _, revision = model.partition("@")
-    return name, revision
+def _reasoner(config: Config) -> str:
+    """Its name. A script's path and an endpoint's address are nobody else's business, and an endpoint may call its model by a path."""
+    if config.reasoner.kind == "scripted":
+        return "a script of the run"
+    return "@".join(filter(None, models.public_name(config.reasoner.model)))
 
 
-def _how_to_ask(run: Run, manifest: Mapping[str, Any], task: Task, trial: Trial, renderer: Renderer) -> str:
+def _how_to_ask(run: Run, config: Config, task: Task, trial: Trial, renderer: Renderer) -> str:
     text = task.text({name: f"{{{name}}}" for name in template_fields(task.input)})
     content = _content(renderer.tunable_prompt(task, text, "{rationale}", trial.recipe))
     if renderer.chat:
@@ -76,10 +75,9 @@ def _how_to_ask(run: Run, manifest: Mapping[str, Any], task: Task, trial: Trial,
         f"```json\n{json.dumps(request, ensure_ascii=False, indent=1)}\n```",
     ]
     if trial.recipe.cot == "augmented":
-        reasoner = manifest["models"].get("reasoner", {}).get("name", "the script of the run")
         lines.append(
-            f"`{{rationale}}` is what the reasoner, {reasoner}, says of the row; the model was never scored without one. `fiat-ray infer` asks both "
-            f"models; `fiat-ray prompt` shows what the reasoner reads."
+            f"`{{rationale}}` is what the reasoner, {_reasoner(config)}, says of the row; the model was tuned and scored with it, and with an "
+            "empty one where the reasoner gave none. `fiat-ray infer` asks both models; `fiat-ray prompt` shows what the reasoner reads."
         )
     if task.labels:
         labels = ", ".join(f"`{label}`" for label in task.labels)
@@ -101,7 +99,10 @@ def _content(prompt: Prompt) -> str:
 
 def _agreement(run: Run, task: Task, trial: Trial, renderer: Renderer) -> tuple[int, int]:
     """(validation rows whose prompt a server would tokenize as training did, validation rows)."""
-    examples = run.folder.examples(trial.task, with_rationales=trial.recipe.cot == "augmented")
+    try:
+        examples = run.folder.examples(trial.task, with_rationales=trial.recipe.cot == "augmented")
+    except FileNotFoundError as error:
+        raise UserError(f"{run.path}: lacks the rows that its model card describes ({error}); run its config again") from None
     examples = [e for e in examples if e.split == "validation"][:MOST_COMPARED]
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
     prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe) for e in examples]
@@ -136,7 +137,7 @@ def _number(value: float | None) -> str:
 
 def _data(described: Mapping[str, Any]) -> str:
     counts = {split: sum(counted.values()) for split, counted in described["rows"].items()}
-    rows = [[split, str(count), str(described["groups"].get(split, "–"))] for split, count in counts.items() if count]
+    rows = [[split, str(count), str(described.get("groups", {}).get(split, "–"))] for split, count in counts.items() if count]
     return f"{_table(['split', 'rows', 'independent groups'], rows)}\n\nFingerprint of the rows as used: `{described['data']}`."
 
 
@@ -155,7 +156,7 @@ def _recipe(config: Config, manifest: Mapping[str, Any], record: Mapping[str, An
         "step": f"{record['step']} of {record['steps']}",
         f"{record['selection_metric']} on validation": _number(record["selection_value"]),
         **lora,
-        "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()) or "–",
     }
     return _table(["what", "value"], [[name, str(value)] for name, value in said.items()])
 

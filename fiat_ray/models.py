@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fiat_ray.errors import UserError
 
@@ -57,7 +58,27 @@ def pinned(name: str) -> str:
     if name == EMBEDDED:
         return name
     folder = find(name)
-    return f"{name.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else str(folder)
+    return str(folder) if Path(name).is_dir() else f"{name.partition('@')[0]}@{folder.name}"
+
+
+class PublicName(NamedTuple):
+    """What others may know a model by."""
+
+    name: str
+    commit: str = ""
+    """On the hub; empty of what is not from there."""
+
+
+def public_name(name: str) -> PublicName:
+    """Of a ``pinned`` model. Of a folder its name alone: where it lies is nobody else's business."""
+    folder = Path(name)
+    cached = folder.parent.parent.name  # in the hub's cache: models--owner--name/snapshots/commit
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return PublicName(cached.removeprefix("models--").replace("--", "/"), folder.name)
+    if folder.is_absolute() or folder.is_dir():
+        return PublicName(folder.resolve().name)
+    name, _, commit = name.partition("@")
+    return PublicName(name, commit)
 
 
 def resolve(name: str) -> Model:

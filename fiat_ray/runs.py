@@ -161,10 +161,10 @@ class Run:
 
     @property
     def scores(self) -> pd.DataFrame:
-        """The long table of ``schema.SCORES``: one row a method, tunable, seed, language and metric; values 0–100."""
-        import pandas as pd
+        """The long table of ``schema.SCORES``: one row a method, tunable, seed, language and metric; values 0–100. Empty before the evaluation."""
+        from fiat_ray.report.read import read
 
-        return pd.read_parquet(self.folder.scores)
+        return read(self.path).scores
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -179,7 +179,8 @@ class Run:
         untuned = self.folder.untuned(task, method)
         if untuned.is_file():
             return [artifact.read_rows(untuned)]
-        trials = [t for t in self._on_most_rows(task) if t["method"] == method and tunable in (None, t["tunable"])]
+        which = (task, method, self._most_rows(task))
+        trials = [t for t in self.trials if (t["task"], t["method"], t["train_size"]) == which and tunable in (None, t["tunable"])]
         sizes = sorted({t["tunable"] for t in trials})
         if len(sizes) > 1:
             raise UserError(f"{self.path}: method '{method}' was tuned in several sizes ({', '.join(sizes)}); say which tunable")
@@ -218,23 +219,29 @@ class Run:
         return export(self, folder, trial)
 
     def best_trial(self, name: str | None = None) -> dict[str, Any]:
-        """The trial of that name, or of a method or a name's beginning the best on validation; without one the best of all, FIAT's before others."""
+        """The trial of that name, or of a method or a name's beginning the best on validation; without one the best of all, FIAT's before others.
+
+        Of a scaling curve those on most train rows count; one on fewer is found by its own name only.
+        """
         trials = [t for t in self.trials if name is None or t["name"].startswith(name)]
-        trials = [t for t in trials if t["method"] == name] or trials
+        of_method = [t for t in trials if t["method"] == name]
+        trials = of_method or trials
         if not trials:
             known = ", ".join(t["name"] for t in self.trials) or "none"
             raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {known}")
         if len({t["task"] for t in trials}) > 1 or (name is not None and len({t["method"] for t in trials}) > 1):
             raise UserError(f"{self.path}: has several such tasks or methods; name a trial: {', '.join(t['name'] for t in trials)}")
-        if name is None:
-            trials = self._on_most_rows(trials[0]["task"])
+        most = self._most_rows(trials[0]["task"])
+        full = [t for t in trials if t["train_size"] == most]
+        if not full and (of_method or name is None):
+            raise UserError(f"{self.path}: no such trial on all {most} rows is tuned yet; on fewer, name one: {', '.join(t['name'] for t in trials)}")
+        trials = full or trials
         fiat = [t for t in trials if t["method"] == "fiat"] or trials
         return max(fiat, key=lambda t: (t["selection_value"] or -1.0, t["name"]))
 
-    def _on_most_rows(self, task: str) -> list[dict[str, Any]]:
-        trials = [t for t in self.trials if t["task"] == task]
-        most = max((t["train_size"] for t in trials), default=0)
-        return [t for t in trials if t["train_size"] == most]
+    def _most_rows(self, task: str) -> int:
+        """The largest train size that the config asks for, tuned or not yet."""
+        return max((t["train_size"] for t in self.folder.read_manifest()["trials"] if t["task"] == task), default=0)
 
     def _only_task(self) -> str:
         tasks = list(self.folder.read_manifest()["tasks"])

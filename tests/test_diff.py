@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from run_directory import rewrite_predictions, rewrite_rationales, write_run
 
 from fiat_ray.cli import main
-from fiat_ray.diff import describe, diff
+from fiat_ray.diff import WIDTH, describe, diff
 
 
 def write(folder: Path, rank: int = 16) -> Path:
@@ -40,8 +42,8 @@ def test_what_differs_and_whether_it_is_real(tmp_path: Path) -> None:
     assert found["inputs"] == {"lora.rank": [16, 8]}
     assert found["rationales"]["rivers"]["other_text"] == found["rationales"]["rivers"]["rows"]
     rows = {row["method"]: row for row in found["scores"]}
-    assert rows["no_cot"]["change"] < -20 and rows["no_cot"]["high"] < 0 and rows["no_cot"]["p"] < 0.01
-    assert rows["fiat"]["low"] < rows["fiat"]["change"] < 0 <= rows["fiat"]["high"] and rows["fiat"]["p"] > 0.05
+    assert rows["no_cot"]["change"] < -20 and rows["no_cot"]["change_high"] < 0 and rows["no_cot"]["change_p"] < 0.01
+    assert rows["fiat"]["change_low"] < rows["fiat"]["change"] < 0 <= rows["fiat"]["change_high"] and rows["fiat"]["change_p"] > 0.05
     assert rows["no_peft"]["same"] and rows["icl"]["same"]
     text = describe(found)
     assert "lora.rank: 16 → 8" in text
@@ -63,3 +65,61 @@ def test_predictions_that_are_not_there(tmp_path: Path) -> None:
         path.unlink()
     assert [row["note"] for row in diff(a, b)["scores"] if row["method"] == "fiat"] == ["no predictions in B"]
     assert [(row["note"], row["same"]) for row in diff(b, b)["scores"] if row["method"] == "fiat"] == [("no predictions in either", False)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "note", "b"),
+    [
+        ({"languages": ("fi", "bn")}, "averaged languages", 50.0),
+        ({"labels": ("no", "yes", "maybe")}, "metric, labels", None),
+    ],
+)
+def test_scores_of_other_languages_labels_or_metrics_are_not_compared(tmp_path: Path, changes: dict[str, Any], note: str, b: float | None) -> None:
+    wide, narrow = write_run(tmp_path / "a", right={"fiat": 6}), write_run(tmp_path / "b", right={"fiat": 6}, **changes)
+    found = diff(wide, narrow)
+    rows = {row["method"]: row for row in found["scores"]}
+    assert {row["note"] for row in rows.values()} == {f"not compared, because they differ in {note}"}
+    assert all((row["change"], row["change_p"], row["same"]) == (None, None, False) for row in rows.values())
+    assert (rows["fiat"]["a"], rows["fiat"]["b"]) == (pytest.approx(100 * 5.5 / 12), b)
+    assert {f"rivers: {name}" for name in changes} <= found["inputs"].keys()
+    assert "FIAT · xs: F1 45.8 → " in describe(found)
+
+
+def test_labels_in_another_order_have_another_positive_one(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", labels=("no", "yes")), write_run(tmp_path / "b", labels=("yes", "no"))
+    assert {row["note"] for row in diff(a, b)["scores"]} == {"not compared, because they differ in labels"}
+
+
+def test_a_tunable_without_scores_has_no_row(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, tunables=("xs", "s")) for name in "ab")
+    scores = pd.read_parquet(b / "scores.parquet")
+    scores[scores["tunable"] != "s"].to_parquet(b / "scores.parquet")
+    assert {row["note"] for row in diff(a, b)["scores"] if row["tunable"] == "s"} == {"only in A"}
+    assert {row["tunable"] for row in diff(b, b)["scores"]} == {"", "xs"}
+
+
+@pytest.mark.parametrize("text", ["- a list\n", "task: [\n", ""])
+def test_a_config_that_is_none_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    run = write(tmp_path / "a")
+    (run / "config.yaml").write_text(text)
+    assert main(["diff", str(run), str(run)]) == 2
+    said = capsys.readouterr().err
+    assert str(run / "config.yaml") in said and said.count("\n") == 1
+
+
+def test_of_long_values_the_part_that_differs_is_shown(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a"), write(tmp_path / "b")
+    notes = "the same words again and again " * 9
+    for folder, end in ((a, "old"), (b, "new")):
+        (folder / "config.yaml").write_text(yaml.safe_dump({"task": "rivers", "data": f"{notes}{end} {notes}"}))
+    [line] = [line for line in describe(diff(a, b)).splitlines() if "data" in line]
+    assert "old the same" in line and "new the same" in line and line.count("… ") == 3
+    assert len(line) < 3 * WIDTH
+
+
+def test_a_key_of_a_nested_value_is_named(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a"), write(tmp_path / "b")
+    manifest = json.loads((b / "manifest.json").read_text())
+    manifest["tasks"]["rivers"]["exemplars"]["ur"] = 3
+    (b / "manifest.json").write_text(json.dumps(manifest))
+    assert diff(a, b)["inputs"] == {"rivers: exemplars in the reasoner's prompts.ur": [4, 3]}

@@ -77,6 +77,45 @@ def test_a_folder_is_found_by_any_path_to_it(tiny: Path, monkeypatch: pytest.Mon
     assert (model.name, model.folder, model.hash) == (tiny.name, tiny, models.content_hash(tiny))
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def hub_cache(model: Path, folder: Path) -> Path:
+    """A model as the hub's cache holds somebody/tiny; its folder."""
+    place = folder / "hub" / "models--somebody--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    return Path(shutil.copytree(model, place / "snapshots" / COMMIT))
+
+
+@pytest.fixture
+def cached(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``hub_cache``, read without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return hub_cache(tiny, tmp_path)
+
+
+def test_a_name_on_the_hub_is_pinned_to_its_commit(cached: Path) -> None:
+    pinned = models.pinned("somebody/tiny")
+    assert pinned == models.pinned(pinned) == f"somebody/tiny@{COMMIT}"
+    assert models.find(pinned) == cached
+    assert models.public_name(pinned) == models.PublicName("somebody/tiny", COMMIT)
+
+
+def test_a_folder_stays_one_when_pinned_whatever_its_name(cached: Path, tiny: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(tiny, tmp_path / "me@here" / "snapshots" / "step-100"))
+    for folder in (cached, own):
+        assert models.find(models.pinned(str(folder))) == folder
+    assert models.public_name(models.pinned(str(cached))) == models.PublicName("somebody/tiny", COMMIT)
+    assert models.public_name(models.pinned(str(own))) == models.PublicName("step-100")
+
+
+def test_where_a_folder_lies_is_no_part_of_its_public_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny.parent)
+    assert {models.public_name(name) for name in (str(tiny), f"./{tiny.name}", tiny.name)} == {models.PublicName("chat")}
+    assert models.public_name("embedded") == models.PublicName("embedded")
+
+
 def test_pickled_weights_are_refused(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(UserError, match=rf"model {copy}: .*safetensors \(pickled weights are not loaded\)"):

@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 from run_directory import add_train_size, write_run
 
+from fiat_ray.errors import UserError
 from fiat_ray.report import page, scaling, tables
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section
+from fiat_ray.runs import Run
 from fiat_ray.significance import holm
 
 ROWS = 24
@@ -72,6 +74,25 @@ def test_tables_of_the_paper_stay_those_of_the_largest_size(run_dir: Path) -> No
     assert Results(results.run, 12).value("rivers", "fiat", "xs", "f1") == pytest.approx(25)
     assert {trial["train_size"] for trial in results.trials()} == {96}
     assert Results(results.run, 12).value("rivers", "icl", "", "f1") == results.value("rivers", "icl", "", "f1")
+
+
+def test_the_best_trial_is_one_on_most_rows(run_dir: Path) -> None:
+    run = Run(run_dir)
+    assert [run.best_trial(name)["train_size"] for name in (None, "fiat", "no_cot", "no_cot-xs-s1")] == [96] * 4
+    smaller = next(trial["name"] for trial in run.trials if trial["train_size"] == 12)
+    assert run.best_trial(smaller)["name"] == smaller
+
+
+def test_before_it_is_tuned_on_most_rows_a_method_has_no_best_trial(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, methods=("fiat", "no_cot"))
+    [(full, smaller)] = [(trial["name"], f"{trial['name']}-12") for trial in Run(folder).trials if trial["method"] == "no_cot"]
+    add_train_size(folder, 12, right=6)
+    (folder / "trials" / full / "trial.json").unlink()
+    with pytest.raises(UserError, match=f"no such trial on all 48 rows is tuned yet; on fewer, name one: {smaller}$"):
+        Run(folder).best_trial("no_cot")
+    with pytest.raises(UserError, match="no predictions of method 'no_cot'"):
+        Run(folder).predictions("no_cot")
+    assert Run(folder).best_trial(smaller)["train_size"] == 12 and Run(folder).best_trial()["method"] == "fiat"
 
 
 def test_the_figure_has_a_line_a_method_bars_and_icls_level(section: Section) -> None:

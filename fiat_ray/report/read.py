@@ -11,13 +11,13 @@ from urllib.parse import unquote
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from fiat_ray import schema
 from fiat_ray.artifact import read_json, read_rows
 from fiat_ray.errors import UserError
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
+from fiat_ray.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ class Run:
 
 
 def read(run_dir: str | Path) -> Run:
-    """Opens a run directory. ``UserError`` where it is none: no ``manifest.json``."""
+    """Opens a run directory. ``UserError`` where it is none (no ``manifest.json``), or its config can't be read."""
     path = Path(run_dir).resolve()
     manifest = read_json(path / "manifest.json", tasks=dict, trials=list, models=dict)
     if manifest is None:
         raise UserError(f"{run_dir}: no manifest.json in it, so it is no run directory; give the folder that --out named")
     config = path / "config.yaml"
-    return Run(path, (yaml.safe_load(config.read_text("utf-8")) or {}) if config.is_file() else {}, manifest)
+    return Run(path, read_yaml(config) if config.is_file() else {}, manifest)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

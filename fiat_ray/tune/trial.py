@@ -197,6 +197,7 @@ class _Session:
             folder / "trial.json",
             {
                 **{name: getattr(trial, name) for name in RECORDED},
+                "base": models.public_name(trial.model)._asdict(),
                 "recipe": asdict(trial.recipe),
                 "augmented": self.seal,
                 "learning_rate": best.learning_rate,
