@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fiat_ray import campaign, cluster
@@ -66,6 +67,8 @@ def tuned_trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign
     tunable = config.tunables[record["tunable"]]
     model = tunable.model if recipe.instruction_tuned else tunable.pretrained
     assert model is not None, "a trial of a pretrained twin has one"
+    if (commit := record.get("base", {}).get("commit")) and not Path(model).is_dir():
+        model = f"{model.partition('@')[0]}@{commit}"  # the name alone may mean other files by now
     key = f"tunables.{record['tunable']}{'' if recipe.instruction_tuned else '.pretrained'}"
     _check_hash(run, key, resolve(model).hash)
     length = max_length(key, tunable, find(model))

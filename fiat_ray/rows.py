@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
+MOST_NESTED = 100
+"""How deep a JSON value may be nested: what Python reads it may yet fail to write, deeper down its own stack."""
+
 
 class Place(str):
     """Where a row stands, as people look it up: ``train.jsonl, row 12`` (rows count from 1, a CSV header is no row)."""
@@ -164,7 +167,18 @@ def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
             raise UserError(f"{name}, row {number}: not JSON that can be read ({str(error)[:100]})") from None
         if not isinstance(row, dict):
             raise UserError(f"{name}, row {number}: a row must be a JSON object, not {type(row).__name__}")
+        if line.count("[") + line.count("{") > MOST_NESTED and _depth(row) > MOST_NESTED:
+            raise UserError(f"{name}, row {number}: values nested more than {MOST_NESTED} deep; a row is a table's")
         yield row
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects are nested, without recursion."""
+    depth, level = 0, [value]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
+    return depth
 
 
 def _csv_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
@@ -172,8 +186,7 @@ def _csv_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     lines = csv.DictReader(io.StringIO(utf8(name, content), newline=""), strict=True)
     try:
         header = list(lines.fieldnames or [])
-        if len(set(header)) < len(header):
-            raise UserError(f"{name}: two columns have the same name ({', '.join(header)})")
+        _check_columns(name, header)
         for number, row in enumerate(lines, 1):
             if None in row or None in row.values():
                 raise UserError(f"{name}, row {number}: not as many columns as the header's {len(header)}; quote fields that hold commas")
@@ -182,11 +195,17 @@ def _csv_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
         raise UserError(f"{name}, line {lines.line_num + 1}: not CSV ({error})") from None
 
 
+def _check_columns(name: str, header: list[str]) -> None:
+    if len(set(header)) < len(header):
+        raise UserError(f"{name}: two columns have the same name ({', '.join(header)})")
+
+
 def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        _check_columns(name, pq.read_schema(io.BytesIO(content)).names)
         rows = table_rows(pq.read_table(io.BytesIO(content)))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # dates beyond Python's, among others
         raise UserError(f"{name}: not a Parquet file, or a damaged one ({' '.join(str(error).split())[:200]})") from None

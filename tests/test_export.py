@@ -12,8 +12,10 @@ import yaml
 from test_models import COMMIT, hub_cache
 from test_overfit import memory_task, settings
 
+from fiat_ray import config as configs
 from fiat_ray import runs
 from fiat_ray.errors import UserError
+from fiat_ray.infer import tuned_trial
 from fiat_ray.models import content_hash
 from fiat_ray.progress import Console
 from fiat_ray.runs import Run
@@ -68,6 +70,20 @@ def test_the_commit_of_a_trial_of_an_older_version_is_looked_up(run: Run, tiny: 
     edit(run.folder.config, tunables={"s": {"model": "somebody/tiny"}})
     card, adapter = exported(run, "s")
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("somebody/tiny", COMMIT) and COMMIT in card
+
+
+def test_a_trial_stays_with_its_commit_when_the_hub_moves_on(
+    run: Run, tiny: Path, tiny_pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = hub_cache(tiny, tmp_path).parents[1]
+    shutil.copytree(tiny_pretrained, cache / "snapshots" / COMMIT[::-1])
+    (cache / "refs" / "main").write_text(COMMIT[::-1])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    edit(run.folder.config, tunables={"s": {"model": "somebody/tiny", "max_length": 512}})
+    record = run.best_trial(name_of(run, "s"))
+    assert tuned_trial(run, configs.load(run.path), record).model == f"somebody/tiny@{COMMIT}"
+    with pytest.raises(UserError, match=r"tunables\.s: the files of .* have changed"):
+        tuned_trial(run, configs.load(run.path), record | {"base": {}})
 
 
 def test_nothing_in_it_tells_where_things_lay(run: Run, tiny: Path) -> None:

@@ -107,6 +107,21 @@ def test_csv_lines_have_the_headers_columns(line: str) -> None:
         list(parse_rows("a.csv", b"a,a\n1,2\n"))
 
 
+def test_parquet_columns_of_one_name_are_named() -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table([["x"], ["y"]], names=["a", "a"]), buffer)
+    with pytest.raises(UserError, match=r"a.parquet: two columns have the same name \(a, a\)"):
+        list(parse_rows("a.parquet", buffer.getvalue()))
+
+
+@pytest.mark.parametrize("depth", [101, 300])
+def test_json_nested_deeper_than_any_table_is_named(depth: int) -> None:
+    text = '{"b": "' + "[" * 500 + '", "a": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    with pytest.raises(UserError, match="a.jsonl, row 1: values nested more than 100 deep"):
+        list(parse_rows("a.jsonl", text.encode()))
+    assert len(list(parse_rows("a.jsonl", text.replace("[" * (depth - 1), "[" * 99).replace("]" * (depth - 1), "]" * 99).encode()))) == 1
+
+
 def test_json_that_no_reader_takes_is_named() -> None:
     for text in ("[" * 100_000, '{"a": ' + "1" * 5000 + "}"):
         with pytest.raises(UserError, match="a.jsonl, row 1: not JSON"):
