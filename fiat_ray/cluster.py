@@ -9,8 +9,9 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fiat_ray.config import Config, Where
+from fiat_ray.config import Config
 from fiat_ray.errors import UserError
+from fiat_ray.where import Where
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.recipe import ABLATIONS, METHOD_LISTS, RECIPES, UNTUNED, Recipe
 from fiat_ray.typed import typed
+from fiat_ray.where import Where
 from fiat_ray.yaml_file import parse_yaml, read_yaml
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -65,36 +66,6 @@ class ValidationConfig:
     """Validations after step 0, evenly spaced, the last at the end."""
     rows: int = 64
     """Size of the fixed, stratified subset."""
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """A GPU's speed as somebody states it, for ``plan`` alone; none was measured here, so there is no default (docs/costs.md)."""
-
-    tflops: float
-    """TFLOP/s that one GPU reaches when it reads prompts or tunes: a part of its data sheet's, often a fifth to two fifths."""
-    decode: float
-    """Tokens a second that one engine of the reasoner generates, over all rows it has at once. Tunables are taken to be no faster."""
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where things run. Never part of what is computed."""
-
-    gpus: int | None = None
-    """GPUs of one engine or one tuning worker; default: 1 where the cluster has any, else 0."""
-    cpus: int | None = None
-    """CPUs of the same; default: 1 beside a GPU, else all of a machine."""
-    replicas: int = 1
-    """Reasoner engines side by side."""
-    workers: int = 1
-    """Workers of one tuning, data-parallel."""
-    zero: Literal[0, 2, 3] = 0
-    """DeepSpeed's ZeRO stage."""
-    throughput: Throughput | None = None
-    """A GPU's stated speed."""
-    gpu_hour_price: float | None = None
-    """What a GPU costs an hour, in a currency of your own."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +120,8 @@ class Config:
     times its GPUs; an hour of one without a GPU counts as one."""
     max_cost: float | None = None
     """The same in money, by ``where.gpu_hour_price``, with what a remote reasoner charges for its answers."""
+    keep: Literal["all", "best"] = "all"
+    """Whose tuned weights stay in the run at its end: those of all trials, or, of each task, method, tunable and size, of the best on validation."""
     where: Where = Where()
     """On what it runs."""
     notes: list[str] = field(default_factory=list)

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from fiat_ray.config import Config, Where
+from fiat_ray.config import Config
+from fiat_ray.where import Where
 
 Work = Literal["read", "write", "lora", "full"]
 Speed = Callable[[Work, int], float]

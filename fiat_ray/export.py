@@ -13,10 +13,10 @@ from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.infer import tuned_trial
 from fiat_ray.render import Renderer
-from fiat_ray.run_folder import make, new_place
+from fiat_ray.run_folder import ADAPTER, make, new_place
 from fiat_ray.runs import Run
 
-MODEL, ADAPTER, CARD = "model", "adapter", "README.md"
+MODEL, CARD = "model", "README.md"
 
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 """What checkpoints ask servers for in ``generation_config.json``. Trials were scored without."""
@@ -61,8 +61,8 @@ def _write_model(trial: Path, base: Path, base_name: models.PublicName, eos: int
     for path in [path for pattern in models.TOKENIZER_FILES for path in base.glob(pattern)]:
         shutil.copyfile(path, model / path.name)
     _end_and_decode_as_scored(model, eos)
-    if (trial / checkpoints.ADAPTER).is_dir():
-        shutil.copytree(trial / checkpoints.ADAPTER, folder / ADAPTER, ignore=shutil.ignore_patterns(CARD))
+    if (trial / ADAPTER).is_dir():
+        shutil.copytree(trial / ADAPTER, folder / ADAPTER, ignore=shutil.ignore_patterns(CARD))
         config = folder / ADAPTER / "adapter_config.json"
         values = json.loads(config.read_text("utf-8"))
         values |= {"base_model_name_or_path": base_name.name, "revision": base_name.commit or None}

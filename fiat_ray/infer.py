@@ -62,7 +62,10 @@ def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
 
 
 def tuned_trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Trial:
-    """What is needed of a trial to infer with it. Raises ``UserError`` where its base model is not the one it was tuned from."""
+    """What is needed of a trial to infer with it. Raises ``UserError`` where its weights are gone, or its base model has changed."""
+    if run.folder.weights(record["name"]) is None:
+        kept = "`keep: best` keeps those of the best on validation; to tune this one again, delete its folder and run with keep=all"
+        raise UserError(f"{run.folder.trial(record['name'])}: holds no weights; {kept}")
     recipe = Recipe(**record["recipe"])
     tunable = config.tunables[record["tunable"]]
     model = tunable.model if recipe.instruction_tuned else tunable.pretrained

@@ -21,6 +21,9 @@ from fiat_ray.rows import Place, jsonl, text_field
 from fiat_ray.task import SPLITS, Row, Task, make_rows
 from fiat_ray.task_folder import definition_files, read_definition, split_files
 
+ADAPTER, CHECKPOINT = "adapter", "checkpoint"
+"""What was tuned, in a trial's folder: θ_τ^PEFT, or all of θ_τ."""
+
 DRAWN = "drawn.json"
 """Completion record of a task's folder in a run."""
 
@@ -104,6 +107,10 @@ class RunFolder:
 
     def trial(self, name: str) -> Path:
         return self.path / "trials" / name
+
+    def weights(self, trial: str) -> Path | None:
+        """The folder with what a trial tuned. None where that was not kept, or is not there yet."""
+        return next((path for name in (ADAPTER, CHECKPOINT) if (path := self.trial(trial) / name).is_dir()), None)
 
     def untuned(self, task: str, method: str) -> Path:
         """Predictions of ``icl`` and ``majority``."""

@@ -21,7 +21,7 @@ from fiat_ray.prepare import Prepared, describe, drawn, prepare
 from fiat_ray.progress import Console
 from fiat_ray.reason.store import Store
 from fiat_ray.run_folder import RunFolder
-from fiat_ray.schedule.trials import Outcome
+from fiat_ray.schedule.trials import Outcome, drop_weights
 from fiat_ray.schema import TRIAL
 from fiat_ray.task import Task
 
@@ -58,6 +58,8 @@ def run_config(
         _write_inputs(prepared, folder, command, console)
         outcome = schedule.execute(prepared, folder, console, stages)
         collect(prepared, folder)
+        if config.keep == "best" and (dropped := drop_weights(folder, prepared.trials)):
+            console.line(f"keep: best: the weights of {len(dropped)} trials are gone; their predictions and scores stay")
         if "evaluate" in stages:
             _show(folder, config, console)
     return Run(folder.path), outcome

@@ -23,6 +23,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.progress import read_log
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.read import Run, read, records
+from fiat_ray.run_folder import ADAPTER, CHECKPOINT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -225,8 +226,8 @@ def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, expe
     metrics += [(name, trial[name], 0) for name in ("selection_value", "supervised_tokens", "seconds")]
     metrics += _curve(run, trial)
     folder = run.path / "trials" / trial["name"]
-    files = [folder / name for name in ("trial.json", "predictions.parquet", "history.parquet", "validation.parquet", "scores.json", "adapter")]
-    checkpoint = folder / "checkpoint"
+    files = [folder / name for name in ("trial.json", "predictions.parquet", "history.parquet", "validation.parquet", "scores.json", ADAPTER)]
+    checkpoint = folder / CHECKPOINT
     if checkpoint.is_dir() and sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < LARGEST_CHECKPOINT:
         files.append(checkpoint)
     _send(client, child.info.run_id, params, {}, metrics, files)
@@ -243,7 +244,7 @@ def _register_best(client: MlflowClient, run: Run, parent: str, experiment: str)
             continue
         best = max(trials, key=lambda trial: trial["selection_value"])
         child = _find(client, experiment, {TRIAL_TAG: best["name"], "mlflow.parentRunId": parent})
-        kind = "adapter" if best["recipe"]["peft"] else "checkpoint"
+        kind = ADAPTER if best["recipe"]["peft"] else CHECKPOINT
         if not any(file.path == kind for file in client.list_artifacts(child.info.run_id)):
             continue
         name = _registered_model(client, run, task)

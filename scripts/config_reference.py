@@ -13,9 +13,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from fiat_ray.config import Config, LearningRates, Lora, Throughput, TunableConfig, ValidationConfig, Where
+from fiat_ray.config import Config, LearningRates, Lora, TunableConfig, ValidationConfig
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.recipe import Recipe
+from fiat_ray.where import Throughput, Where
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 

@@ -10,8 +10,9 @@ import pytest
 
 from fiat_ray import campaign, config
 from fiat_ray.campaign import Checkpoint, Measured, Trial
-from fiat_ray.config import Config, LearningRates, Lora, ReasonerConfig, TunableConfig, ValidationConfig, Where
+from fiat_ray.config import Config, LearningRates, Lora, ReasonerConfig, TunableConfig, ValidationConfig
 from fiat_ray.recipe import ABLATIONS, RECIPES, Recipe
+from fiat_ray.where import Where
 
 CONFIG = Config(["towns"], methods=["icl", "majority", *ABLATIONS])
 TASKS = {"towns": Measured("rows", "rationales", "Answer.", (), 12)}

@@ -135,3 +135,10 @@ def test_what_is_damaged_is_named(run: Run) -> None:
     with pytest.raises(UserError, match=rf"^{run.path}: lacks the rows that its model card describes \(.+\); run its config again$"):
         exported(run, "xs")
     assert not list(run.path.parent.glob("exported*"))
+
+
+def test_weights_that_were_not_kept_are_named(run: Run) -> None:
+    trial = run.folder.trial(name_of(run, "xs"))
+    shutil.rmtree(trial / "adapter")
+    with pytest.raises(UserError, match=f"^{trial}: holds no weights; `keep: best` keeps those of the best on validation"):
+        exported(run, "xs")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fiat_ray import artifact, augmented
 from fiat_ray.campaign import Trial, needs_rationales
@@ -30,15 +32,36 @@ class Outcome:
 
 def tuned(run: RunFolder, trial: Trial) -> bool:
     """Whether a trial is finished, on the rationales that are there now: those that failed before may have come since."""
-    record = artifact.read_json(run.trial(trial.name) / "trial.json", **TRIAL)
+    folder = run.trial(trial.name)
+    record = artifact.read_json(folder / "trial.json", **TRIAL)
     if record is None or record["fingerprint"] != trial.fingerprint:
         return False
+    if not (run.weights(trial.name) or (folder / "scores.json").is_file()):
+        return False  # they were not kept, and are needed again
     seal = augmented.read_seal(run.augmented(trial.task))
     return not needs_rationales(trial) or seal is None or record["augmented"] == seal["fingerprint"]
 
 
 def evaluated(run: RunFolder, trial: Trial) -> bool:
     return tuned(run, trial) and (run.trial(trial.name) / "scores.json").is_file()
+
+
+def drop_weights(run: RunFolder, trials: Sequence[Trial]) -> list[str]:
+    """``keep: best``: of evaluated trials of one task, method, tunable and size that one keeps its weights that is best on validation.
+
+    Returns the names of the others.
+    """
+    best: dict[tuple[Any, ...], tuple[float, Trial]] = {}
+    done = [trial for trial in trials if evaluated(run, trial)]
+    for trial in done:
+        value = artifact.read_json(run.trial(trial.name) / "trial.json", **TRIAL)["selection_value"]
+        who, found = (trial.task, trial.method, trial.tunable, trial.train_size), (-1.0 if value is None else value, trial)
+        best[who] = max(best.get(who, found), found, key=lambda pair: (pair[0], pair[1].name))  # on ties as in ``Run.best_trial``
+    dropped = [trial.name for trial in done if trial not in [kept for _, kept in best.values()]]
+    for name in dropped:
+        if weights := run.weights(name):
+            shutil.rmtree(weights)
+    return dropped
 
 
 class Trials:

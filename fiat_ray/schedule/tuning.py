@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fiat_ray.campaign import needs_rationales
-from fiat_ray.config import Where
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.reasoning import Reasoning
 from fiat_ray.schedule.trials import Trials, tuned
+from fiat_ray.where import Where
 
 MOST_LANE_FAILURES = 3
 """Lanes that may die before they take a trial."""

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fiat_ray.config import Lora
+from fiat_ray.run_folder import ADAPTER, CHECKPOINT
 from fiat_ray.tune import attention
-
-ADAPTER, CHECKPOINT = "adapter", "checkpoint"
 
 
 def dtype_of(folder: Path) -> torch.dtype:

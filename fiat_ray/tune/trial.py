@@ -18,7 +18,7 @@ from fiat_ray.campaign import Trial
 from fiat_ray.draw import number_of_steps, steps_of, train_subset, validation_subset
 from fiat_ray.predict import shown_rationales
 from fiat_ray.render import Renderer
-from fiat_ray.run_folder import RunFolder
+from fiat_ray.run_folder import ADAPTER, CHECKPOINT, RunFolder
 from fiat_ray.schema import HISTORY, VALIDATED
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
@@ -184,7 +184,7 @@ class _Session:
         best, trial, folder = self.best, self.trial, self.folder
         for row in self.history:
             row["selected"] = (row["learning_rate"], row["step"]) == (best.learning_rate, best.step)
-        kind = checkpoints.ADAPTER if trial.recipe.peft else checkpoints.CHECKPOINT
+        kind = ADAPTER if trial.recipe.peft else CHECKPOINT
         dtype = checkpoints.dtype_of(models.find(trial.model))
         for stale in ("trial.json", "scores.json", "evaluation.json", "predictions.parquet"):
             (folder / stale).unlink(missing_ok=True)
