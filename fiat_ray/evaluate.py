@@ -27,6 +27,10 @@ SWAP_TOLERANCE = 0.25
 vLLM runs checkpoints by default, makes about 0.1; weights before and after tuning differ by one and more."""
 
 
+PROBE = 64
+"""Tokens of a prompt's end that are enough to tell weights apart; transformers computes them anew for every trial."""
+
+
 class Evaluator:
     """A running engine for all trials of one checkpoint."""
 
@@ -54,7 +58,7 @@ class Evaluator:
         """Predictions of a tuned trial for rows with their rationales."""
         renderer = Renderer(self._model, chat=trial.recipe.instruction_tuned)
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
-        probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids for e in examples[:2]]
+        probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids[-PROBE:] for e in examples[:2]]
         self._swap(self._run.trial(trial.name), probes)
         tuned = EngineTuned(self._engine, renderer, task, trial.recipe, trial.answer_tokens)
         self.usage = tuned.usage

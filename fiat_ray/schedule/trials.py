@@ -49,7 +49,7 @@ def evaluated(run: RunFolder, trial: Trial) -> bool:
 def drop_weights(run: RunFolder, trials: Sequence[Trial]) -> list[str]:
     """``keep: best``: of evaluated trials of one task, method, tunable and size that one keeps its weights that is best on validation.
 
-    Returns the names of the others.
+    Returns the names of those that lost theirs.
     """
     best: dict[tuple[Any, ...], tuple[float, Trial]] = {}
     done = [trial for trial in trials if evaluated(run, trial)]
@@ -57,11 +57,11 @@ def drop_weights(run: RunFolder, trials: Sequence[Trial]) -> list[str]:
         value = artifact.read_json(run.trial(trial.name) / "trial.json", **TRIAL)["selection_value"]
         who, found = (trial.task, trial.method, trial.tunable, trial.train_size), (-1.0 if value is None else value, trial)
         best[who] = max(best.get(who, found), found, key=lambda pair: (pair[0], pair[1].name))  # on ties as in ``Run.best_trial``
-    dropped = [trial.name for trial in done if trial not in [kept for _, kept in best.values()]]
-    for name in dropped:
-        if weights := run.weights(name):
-            shutil.rmtree(weights)
-    return dropped
+    kept = {trial.name for _, trial in best.values()}
+    dropped = {trial.name: weights for trial in done if trial.name not in kept and (weights := run.weights(trial.name))}
+    for weights in dropped.values():
+        shutil.rmtree(weights)
+    return list(dropped)
 
 
 class Trials:
