@@ -25,3 +25,28 @@ def test_messages_that_are_explained_are_said() -> None:
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "fiat_ray").rglob("*.py"))
     explained = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text("utf-8"), re.MULTILINE)
     assert len(explained) > 15 and [message for message in explained if message not in sources] == []
+
+
+def test_tests_that_the_promises_name_are_there() -> None:
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "promises.md").read_text("utf-8"))
+    assert len(named) > 20 and [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "cluster").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_commands_that_pages_show_are_commands() -> None:
+    """Every fiat-ray command in a page is parsed as it stands there; ``test-slow`` and the other tests run them."""
+    from fiat_ray.arguments import parse
+
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    lines = [line for page in pages for line in re.findall(r"^\$ (?:\S*/)?fiat-ray (.+)$", page.read_text("utf-8"), re.MULTILINE)]
+    assert len(lines) > 20
+    for line in lines:
+        words = line.split("#")[0].split()
+        if "--compare" not in words:  # it reads its files at once
+            assert parse(words).command.startswith(words[0]), line

@@ -113,6 +113,17 @@ def test_overfit_labels(run: Run) -> None:
     assert json.loads((trial_folder(run, "no_peft", "labels") / "evaluation.json").read_text())["answer_tokens"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("zero", [2, 3])
+def test_overfit_with_two_workers(folder: Path, tiny: Path, ray_local: None, zero: int) -> None:
+    config = settings(folder, tiny, task="memory", methods=["no_cot", "no_peft"], where={"workers": 2, "cpus": 1, "zero": zero})
+    done, outcome = runs.run_config(config, folder / f"zero-{zero}", tasks={"memory": memory_task()}, console=Console(quiet=True))
+    assert not outcome.failed
+    assert [mean(done, method, "f1") for method in ("no_cot", "no_peft")] == [100, 100]
+
+
 @pytest.mark.vllm
 def test_run_directory_is_whole(run: Run) -> None:
     manifest = json.loads((run.path / "manifest.json").read_text())
