@@ -5,7 +5,6 @@ The engine is created in the very thread that steps it (OpenMP's pools are per t
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -13,6 +12,7 @@ import queue
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -144,12 +144,12 @@ class Engine:
             engine.reset_prefix_cache()
 
         self._call(reload)
-        self._loaded = tensors_hash(weights)
+        self._loaded = tensors_sum(weights)
 
     def loaded(self) -> str:
-        """Hash of the weights that were loaded last (see ``tensors_hash``)."""
+        """Checksums of the weights that were loaded last (see ``tensors_sum``)."""
         if self._loaded is None:
-            self._loaded = tensors_hash(self._model)
+            self._loaded = tensors_sum(self._model)
         return self._loaded
 
     def first_logprobs(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
@@ -216,24 +216,24 @@ def check_same_tensors(expected: Path, given: Path) -> None:
         raise ValueError(f"{given}: {len(wrong)} tensors differ from {expected} (first: {name}: {theirs.get(name)} instead of {ours.get(name)})")
 
 
-def tensors_hash(folder: Path) -> str:
-    """sha256 of a checkpoint's tensors, whatever files they stand in."""
+def tensors_sum(folder: Path) -> str:
+    """Checksums of a checkpoint's tensors, whatever files they stand in: enough to tell whether two hold the same."""
     files = sorted(folder.glob("*.safetensors"))
-    return _tensors_hash(folder, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    return _tensors_sum(folder, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
 @lru_cache(maxsize=2)  # a swap is checked before and noted after, on the same files
-def _tensors_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+def _tensors_sum(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     import torch
     from safetensors import safe_open
 
-    digests: list[str] = []
+    found: list[str] = []
     for name, _, _ in files:
         with safe_open(folder / name, framework="pt") as file:
             for tensor in set(file.keys()) - _tied_head(folder):
                 content = file.get_tensor(tensor).contiguous().reshape(-1).view(torch.uint8).numpy()
-                digests.append(f"{tensor} {hashlib.sha256(content).hexdigest()}")
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+                found.append(f"{tensor} {zlib.crc32(content)}")  # seven times as fast as sha256, and nobody cheats here
+    return "\n".join(sorted(found))
 
 
 def _tied_head(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ from fiat_ray import artifact, models
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
 from fiat_ray.cluster import end_with_raylet
-from fiat_ray.engine import Engine, EngineOptions, tensors_hash
+from fiat_ray.engine import Engine, EngineOptions, tensors_sum
 from fiat_ray.predict import EngineTuned, Usage, predict, shown_rationales
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder
@@ -84,7 +84,7 @@ def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]]
     def apart(a: torch.Tensor, b: torch.Tensor) -> float:
         return float((a - b).abs().mean())
 
-    others = tensors_hash(weights) != engine.loaded()
+    others = tensors_sum(weights) != engine.loaded()
     own, before = own.gather(1, likeliest), engines()
     engine.swap(weights)
     after = engines()
