@@ -86,6 +86,16 @@ class Controls:
             "seeds": self.gain.n_seeds[0],
         }
 
+    def gains(self) -> dict[str, Comparison]:
+        return {
+            "rationales of their own": self.gain,
+            "of other rows (negative control)": self.shuffled,
+            "mutant: dropped in training": self.no_train,
+            "mutant: dropped at inference": self.no_infer,
+            "mutant: shuffled at inference": self.shuffled_infer,
+            "i_tau, before tuning": self.instructions,
+        }
+
     def claims(self) -> list[Claim]:
         gain, half = _known(self.gain.difference), _known(self.gain.difference) / 2
         return [
@@ -128,8 +138,9 @@ def main() -> int:
 
 def write(controls: Controls, run: fiat.Run) -> None:
     """``controls.json`` of the run, and its report anew."""
-    claims = [{"claim": claim.text, "holds": claim.holds} | _measured(claim.found) for claim in controls.claims()]
-    artifact.write_json(run.path / CONTROLS, {"claims": claims, "summary": controls.summary(), "versions": versions()})
+    claims = [{"claim": claim.text, "holds": bool(claim.holds)} | _measured(claim.found) for claim in controls.claims()]
+    gains = [{"what": name} | _measured(found) for name, found in controls.gains().items()]
+    artifact.write_json(run.path / CONTROLS, {"claims": claims, "gains": gains, "summary": controls.summary(), "versions": versions()})
     page.build(run.path)
 
 

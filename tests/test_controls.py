@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_directory import write_run
 
 from benchmarks import controls, leaky_task, lockers
 from benchmarks.controls import Controls
@@ -16,6 +17,7 @@ from fiat_ray.leaks import leaking_rows
 from fiat_ray.reason.reasoners import load_script
 from fiat_ray.reason.requests import script_row
 from fiat_ray.render import Renderer
+from fiat_ray.runs import Run
 from fiat_ray.significance import Comparison
 from fiat_ray.task import Row, Task
 
@@ -162,6 +164,15 @@ def test_each_claim_fails_alone(change: dict[str, Any], claim: str) -> None:
 
 def test_a_gain_that_is_not_defined_holds_no_claim() -> None:
     assert sum(claim.holds for claim in found(gain=gains(None, p=None)).claims()) == 4
+
+
+def test_what_was_found_stands_in_the_report(tmp_path: Path) -> None:
+    run = Run(write_run(tmp_path / "run"))
+    controls.write(found(no_train=gains(1.5)), run)
+    figure = (run.path / "report" / "controls_gains.svg").read_text()
+    assert figure.count("<circle") == 5 and "mutant: dropped in training" not in figure, "a gain without interval is no mark"
+    page = (run.path / "report" / "index.html").read_text()
+    assert "9 of 9 claims hold, with 3 seeds" in page and "own rationales gain at least 20 points" in page
 
 
 def test_the_leaky_task_leaks_in_every_row_and_its_model_in_none(tmp_path: Path, tiny: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pandas as pd
 
 from fiat_ray.artifact import read_json
+from fiat_ray.report.figures import Mark, mark_chart, stack, words
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section
-from fiat_ray.report.tables import Table
+from fiat_ray.report.tables import Table, signed
 
 CONTROLS = "controls.json"
-"""In the run directory of the positive control: ``claims``, each with whether it holds and the gain behind it, and ``summary``."""
+"""In the run directory of the positive control: ``claims``, each with whether it holds and the gain behind it, ``gains``, and ``summary``."""
 
 COLUMNS = ["what", "holds", "gain", "gain_low", "gain_high", "gain_p", "rows"]
 
@@ -28,4 +32,16 @@ def section(results: Results) -> Section:
     claims["holds"] = claims["holds"].map({True: "holds", False: "FAILS"})
     sentence = f"{holding} of {len(claims)} claims hold, with {found['summary']['seeds']} seeds of the embedded model."
     note = "gain: F1 less that of no_cot on the same rows, or, of instructions, less that of the same untuned model without i_tau; 95 % intervals."
-    return Section([sentence], [], [Table("controls", "Controls", claims, [note])])
+    return Section([sentence], _figures(found.get("gains", [])), [Table("controls", "Controls", claims, [note])])
+
+
+def _figures(gains: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    marks = [
+        Mark(of["what"], f"{signed(of['gain'])} ({signed(of['gain_low'])} to {signed(of['gain_high'])})", of["gain"], of["gain_low"], of["gain_high"])
+        for of in gains
+        if of["gain_low"] is not None
+    ]
+    title = "Controls: gains where they should be"
+    if not marks:
+        return []
+    return [("controls_gains", stack(title, [words(title, bold=True), mark_chart(title, "gain in F1 points, 95 % interval", marks)]))]
