@@ -38,6 +38,7 @@ EXAMPLES = {
     "data validate": "data validate xor_attriqa --data ../data/xor_attriqa.zip",
     "ui": "ui --port 5001",
     "doctor": "doctor",
+    "completion": "completion bash > ~/.local/share/bash-completion/completions/fiat-ray",
 }
 
 
@@ -101,6 +102,8 @@ def build() -> argparse.ArgumentParser:
     added.add_argument("--port", type=int, default=5000)
     added.add_argument("--tracking-uri", help="default: ./mlruns/mlflow.db")
     command("doctor", "is this machine or cluster fit")
+    added = command("completion", "a script that makes a shell complete commands and options")
+    added.add_argument("shell", choices=("bash", "zsh"))
     _data_commands(commands)
     return parser
 

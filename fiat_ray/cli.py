@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from fiat_ray.arguments import parse
+from fiat_ray.arguments import build, parse
 from fiat_ray.errors import Unfinished, UserError
 
 COMPARED = 50
@@ -177,7 +177,7 @@ def _prompt(parsed: argparse.Namespace) -> None:
             once = not (parsed.ask and sys.stdin.isatty())
             prompt_lab.watch(loaded, parsed.row, parsed.sample, once=once, show=partial(print, flush=True), run=run)
         else:
-            color = sys.stdout.isatty()
+            color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
             print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=color, run=run))
 
 
@@ -248,6 +248,12 @@ def _doctor(parsed: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def _completion(parsed: argparse.Namespace) -> None:
+    import shtab
+
+    print(shtab.complete(build(), parsed.shell))
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "init": _init,
     "run": _run,
@@ -265,4 +271,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "data validate": _data_validate,
     "ui": _ui,
     "doctor": _doctor,
+    "completion": _completion,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,14 @@ def test_majority_alone_needs_no_ray(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["run", str(config_file(tmp_path)), "--out", "out"]) == 0
     assert "Majority" in capsys.readouterr().out
     assert (tmp_path / "out" / "scores.parquet").is_file()
+
+
+def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for shell in ("bash", "zsh"):
+        assert main(["completion", shell]) == 0
+        (tmp_path / shell).write_text(capsys.readouterr().out)
+    assert (tmp_path / "zsh").read_text().startswith("#compdef fiat-ray")
+    script = f'source {tmp_path}/bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_fiat_ray fiat-ray "${{@: -1}}" ""; echo "${{COMPREPLY[@]}}"'
+    for typed, completed in ((["ex"], "export"), (["prompt", "x.yaml", "--fo"], "--for"), (["data", "va"], "validate")):
+        found = subprocess.run(["bash", "-c", script, "bash", "fiat-ray", *typed], capture_output=True, text=True)
+        assert found.stdout.split() == [completed], found.stderr
