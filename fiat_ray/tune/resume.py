@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ class Keeper:
     """Keeps the state of one trial. All its workers do everything together."""
 
     def __init__(self, place: Path, identity: Mapping[str, Any]) -> None:
-        """``place``: the trial's folder. ``identity``: what must be the same for a state to be gone on from."""
-        self._place, self._identity = place, dict(identity)
+        """``place``: the trial's folder. ``identity``: what must be the same for a state to be gone on from, beside versions of packages."""
+        self._place = place
+        self._identity = {**identity, **{name: version(name) for name in ("torch", "deepspeed", "transformers", "peft")}}
         self._next = time.monotonic() + KEEP_SECONDS
 
     def find(self) -> Kept | None:

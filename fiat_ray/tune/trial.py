@@ -90,8 +90,7 @@ class _Session:
         self.tokens = self.supervised_tokens = 0
         self.model: Any = None
         self.start = time.perf_counter()
-        same = {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": dist.get_world_size(), "torch": torch.__version__}
-        self.keeper = Keeper(folder, same)
+        self.keeper = Keeper(folder, {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": dist.get_world_size()})
         self.kept = self.keeper.find()
         if self.kept:
             self._go_on(self.kept)
