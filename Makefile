@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself where that is missing or its pins have changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo controls bench-reason bench-store test test-slow lint clean
+.PHONY: help setup demo controls bench-reason bench-store bench-evaluate test test-slow lint clean
 
 INSTALLED := .venv/installed
 PYTEST := .venv/bin/python -m pytest --durations=10
@@ -25,6 +25,9 @@ bench-reason: $(INSTALLED)  ## how near reasoning comes to the engine's own spee
 
 bench-store: $(INSTALLED)  ## what reasoning costs beside the engine; nothing is generated twice, nothing lost (under 30 minutes)
 	@.venv/bin/python -m benchmarks.store
+
+bench-evaluate: $(INSTALLED)  ## what evaluating many trials in one engine costs beside their predictions (under 40 minutes)
+	@.venv/bin/python -m benchmarks.evaluation
 
 test: $(INSTALLED)  ## the tests
 	@$(PYTEST) -m "not slow"

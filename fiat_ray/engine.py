@@ -157,6 +157,10 @@ class Engine:
         output = self.submit(prompt, _params(max_tokens=1, logprob_token_ids=list(tokens))).result()
         return [output.outputs[0].logprobs[0][token].logprob for token in tokens]
 
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache, as a swap does."""
+        self._call(lambda engine: engine.reset_prefix_cache())
+
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join()

@@ -40,7 +40,7 @@ class Evaluator:
         self._gpus = tensor_parallel if torch.cuda.is_available() else 0
         self.usage = Usage()
         """Of the last predictions."""
-        self._engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
+        self.engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
 
     def evaluate(self, trial: Trial) -> list[dict[str, Any]]:
         """Swap, predict, score one tuned trial; writes ``predictions.parquet``, ``evaluation.json`` and, last, ``scores.json``."""
@@ -60,16 +60,16 @@ class Evaluator:
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
         probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids[-PROBE:] for e in examples[:2]]
         self._swap(self._run.trial(trial.name), probes)
-        tuned = EngineTuned(self._engine, renderer, task, trial.recipe, trial.answer_tokens)
+        tuned = EngineTuned(self.engine, renderer, task, trial.recipe, trial.answer_tokens)
         self.usage = tuned.usage
         return predict(tuned, examples, rationales, trial.recipe)
 
     def close(self) -> None:
-        self._engine.close()
+        self.engine.close()
 
     def _swap(self, trial: Path, probes: list[list[int]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            checked_swap(self._engine, checkpoints.merge(self._model, trial, Path(folder)), probes)
+            checked_swap(self.engine, checkpoints.merge(self._model, trial, Path(folder)), probes)
 
 
 def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]]) -> None:
