@@ -38,7 +38,7 @@ EXAMPLES = {
     "data validate": "data validate xor_attriqa --data ../data/xor_attriqa.zip",
     "ui": "ui --port 5001",
     "doctor": "doctor",
-    "completion": "completion bash > ~/.local/share/bash-completion/completions/fiat-ray",
+    "completion": "completion bash",
 }
 
 

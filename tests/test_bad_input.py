@@ -389,7 +389,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     [trial] = json.loads((done.path / "manifest.json").read_text())["trials"]
     record = {name: _empty(kind) for name, kind in schema.TRIAL.items()}
     record |= {**trial, "recipe": {"cot": "none"}, "answer_tokens": 8, "selection_value": 1.0}
-    (done.path / "trials" / trial["name"]).mkdir(parents=True)
+    (done.path / "trials" / trial["name"] / "adapter").mkdir(parents=True)
     (done.path / "trials" / trial["name"] / "trial.json").write_text(json.dumps(record))
     return done.path
 
