@@ -98,7 +98,7 @@ def test_an_unreadable_rationale_is_empty(tiny: Path, tmp_path: Path) -> None:
 def test_what_was_cut_is_said(tiny: Path, tmp_path: Path) -> None:
     row = '{"question": "which town?", "context": "%s It has a market \\u001b[31m.", "target": "market", "n": "%s"}\n'
     for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.jsonl").write_text(row % (f"In {split} the town lies at the river." * 40, split))
+        (tmp_path / f"{split}.jsonl").write_text(row % (f"In {split} the town lies at the river." * 32, split))
     (tmp_path / "task.yaml").write_text(yaml.safe_dump({"input": "{question} {context}", "cut": "context", "group": "n"}))
     (tmp_path / "i_beta.txt").write_text("Think.")
     (tmp_path / "i_tau.txt").write_text("Say.")
