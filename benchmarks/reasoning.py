@@ -189,6 +189,7 @@ def _ray_data_llm(place: Path, max_length: int) -> Found:
         engine_kwargs=settings,
         batch_size=32,
         concurrency=1,
+        log_engine_metrics=False,  # they need ray[serve]
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,
