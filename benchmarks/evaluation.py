@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.reasoning import DATA
 from fiat_ray import config as configs
 from fiat_ray import models, runs
 from fiat_ray.campaign import Trial
@@ -29,7 +30,6 @@ from fiat_ray.prepare import prepare
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import ADAPTER, RunFolder
 
-DATA = Path(os.environ.get("FIAT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TRIALS, ROWS, ROUNDS = 8, 40, 3
 MAX_LENGTH = 1024
 

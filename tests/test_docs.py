@@ -40,7 +40,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_commands_that_pages_show_are_commands() -> None:
-    """Every fiat-ray command in a page is parsed as it stands there; ``test-slow`` and the other tests run them."""
+    """Every fiat-ray command in a page is parsed as it stands there."""
     from fiat_ray.arguments import parse
 
     pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
