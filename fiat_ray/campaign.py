@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from fiat_ray.artifact import fingerprint
 from fiat_ray.config import Config, Lora
@@ -148,6 +149,12 @@ def _trial(
 def needs_rationales(trial: Trial) -> bool:
     """Whether a trial waits for the augmented set; all others start without it."""
     return trial.recipe.cot != "none"
+
+
+def on_validation(record: Mapping[str, Any]) -> tuple[float, str]:
+    """What orders records of tuned trials, the best last: the score that selected, then the name, so that equals have one order everywhere."""
+    value = record["selection_value"]
+    return -1.0 if value is None else value, record["name"]
 
 
 def with_reasoner(config: Config) -> Config:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiat_ray import artifact, disk, planning, schedule
 from fiat_ray import config as configs
+from fiat_ray.campaign import on_validation
 from fiat_ray.collect import collect
 from fiat_ray.config import Config
 from fiat_ray.errors import Unfinished, UserError
@@ -239,7 +240,7 @@ class Run:
             raise UserError(f"{self.path}: no such trial on all {most} rows is tuned yet; on fewer, name one: {', '.join(t['name'] for t in trials)}")
         trials = full or trials
         fiat = [t for t in trials if t["method"] == "fiat"] or trials
-        return max(fiat, key=lambda t: (t["selection_value"] or -1.0, t["name"]))
+        return max(fiat, key=on_validation)
 
     def _most_rows(self, task: str) -> int:
         """The largest train size that the config asks for, tuned or not yet."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from fiat_ray.campaign import on_validation
 from fiat_ray.errors import UserError
 from fiat_ray.progress import read_log
 from fiat_ray.recipe import UNTUNED
@@ -242,7 +243,7 @@ def _register_best(client: MlflowClient, run: Run, parent: str, experiment: str)
         trials = [t for t in run.trials if t["tuned"] and t["task"] == task and t["selection_value"] is not None]
         if not trials:
             continue
-        best = max(trials, key=lambda trial: trial["selection_value"])
+        best = max(trials, key=on_validation)
         child = _find(client, experiment, {TRIAL_TAG: best["name"], "mlflow.parentRunId": parent})
         kind = ADAPTER if best["recipe"]["peft"] else CHECKPOINT
         if not any(file.path == kind for file in client.list_artifacts(child.info.run_id)):

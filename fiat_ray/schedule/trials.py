@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fiat_ray import artifact, augmented
-from fiat_ray.campaign import Trial, needs_rationales
+from fiat_ray.campaign import Trial, needs_rationales, on_validation
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import TRIAL
@@ -51,14 +51,13 @@ def drop_weights(run: RunFolder, trials: Sequence[Trial]) -> list[str]:
 
     Returns the names of those that lost theirs.
     """
-    best: dict[tuple[Any, ...], tuple[float, Trial]] = {}
-    done = [trial for trial in trials if evaluated(run, trial)]
-    for trial in done:
-        value = artifact.read_json(run.trial(trial.name) / "trial.json", **TRIAL)["selection_value"]
-        who, found = (trial.task, trial.method, trial.tunable, trial.train_size), (-1.0 if value is None else value, trial)
-        best[who] = max(best.get(who, found), found, key=lambda pair: (pair[0], pair[1].name))  # on ties as in ``Run.best_trial``
-    kept = {trial.name for _, trial in best.values()}
-    dropped = {trial.name: weights for trial in done if trial.name not in kept and (weights := run.weights(trial.name))}
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    done = [artifact.read_json(run.trial(trial.name) / "trial.json", **TRIAL) for trial in trials if evaluated(run, trial)]
+    for record in done:
+        who = tuple(record[key] for key in ("task", "method", "tunable", "train_size"))
+        best[who] = max(best.get(who, record), record, key=on_validation)
+    kept = {record["name"] for record in best.values()}
+    dropped = {record["name"]: weights for record in done if record["name"] not in kept and (weights := run.weights(record["name"]))}
     for weights in dropped.values():
         shutil.rmtree(weights)
     return list(dropped)
