@@ -61,6 +61,7 @@ def init(
     input: str | None = None,
     labels: Sequence[str] | None = None,
     positive: str | None = None,
+    metric: str | None = None,
     group: Sequence[str] | None = None,
     exemplars: str | Path | None = None,
     seed: int = 0,
@@ -69,8 +70,8 @@ def init(
     """Write the folder ``name``: ``task.yaml``, instructions, exemplars, three splits and ``config.yaml``.
 
     ``train``: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or a folder that ``datasets`` saved. A field ``split`` in it decides about splits; without
-    one they are drawn with ``seed``. Fields are known by usual names, unless they are given; for ``input``, ``group`` and ``exemplars`` see
-    ``own_task.from_rows``. ``positive``: the label that AUC-PR is about. Raises ``UserError`` before anything is written.
+    one they are drawn with ``seed``. Fields are known by usual names, unless they are given; for ``input``, ``metric``, ``group`` and ``exemplars``
+    see ``own_task.from_rows``. ``positive``: the label that AUC-PR is about. Raises ``UserError`` before anything is written.
     """
     folder = new_place(name, "a task")
     if (BUILT_IN / task_name(folder.name, "NAME")).is_dir():
@@ -93,6 +94,8 @@ def init(
         language=language,
         input=template,
         labels=labels,
+        positive=positive,
+        metric=metric,
         group=group,
         exemplars=worked,
         name=folder.name,
