@@ -109,7 +109,7 @@ def _ask(place: Path) -> dict[str, tuple[list[int], int]]:
         asked[key] = ([*prefix, *own[key]["ids"]], len(prefix))
     (place / "requests.parquet").write_bytes(requests.file.read_bytes())
     (place / "requests.json").write_text(json.dumps({"prefixes": dict(requests.prefixes), "max_length": prepared.reasoner_length}))
-    pq.write_table(pa.table({"key": list(asked), "prompt": [ids for ids, _ in asked.values()]}), place / "prompts.parquet")
+    pq.write_table(pa.table({"key": list(asked), "ids": [ids for ids, _ in asked.values()]}), place / "prompts.parquet")
     tokens = sum(len(ids) for ids, _ in asked.values())
     print(
         f"{len(asked)} prompts of {len(task.languages)} languages, {'real' if real else 'generated'} rows (seed {SEED}): {tokens} tokens, "
@@ -165,7 +165,7 @@ def _engine_alone(place: Path, max_length: int) -> Found:
 
     asked = pq.read_table(place / "prompts.parquet")
     llm = LLM(**arguments(models.find(REASONER.model), EngineOptions(max_length=max_length)))
-    prompts: Any = [{"prompt_token_ids": ids} for ids in asked["prompt"].to_pylist()]
+    prompts: Any = [{"prompt_token_ids": ids} for ids in asked["ids"].to_pylist()]
     start = time.perf_counter()
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW_TOKENS), use_tqdm=False)
     seconds = time.perf_counter() - start
@@ -201,7 +201,7 @@ def _ray_data_llm(place: Path, max_length: int) -> Found:
         config,
         preprocess=lambda row: {
             "key": row["key"],
-            "tokenized_prompt": row["prompt"],
+            "tokenized_prompt": row["ids"],
             "sampling_params": {"temperature": 0, "max_tokens": NEW_TOKENS},
         },
         postprocess=lambda row: {"key": row["key"], "text": row["generated_text"], "output_tokens": row["num_generated_tokens"]},

@@ -16,7 +16,7 @@ from fiat_ray.cluster import end_with_raylet
 from fiat_ray.engine import Engine, EngineOptions, tensors_sum
 from fiat_ray.predict import EngineTuned, Usage, predict, shown_rationales
 from fiat_ray.render import Renderer
-from fiat_ray.run_folder import RunFolder
+from fiat_ray.run_folder import ADAPTER, CHECKPOINT, RunFolder
 from fiat_ray.schema import PREDICTIONS
 from fiat_ray.scoring import score_predictions
 from fiat_ray.task import Task
@@ -38,6 +38,9 @@ class Evaluator:
         end_with_raylet()
         self._run, self._model = RunFolder(run), models.find(model)
         self._gpus = tensor_parallel if torch.cuda.is_available() else 0
+        self._base: Any = None
+        """The checkpoint in memory, once a trial's adapter is to be added to it."""
+        self._renderers: dict[bool, Renderer] = {}
         self.usage = Usage()
         """Of the last predictions."""
         self.engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
@@ -56,7 +59,10 @@ class Evaluator:
 
     def infer(self, trial: Trial, task: Task, examples: list[Example]) -> list[dict[str, Any]]:
         """Predictions of a tuned trial for rows with their rationales."""
-        renderer = Renderer(self._model, chat=trial.recipe.instruction_tuned)
+        chat = trial.recipe.instruction_tuned
+        if chat not in self._renderers:
+            self._renderers[chat] = Renderer(self._model, chat)
+        renderer = self._renderers[chat]
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
         probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids[-PROBE:] for e in examples[:2]]
         self._swap(self._run.trial(trial.name), probes)
@@ -68,14 +74,24 @@ class Evaluator:
         self.engine.close()
 
     def _swap(self, trial: Path, probes: list[list[int]]) -> None:
+        if (trial / CHECKPOINT).is_dir():
+            checked_swap(self.engine, trial / CHECKPOINT, probes)
+            return
+        if self._base is None:
+            self._base = checkpoints.load(self._model)
+        tuned = checkpoints.merged(self._base, trial / ADAPTER)
         with tempfile.TemporaryDirectory() as folder:
-            checked_swap(self.engine, checkpoints.merge(self._model, trial, Path(folder)), probes)
+            tuned.save_pretrained(folder)
+            checked_swap(self.engine, Path(folder), probes, tuned)
 
 
-def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]]) -> None:
+def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]], tuned: Any = None) -> None:
     """Swap weights. Raises ``RuntimeError`` unless the engine's log-probabilities of likely first tokens are then the new model's own, computed by
-    transformers, and no longer those from before the swap: checkpoints that are close to each other differ in some last bit."""
-    own = _first_token_logprobs(weights, prompts)
+    transformers, and no longer those from before the swap: checkpoints that are close to each other differ in some last bit.
+
+    ``tuned``: the model that ``weights`` hold, where it is in memory.
+    """
+    own = _first_token_logprobs(checkpoints.load(weights) if tuned is None else tuned, prompts)
     likeliest = own.topk(8).indices
 
     def engines() -> torch.Tensor:
@@ -98,8 +114,8 @@ def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]]
 
 
 @torch.no_grad()
-def _first_token_logprobs(folder: Path, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+def _first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """transformers' own, shape (prompts, vocabulary)."""
-    model = checkpoints.load(folder, "auto" if torch.cuda.is_available() else torch.float32).eval()
+    model = (model if torch.cuda.is_available() else model.float()).eval()  # CPUs may be slow at bfloat16
     logits = [model(input_ids=torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].float() for prompt in prompts]
     return torch.log_softmax(torch.stack(logits), dim=-1)

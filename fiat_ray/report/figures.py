@@ -189,7 +189,7 @@ def stack(title: str, pictures: Iterable[str]) -> str:
     parts, height = [], 0
     for picture in pictures:
         _, tall = size(picture)
-        parts.append(picture.replace("<svg ", f'<svg y="{height}" width="{WIDTH}" height="{tall}" ', 1))
+        parts.append(picture.replace("<svg ", f'<svg y="{height}" width="{WIDTH}" height="{tall}" ', 1).replace(' role="img"', "", 1))
         height += tall
     return drawing(height, title, "", parts)
 

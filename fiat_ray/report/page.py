@@ -78,7 +78,7 @@ def _page(results: Results, sections: dict[str, str]) -> str:
         table3=sections["table3"] + caveats,
         title=escape(results.run.path.name),
         style=figures.STYLE + (HERE / "style.css").read_text("utf-8"),
-        script=(HERE / "page.js").read_text("utf-8"),
+        script="".join((HERE / name).read_text("utf-8") for name in ("sort.js", "examples.js")),
         answers="".join(f"<p>{escape(answer)}</p>" for answer in tables.answers(results)) or "<p>No trial of this run has a score yet.</p>",
         notes=caveats,
         examples=_embedded(examples(results)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,19 @@ def check_adapter(folder: Path) -> None:
 
 
 def merge(base: Path, trial: Path, folder: Path) -> Path:
-    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT: the folder with a whole checkpoint. An adapter is merged in float32, then cast to the checkpoint's dtype."""
+    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT: the folder with a whole checkpoint, which is ``folder`` where a trial has an adapter."""
     if (trial / CHECKPOINT).is_dir():
         return trial / CHECKPOINT
+    merged(load(base), trial / ADAPTER).save_pretrained(folder)
+    return folder
+
+
+def merged(base: Any, adapter: Path) -> Any:
+    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT, with θ_τ in memory, which stays as it is. Merged in float32, then cast to the base's dtype."""
     from peft import PeftModel
 
-    check_adapter(trial / ADAPTER)
-    model = load(base)
-    dtype = model.dtype
-    merged: nn.Module = PeftModel.from_pretrained(model.float(), trial / ADAPTER).merge_and_unload()
-    merged.to(dtype).save_pretrained(folder)  # type: ignore[operator]
-    return folder
+    check_adapter(adapter)
+    whole: nn.Module = copy.deepcopy(base).float()
+    # On the meta device first, PEFT draws no numbers that the adapter's own replace.
+    whole = PeftModel.from_pretrained(whole, adapter, low_cpu_mem_usage=True).merge_and_unload()  # type: ignore[arg-type, operator]
+    return whole.to(base.dtype)
