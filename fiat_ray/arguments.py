@@ -74,6 +74,7 @@ def build() -> argparse.ArgumentParser:
     ):
         added = command(name, text, config=True)
         added.add_argument("--out", help="run directory (default: runs/<name of the config, or of its folder where it is called config.yaml>)")
+        _log_option(added)
         added.add_argument("override", nargs="*", default=[], metavar="key=value", help="changes to the config, such as limit.train=100")
     added = command("plan", "rows, tokens, what gets cut, time, disk and cost; starts nothing", config=True)
     added.add_argument("--out", help="run directory that is there or will be (default: as `run`)")
@@ -106,6 +107,11 @@ def build() -> argparse.ArgumentParser:
     added.add_argument("shell", choices=("bash", "zsh"))
     _data_commands(commands)
     return parser
+
+
+def _log_option(added: argparse.ArgumentParser) -> None:
+    text = "progress and errors, on standard error, as a JSON object a line: time, stage, message, counts"
+    added.add_argument("--json", action="store_true", dest="json_log", help=text)
 
 
 def _positive(text: str) -> int:

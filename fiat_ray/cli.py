@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fiat_ray.arguments import build, parse
 from fiat_ray.errors import Unfinished, UserError
+from fiat_ray.progress import Console, as_object
 
 COMPARED = 50
 """Validation rows of each task that ``prompt --compare`` asks about, unless ``--sample`` says."""
@@ -24,33 +25,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input, 3 rows or trials missing, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what no terminal takes
+    as_json = False
     try:
         parsed = parse(arguments)
+        as_json = getattr(parsed, "json_log", False)
         COMMANDS[parsed.command](parsed)
         return 0
     except UserError as error:
-        return _failed(error, 2)
+        return _failed(error, 2, as_json)
     except Unfinished as error:
-        return _failed(error, 3)
+        return _failed(error, 3, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a file or folder of the user's that can't be read or written
-        return _failed(error, 2 if error.filename else 1)
+        return _failed(error, 2 if error.filename else 1, as_json)
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(as_json)
 
 
-def _failed(error: Exception, code: int) -> int:
+def _failed(error: Exception, code: int, as_json: bool) -> int:
     """One line, whatever stands in a file's name; and a terminal would obey control characters."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error))
-    print("fiat-ray:", text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error)).encode("utf-8", "backslashreplace").decode()
+    print(as_object(text, "end", exit_code=code) if as_json else f"fiat-ray: {text}", file=sys.stderr)
     return code
 
 
-def _interrupted() -> int:
+def _interrupted(as_json: bool) -> int:
     """Leave at once: threads that wait for Ray would keep the process alive. A local Ray that was started here ends with its driver."""
-    print("\nfiat-ray: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr, flush=True)
+    said = "interrupted; what is finished is kept, and the same command goes on from there"
+    print(as_object(said, "end", exit_code=130) if as_json else f"\nfiat-ray: {said}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(130)
 
@@ -105,7 +109,8 @@ def _run(parsed: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: a submitted job runs in a folder that is deleted; give an absolute path that all nodes share")
     command = " ".join(["fiat-ray", parsed.command, parsed.config, *overrides])
     with _config_named(parsed):
-        done, outcome = runs.run_config(config.load(parsed.config, overrides), out, stages=stages, command=command)
+        loaded, console = config.load(parsed.config, overrides), Console(as_json=parsed.json_log)
+        done, outcome = runs.run_config(loaded, out, stages=stages, command=command, console=console)
     if parsed.command == "run":
         print(console_table(done.path))
         print(estimates.console_table(done.path))
