@@ -93,8 +93,10 @@ def build() -> argparse.ArgumentParser:
     added = command("infer", "Algorithm 2 on new rows")
     added.add_argument("run", metavar="RUN")
     added.add_argument("--trial", help="name of a trial, or its beginning (default: FIAT's best on validation)")
-    added.add_argument("--input", type=Path, required=True, help="rows: .jsonl, .csv or .parquet")
-    added.add_argument("--output", type=Path, required=True, help="where the rows go with predictions added (.jsonl)")
+    added.add_argument("--input", type=Path, required=True, help="rows: .jsonl or .parquet of any size, or .csv")
+    text = "where the rows go with predictions added (.jsonl), there when all are done; killed before, the same command goes on"
+    added.add_argument("--output", type=Path, required=True, help=text)
+    _log_option(added)
     added = command("export", "a tuned trial for other tools: merged model, adapter, model card")
     added.add_argument("run", metavar="RUN")
     added.add_argument("folder", metavar="DIR", help="where they go: a new folder")

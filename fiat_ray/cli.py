@@ -212,22 +212,13 @@ def _score(parsed: argparse.Namespace) -> None:
 
 
 def _infer(parsed: argparse.Namespace) -> None:
-    from fiat_ray import artifact, infer, runs
-    from fiat_ray.rows import placed_rows
-    from fiat_ray.run_folder import make
+    from fiat_ray import infer, runs
 
-    run, rows = runs.open_run(parsed.run), placed_rows(parsed.input)
-    if not rows:
-        raise UserError(f"{parsed.input}: no rows")
-    if parsed.output.is_dir() or parsed.output.resolve() == parsed.input.resolve():
-        raise UserError(f"--output {parsed.output}: is {'a folder' if parsed.output.is_dir() else 'the input'}; give another file")
-    make(parsed.output.resolve().parent, "a file")
-    answers = infer.infer_rows(run, rows, parsed.trial)
-    artifact.write_text(parsed.output, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answers))
-    print(f"{len(answers)} rows with predictions: {parsed.output}")
-    lost = [number for number, row in enumerate(answers, 1) if row.get("status") == "engine_error"]
-    if lost:
-        raise Unfinished(f"{parsed.output}: {len(lost)} rows were answered without their rationale (engine_error): {', '.join(map(str, lost[:10]))}")
+    done = infer.infer_file(runs.open_run(parsed.run), parsed.input, parsed.output, parsed.trial, Console(as_json=parsed.json_log))
+    print(f"{done.rows} rows with predictions: {parsed.output}")
+    if done.lost:
+        some = ", ".join(map(str, done.lost[:10]))
+        raise Unfinished(f"{parsed.output}: {len(done.lost)} rows were answered without their rationale (engine_error): {some}")
 
 
 def _export(parsed: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from fiat_ray.artifact import fingerprint
 from fiat_ray.length import Lengths
+from fiat_ray.reason.store import digests, find
 from fiat_ray.render import Renderer, chat_messages, reasoner_turns
 from fiat_ray.task import Row, Task, Which, by_language
 
@@ -117,17 +118,43 @@ class Requests:
 
 def write(path: Path, pieces: Iterable[Iterable[Request]]) -> None:
     """The file of ``Requests``. Each piece is sorted so that beginnings which several rows share lie next to each other."""
-    with pq.ParquetWriter(path, REQUESTS) as writer:
-        held = REQUESTS.empty_table()
+
+    def tables() -> Iterator[pa.Table]:
         for piece in pieces:
             ordered = sorted(piece, key=lambda request: (request.prefix, request.ids, request.row, request.key))
-            table = pa.table({name: [getattr(request, name) for request in ordered] for name in REQUESTS.names}, REQUESTS)
+            yield pa.table({name: [getattr(request, name) for request in ordered] for name in REQUESTS.names}, REQUESTS)
+
+    _write_tables(path, tables())
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    with pq.ParquetWriter(path, REQUESTS) as writer:
+        held = REQUESTS.empty_table()
+        for table in tables:
             held = pa.concat_tables([held, table])
             if whole := len(held) - len(held) % ROWS_READ_AT_ONCE:  # all row groups but the last are of one size: `at` counts on it
                 writer.write_table(held.slice(0, whole), ROWS_READ_AT_ONCE)
                 held = held.slice(whole)
         if len(held):
             writer.write_table(held)
+
+
+def joined(path: Path, pieces: Iterable[Requests]) -> Requests:
+    """What several pieces of a task's rows ask, in one file, each key once. Holds 16 bytes for each of them, and no row's key."""
+    prefixes: dict[str, list[int]] = {}
+
+    def new() -> Iterator[pa.Table]:
+        known = digests(pa.array([], pa.string()))
+        for piece in pieces:
+            prefixes.update(piece.prefixes)
+            for table in piece.columns(*REQUESTS.names):
+                found = digests(table["key"])
+                fresh = find(known, found) < 0
+                known = np.sort(np.concatenate([known, found[fresh]]), kind="stable")
+                yield table.filter(pa.array(fresh))
+
+    _write_tables(path, new())
+    return Requests(path, prefixes)
 
 
 Ask = Callable[[Row], Request]
