@@ -135,7 +135,8 @@ def _init_options(added: argparse.ArgumentParser) -> None:
         return [part.strip() for part in text.split(",")]
 
     added.add_argument("name", metavar="NAME", help="folder to be made")
-    added.add_argument("--train", required=True, metavar="FILE", help="labelled rows: .jsonl, .csv or .parquet, or a folder that `datasets` saved")
+    text = "labelled rows: .jsonl, .csv or .parquet, a folder of them or one that `datasets` saved, or hf:owner/name[/config][@revision]"
+    added.add_argument("--train", required=True, metavar="FILE", help=text)
     added.add_argument("--target", help="field with the answer (default: answer, answers, target, label or output)")
     added.add_argument("--language", help="field with the language (default: language or lang)")
     added.add_argument("--input", help='template of the input, such as "question: {question} context: {passage}" (default: fields with usual names)')

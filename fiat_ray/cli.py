@@ -84,7 +84,7 @@ def _init(parsed: argparse.Namespace) -> None:
     started = init(parsed.name, parsed.train, **chosen)
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {len(task.languages)} languages")
-    print(f"input: {task.input}")
+    print(f"from: {started.source}\ninput: {task.input}")
     if started.takes:
         print(f"config.yaml: {started.takes}")
     if not task.exemplars:

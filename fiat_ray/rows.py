@@ -45,9 +45,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[Place, dict[str, Any]]]:
 
 
 def placed_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
-    """Rows from a path, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place; rows that have one keep it."""
+    """Rows from a path or ``hf:`` name, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place; rows that have one keep it."""
     if isinstance(rows, (str, Path)):
-        return list(read_rows(rows))
+        from fiat_ray.hub import source_rows
+
+        return source_rows(rows)[0]
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         rows = rows.to_dict("records")
     return [_placed(row, number) for number, row in enumerate(rows, 1)]
