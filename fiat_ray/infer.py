@@ -21,7 +21,7 @@ from fiat_ray import config as configs
 from fiat_ray.augmented import Example
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
-from fiat_ray.length import Budget, Lengths, measure
+from fiat_ray.length import Budget, alike
 from fiat_ray.models import Model, find, resolve
 from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_budget, requests_of
 from fiat_ray.progress import Console, clock
@@ -76,6 +76,8 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
     make(output.resolve().parent, "a file")
     if output.suffix != ".jsonl":
         raise UserError(f"--output {output}: answers are written as JSON lines; give it a name that ends in .jsonl")
+    if next(read_rows(source), None) is None:
+        raise UserError(f"{source}: no rows")
     folder, before = output.with_name(f".{output.name}.parts"), _state(source)
     job = _Job(run, trial, folder, console)
     folder.mkdir(exist_ok=True)
@@ -83,8 +85,6 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
         try:
             job.go_on(before)
             answers = job.answers(read_rows(source))
-            if not job.rows:
-                raise UserError(f"{source}: no rows")
         except UserError:
             if not job.rows:  # nothing was started
                 shutil.rmtree(folder)
@@ -102,9 +102,9 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
     return Inferred(job.rows, lost)
 
 
-def _state(path: Path) -> list[Any] | None:
-    """What changes when a file does, without reading it; None where there is none."""
-    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
+def _state(path: Path) -> list[Any]:
+    """What changes when a file does, without reading it."""
+    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 class _Job:
@@ -129,7 +129,10 @@ class _Job:
     def go_on(self, source: Any) -> None:
         """Empty the folder, unless it holds what was done for the same rows and trial."""
         about = {"version": VERSION, "piece": PIECE, "trial": self._record["fingerprint"], "source": source}
-        if artifact.read_json(self._folder / "job.json") != about:
+        found = artifact.read_json(self._folder / "job.json")
+        if found != about:
+            if found:
+                self._console.line(f"infer: what lies in {self._folder} is of other rows or another trial; starting over", "measure")
             for path in (path for kind in ("*.parquet", "*.json", ".*.tmp") for path in self._folder.glob(kind)):
                 path.unlink()
             artifact.write_json(self._folder / "job.json", about)
@@ -148,9 +151,9 @@ class _Job:
     def _pieces(self) -> int:
         return -(-self.rows // PIECE)
 
-    def _measure(self, rows: Rows) -> None:
+    def _measure(self, source: Rows) -> None:
         """Cut new rows as the run's rows were, and write down what to ask the reasoner about them, if anything."""
-        asks, exemplars = self._spec.recipe.cot == "augmented", self._config.exemplars
+        asks = self._spec.recipe.cot == "augmented"
         budgets, budget, model = self._budgets()
         # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
         shown = self._run.folder.exemplars_shown(self._task.name) if asks else None
@@ -158,15 +161,19 @@ class _Job:
 
         def asked() -> Iterator[Requests]:
             nonlocal count, cut
-            for number, piece in enumerate(_in_pieces(rows)):
+            for number, piece in enumerate(_in_pieces(source)):
                 task = replace(self._task, rows=tuple(_row(self._task, place, raw) for place, raw in piece))
-                lengths = measure(task, budgets, exemplars, shown)
-                requests = requests_of(self._config, task, lengths, budget, model) if asks else Requests(Path())
-                artifact.write_rows(self._piece("rows", number), _measured(task, lengths, requests), MEASURED)
-                count, cut = count + len(piece), cut + lengths.cut.total()
+                texts, keys = dict[str, str](), dict[str, str]()
+                for part, lengths in alike(task, budgets, self._config.exemplars, shown):
+                    texts, cut = texts | lengths.texts, cut + lengths.cut.total()
+                    if asks:
+                        requests = requests_of(self._config, part, lengths, budget, model)
+                        keys |= requests.keys
+                        yield requests
+                rows = [{"id": row.id, "language": row.language, "input": texts[row.id], "key": keys.get(row.id)} for row in task.rows]
+                artifact.write_rows(self._piece("rows", number), rows, MEASURED)
+                count += len(piece)
                 self._console.status(f"infer: {count:,} rows measured", "measure", rows=count)
-                if asks:
-                    yield requests
 
         requests = joined(self._folder / "requests.parquet", asked())
         length = budget.max_length if budget else 0
@@ -287,10 +294,6 @@ def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
     fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
     language = text_field(raw, task.language, place) if task.language else "und"
     return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "", place)
-
-
-def _measured(task: Task, lengths: Lengths, requests: Requests) -> list[dict[str, Any]]:
-    return [{"id": row.id, "language": row.language, "input": lengths.texts[row.id], "key": requests.keys.get(row.id)} for row in task.rows]
 
 
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
