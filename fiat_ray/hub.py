@@ -63,7 +63,7 @@ def hub_rows(source: str) -> tuple[Found, str]:
     except Exception as error:  # what the hub's client and the network raise has no other base
         raise UserError(f"{source}: the hub did not give it ({' '.join(str(error).split())[:200]}); a file with its rows will do too") from None
     pinned = f"{HUB}{asked.name}{'/' if asked.config else ''}{asked.config}@{commit}"
-    return list(_rows(source, {name: Path(path) for name, path in paths.items()})), pinned
+    return list(_rows(f"{HUB}{asked.name}", {name: Path(path) for name, path in paths.items()})), pinned
 
 
 def folder_rows(folder: Path) -> Found:

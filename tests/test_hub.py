@@ -90,7 +90,7 @@ def test_one_of_several_data_sets(hub: None) -> None:
     rows, source = hub_rows("hf:somebody/many/fi")
     assert source == f"hf:somebody/many/fi@{COMMIT}"
     assert Counter(row["split"] for _, row in rows) == {"train": 16, "test": 4}
-    assert rows[0][0] == "hf:somebody/many/fi/fi/test.jsonl, row 1"
+    assert rows[0][0] == "hf:somebody/many/fi/test.jsonl, row 1"
     assert len(Task.from_rows("hf:somebody/reviews", target="label", labels=["bad", "good"]).split("validation")) == 12
 
 
