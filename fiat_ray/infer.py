@@ -205,7 +205,7 @@ class _Job:
         said = f"infer: {len(requests) - lacking:,} of {len(requests):,} rationales are stored; starting {replicas} reasoner(s)"
         self._console.line(said, "reason", prompts=len(requests), missing=lacking)
         watch, window = Watch(self._task.name, lacking, store, config.reasoner), window_of(config, unit)
-        with requests.shared(self._run.path) as shared, self._console.watching(watch, "reason"):
+        with requests.shared(self._run.path, digest(str(self._folder.resolve()))) as shared, self._console.watching(watch, "reason"):
             deque(reason(shared, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, window=window), maxlen=0)
         merge(store)
 

@@ -119,7 +119,7 @@ def test_killed_while_reasoning_and_while_answering(tmp_path: Path, tiny: Path) 
     assert f"{rows} rows with predictions: {output}" in out
     assert f"{answered} of 10 pieces are answered" in log and "rows measured" not in log
     check_answers(output, rows)
-    assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "it", "rows.parquet"]
+    assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "it", "rows.parquet"] and not list(run.glob(".*.tmp"))
 
     assert len(lines(run / "calls")) == reasoned, "killed while it answers, it asks the reasoner nothing again"
     assert not repeated(run / "calls", kills)

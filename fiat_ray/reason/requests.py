@@ -106,9 +106,13 @@ class Requests:
         return pa.concat_tables(pieces)
 
     @contextmanager
-    def shared(self, run: Path) -> Iterator[Requests]:
-        """The same requests in a run directory, where all machines see them, for as long as they are needed."""
-        file = run / f".requests-{uuid.uuid4().hex}.tmp"
+    def shared(self, run: Path, name: str = "") -> Iterator[Requests]:
+        """The same requests in a run directory, where all machines see them, for as long as they are needed.
+
+        ``name``: the file's, of a job that goes on after it was killed, and then takes the place of what it left.
+        """
+        file = run / f".requests-{name or uuid.uuid4().hex}.tmp"
+        file.unlink(missing_ok=True)
         try:
             shutil.copyfile(self.file, file)
             yield replace(self, file=file, folder=None)
