@@ -142,6 +142,7 @@ def _init_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--input", help='template of the input, such as "question: {question} context: {passage}" (default: fields with usual names)')
     added.add_argument("--labels", type=texts, help="all labels, comma-separated: a classification (default: the values of a field named label)")
     added.add_argument("--positive", help="label that AUC-PR is about (default: the last)")
+    added.add_argument("--metric", help="f1, exact_match, chrf; of labels accuracy, auc_pr, macro_f1; or a function of yours, module:function")
     added.add_argument("--group", type=texts, help="fields that make rows dependent, comma-separated, such as a question's id (default: the input's)")
     added.add_argument("--exemplars", type=Path, metavar="FILE", help="worked examples with `rationale` (default: drafted from train rows)")
     added.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")

@@ -66,6 +66,8 @@ class Measured:
     """Fingerprint of the keys of all rationales."""
     i_tau: str
     labels: tuple[str, ...]
+    metric: str
+    """Its identity: see ``metrics.identity``."""
     train_size: int
     """Rows of the train split."""
 
@@ -135,6 +137,7 @@ def _trial(
         measured.rationales if recipe.cot != "none" else None,
         measured.i_tau if recipe.instructions else None,
         measured.labels,
+        measured.metric,
         decides
         | {
             "lora": asdict(config.lora) if recipe.peft else None,

@@ -80,7 +80,8 @@ def _init(parsed: argparse.Namespace) -> None:
     from fiat_ray.init import init
     from fiat_ray.task import SPLITS
 
-    chosen = {name: getattr(parsed, name) for name in ("target", "language", "input", "labels", "positive", "group", "exemplars", "seed", "hardware")}
+    options = ("target", "language", "input", "labels", "positive", "metric", "group", "exemplars", "seed", "hardware")
+    chosen = {name: getattr(parsed, name) for name in options}
     started = init(parsed.name, parsed.train, **chosen)
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {len(task.languages)} languages")

@@ -22,10 +22,10 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
         who = {"task": task.name, "tunable": None, "seed": None, "train_size": len(task.split("train"))}
         for method, predictions in _untuned(prepared, run, task, "test").items():
             artifact.write_rows(run.untuned(task.name, method), predictions, PREDICTIONS)
-            rows += _scored(score_predictions(task.name, task.labels, predictions, icl=method == "icl"), method=method, **who)
+            rows += _scored(score_predictions(task.name, task.metric, task.labels, predictions, icl=method == "icl"), method=method, **who)
         chosen = {row.id for row in validation_subset(task.split("validation"), prepared.config.validation.rows)}
         for method, predictions in _untuned(prepared, run, task, "validation").items():
-            scores = score_predictions(task.name, task.labels, [row for row in predictions if row["id"] in chosen])
+            scores = score_predictions(task.name, task.metric, task.labels, [row for row in predictions if row["id"] in chosen])
             averages = [score for score in scores if score["language"] in ("mean", *NAMED_AVERAGES)]
             rows += [{**who, "method": method, "split": "validation", **score} for score in averages]
     for trial in prepared.trials:

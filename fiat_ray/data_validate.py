@@ -14,7 +14,7 @@ from babel import Locale
 
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
-from fiat_ray.metrics import FULL
+from fiat_ray.metrics import FULL, shown_metrics
 from fiat_ray.report import published
 from fiat_ray.task import SPLITS, Row, Task, check_splits, count_by_language
 from fiat_ray.task_folder import read_task
@@ -121,7 +121,7 @@ def _notes(task: Task) -> Iterator[str]:
         if not {language, re.split("[-_]", language)[0].lower()} & codes:
             first = next(row.place for row in task.rows if row.language == language)
             yield f"language {language}: no code that CLDR knows, and no exemplar's language (first: {first})"
-        if task.metric == "accuracy" and language in of["test"]:
+        if "auc_pr" in shown_metrics(task.metric, task.labels) and language in of["test"]:
             test = [row for row in task.split("test") if row.language == language]
             if all(row.targets[0] != task.labels[-1] for row in test):
                 yield f"language {language}: no test row is '{task.labels[-1]}', so its AUC-PR is not defined"

@@ -52,7 +52,7 @@ class Evaluator:
         rows = self.infer(trial, task, examples)
         artifact.write_rows(folder / "predictions.parquet", rows, PREDICTIONS)
         artifact.write_json(folder / "evaluation.json", {**vars(self.usage), "gpus": self._gpus})
-        scores = [dict(score) for score in score_predictions(trial.task, task.labels, rows)]
+        scores = [dict(score) for score in score_predictions(trial.task, task.metric, task.labels, rows)]
         artifact.write_json(folder / "scores.json", scores)
         return scores
 

@@ -64,6 +64,7 @@ def init(
     input: str | None = None,
     labels: Sequence[str] | None = None,
     positive: str | None = None,
+    metric: str | None = None,
     group: Sequence[str] | None = None,
     exemplars: str | Path | None = None,
     seed: int = 0,
@@ -73,8 +74,8 @@ def init(
 
     ``train``: a ``.jsonl``, ``.csv`` or ``.parquet`` file, a folder of such files or one that ``datasets`` saved, or ``hf:owner/name``, a data set on
     the Hugging Face hub. A field ``split`` in it, or the files' names, decide about splits; without them they are drawn with ``seed``. Fields are
-    known by usual names, unless they are given; for ``input``, ``group`` and ``exemplars`` see ``own_task.from_rows``. ``positive``: the label that
-    AUC-PR is about. Raises ``UserError`` before anything is written.
+    known by usual names, unless they are given; for ``input``, ``metric``, ``group`` and ``exemplars`` see ``own_task.from_rows``. ``positive``: the
+    label that AUC-PR is about. Raises ``UserError`` before anything is written.
     """
     folder = new_place(name, "a task")
     if (BUILT_IN / task_name(folder.name, "NAME")).is_dir():
@@ -97,6 +98,8 @@ def init(
         language=language,
         input=template,
         labels=labels,
+        positive=positive,
+        metric=metric,
         group=group,
         exemplars=worked,
         name=folder.name,

@@ -1,17 +1,23 @@
-"""F1 and exact match of XTREME-UP, accuracy, AUC-PR, and averages over languages. Pure: texts and numbers in, scores from 0 to 100 out."""
+"""F1 and exact match of XTREME-UP, chrF, accuracy, macro-F1, AUC-PR, and averages over languages. Pure: texts and numbers in, scores from 0 to 100
+out."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import inspect
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fiat_ray.errors import UserError
 
 INDIC = ("as", "bho", "brx", "gbm", "gom", "gu", "hi", "hne", "kn", "mai", "ml", "mni", "mr", "mwr", "or", "pa", "ps", "sa", "ta", "ur")
 """The 20 languages of XORQA-IN: cross-lingual QA, Indic."""
@@ -22,6 +28,14 @@ NAMED_AVERAGES = {
     "mean_21": tuple(language for language in FULL if language not in ("ar", "fi", "hi", "ja", "ko", "ru")),
 }
 """Averages of cross-lingual QA, Full: all languages; those that reproduce the paper's headline best; XTREME-UP's under-represented ones."""
+
+TEXT_METRICS = {"f1": "exact_match", "exact_match": "f1", "chrf": "f1"}
+"""Metrics of free text, each with the one that stands beside it. Besides them ``module:function``: see ``load``."""
+LABEL_METRICS = {"accuracy": "auc_pr", "auc_pr": "accuracy", "macro_f1": "accuracy"}
+"""Metrics of labels, likewise."""
+
+TextMetric = Callable[[Sequence[str], str], float]
+"""(targets, prediction) → 0 to 100."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -42,10 +56,84 @@ def exact_match(targets: str | Sequence[str], prediction: str) -> bool:
     return any(normalize_answer(target) == normalize_answer(prediction) for target in _as_list(targets))
 
 
-def text_scores(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
-    """``f1`` and ``exact_match`` of one language's rows, 0 to 100."""
-    pairs = list(zip(targets, predictions, strict=True))
-    return {"f1": 100 * fmean(f1(t, p) for t, p in pairs), "exact_match": 100 * fmean(exact_match(t, p) for t, p in pairs)}
+def chrf(targets: str | Sequence[str], prediction: str) -> float:
+    """chrF2 of one text, 0 to 1: sacrebleu's ``sentence_score`` with its defaults (Popović 2015); the best of several targets."""
+    return max(_chrf().sentence_score(prediction, [target]).score for target in _as_list(targets)) / 100
+
+
+def text_metric(name: str) -> TextMetric:
+    """A metric of free text by its name: one of ``TEXT_METRICS``, or ``module:function``."""
+    own = {"f1": f1, "exact_match": exact_match, "chrf": chrf}.get(name)
+    return load(name) if own is None else lambda targets, prediction: 100.0 * own(targets, prediction)
+
+
+@lru_cache
+def load(name: str) -> TextMetric:
+    """``module:function``: somebody's own ``function(targets: list[str], prediction: str) -> float``, 0 to 100.
+
+    Python must find the module wherever the run computes: in an installed package, or by ``PYTHONPATH``. Raises ``UserError`` where it can't be
+    had; what is returned raises one for a value that is no score.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"metric {name}: {said}; it must be installed, or its folder be in PYTHONPATH, on every machine of the cluster") from None
+    if not callable(function):
+        raise UserError(f"metric {name}: is no function")
+
+    def score(targets: Sequence[str], prediction: str) -> float:
+        try:
+            value = float(function(list(targets), prediction))
+        except Exception as error:
+            raise UserError(f"metric {name}: {type(error).__name__} for {list(targets)!r} and {prediction!r}: {error}"[:500]) from None
+        if not 0 <= value <= 100:
+            raise UserError(f"metric {name}: {value} for {list(targets)!r} and {prediction!r} is no score from 0 to 100"[:500])
+        return value
+
+    return score
+
+
+def identity(name: str) -> str:
+    """What tells a metric from others: its name, and of somebody's own function its module's text."""
+    if ":" not in name:
+        return name
+    load(name)
+    module = importlib.import_module(name.partition(":")[0])
+    return f"{name} {hashlib.sha256(inspect.getsource(module).encode()).hexdigest()}"
+
+
+def shown_metrics(metric: str, labels: Sequence[str]) -> tuple[str, str]:
+    """A task's metric and the one beside it. AUC-PR stands beside accuracy where there are two labels."""
+    beside = {**TEXT_METRICS, **LABEL_METRICS}.get(metric, "f1")
+    return metric, "macro_f1" if beside == "auc_pr" and len(labels) > 2 else beside
+
+
+def selecting_metric(metric: str, labels: Sequence[str]) -> str:
+    """The metric that chooses on validation: the task's, but for accuracy of two labels AUC-PR, which moves with every row's probability."""
+    return "auc_pr" if metric == "accuracy" and len(labels) == 2 else metric
+
+
+def check_metric(metric: str, labels: Sequence[str], positive: str | None, origin: object) -> None:
+    """Raise ``UserError`` where a task can't be scored by it. ``positive``: the label that is named as the positive one, if any."""
+    of_labels = metric in LABEL_METRICS
+    if not of_labels and metric not in TEXT_METRICS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", metric):
+        known = ", ".join((*TEXT_METRICS, *LABEL_METRICS))
+        raise UserError(f"{origin}: metric '{metric}' is none of {known}, nor a function of yours (module:function)")
+    if of_labels != bool(labels):
+        text, label = ", ".join(TEXT_METRICS), ", ".join(LABEL_METRICS)
+        raise UserError(f"{origin}: metric {metric} goes {'with' if of_labels else 'without'} labels; free text takes {text}, labels take {label}")
+    if positive is not None and positive not in labels:
+        raise UserError(f"{origin}: positive: {positive!r} is none of the labels {', '.join(labels) or '(there are none)'}")
+    if metric == "auc_pr" and len(labels) > 2 and positive is None:
+        raise UserError(f"{origin}: metric auc_pr of {len(labels)} labels is that of one against the others; name it with `positive:`")
+
+
+def text_scores(targets: Sequence[str | Sequence[str]], predictions: Sequence[str], metric: str = "f1") -> dict[str, float]:
+    """``f1``, ``exact_match`` and ``metric`` of one language's rows, 0 to 100: each the mean of its rows'."""
+    pairs = [(_as_list(target), prediction) for target, prediction in zip(targets, predictions, strict=True)]
+    return {name: fmean(text_metric(name)(t, p) for t, p in pairs) for name in dict.fromkeys(("f1", "exact_match", metric))}
 
 
 def label_scores(gold: Sequence[str], predicted: Sequence[str], scores: Sequence[float] | None, positive: str) -> dict[str, float | None]:
@@ -78,6 +166,24 @@ def average_precision(positive: NDArray[np.bool_], scores: NDArray[Any], weights
     return mean
 
 
+def macro_f1(gold: Sequence[str], predicted: Sequence[str], weights: NDArray[Any]) -> NDArray[np.float64]:
+    """F1 of each label, averaged over the labels that occur in gold or prediction, 0 to 1, under each of ``r`` weightings (r, n) of ``n`` rows.
+
+    As scikit-learn's ``f1_score(average="macro")``; an empty prediction is no label, and counts as wrong. NaN where no row has weight.
+    """
+    weights = weights.astype(float)
+    says, is_gold = np.array(predicted, dtype=str), np.array(gold, dtype=str)
+    each = []
+    for label in sorted({*gold, *predicted} - {""}):
+        said, true = says == label, is_gold == label
+        hits, of = weights @ (said & true), weights @ said + weights @ true
+        each.append(np.divide(2 * hits, of, out=np.full_like(hits, np.nan), where=of > 0))
+    known = ~np.isnan(each)
+    count = known.sum(axis=0)
+    mean: NDArray[np.float64] = np.divide(np.where(known, each, 0).sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0)
+    return mean
+
+
 def average(per_language: Mapping[str, float | None]) -> float | None:
     """The mean over languages; a language without a score is left out, and no score at all gives None."""
     known = [value for value in per_language.values() if value is not None]
@@ -102,6 +208,13 @@ def named_averages(task: str, per_language: Mapping[str, float | None]) -> dict[
 
 def _as_list(targets: str | Sequence[str]) -> Sequence[str]:
     return [targets] if isinstance(targets, str) else targets
+
+
+@lru_cache
+def _chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
 
 
 @lru_cache(maxsize=2**17)  # a report scores the same predictions in many comparisons

@@ -15,9 +15,10 @@ from typing import Any
 
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import shows, without_overlap
+from fiat_ray.metrics import check_metric
 from fiat_ray.rows import Place, placed_rows, text_field
-from fiat_ray.task import Exemplar, Metric, Row, Task, check_splits, digest, joined, make_rows, template_fields
-from fiat_ray.task_folder import check_fields, group_fields, task_name
+from fiat_ray.task import Exemplar, Row, Task, check_splits, digest, joined, make_rows, template_fields
+from fiat_ray.task_folder import check_fields, group_fields, task_name, with_positive_last
 
 FEWEST = 12
 """Fewer rows leave nothing to tune on once validation, test and exemplars are taken."""
@@ -40,7 +41,8 @@ def from_rows(
     input: str | None = None,
     cut: str | None = None,
     labels: Sequence[str] | None = None,
-    metric: Metric | None = None,
+    positive: str | None = None,
+    metric: str | None = None,
     group: str | Sequence[str] | None = None,
     i_beta: str | None = None,
     i_tau: str | None = None,
@@ -54,7 +56,8 @@ def from_rows(
     """A task from a DataFrame, a ``datasets.Dataset``, dicts, or a ``.jsonl``, ``.csv`` or ``.parquet`` file.
 
     ``input``: the template (default: every text field as ``name: {name}``, the passage last); ``cut``: the field that gives way when a prompt is too
-    long (default: the longest of passage, context and text, or of all). ``labels``: makes it a classification, the positive label last. ``group``:
+    long (default: the longest of passage, context and text, or of all). ``labels``: makes it a classification, the positive label last, unless
+    ``positive`` names it. ``metric``: one of ``metrics.TEXT_METRICS`` or ``LABEL_METRICS``, or a function of yours, ``module:function``. ``group``:
     fields that dependent rows share (default: the input's). ``split``: the field that says train, validation or test (default: ``split`` where there
     is one); rows for splits that it does not name, or without it for all, are shared out of train, seeded, each language (and label) alike, rows of
     one group or with the same input together.
@@ -65,12 +68,15 @@ def from_rows(
     """
     placed = placed_rows(rows)
     _check(placed, name, validation_share, test_share)
+    metric = metric or ("accuracy" if labels else "f1")
+    check_metric(metric, labels or (), positive, name)
+    labels = with_positive_last(labels, positive) if labels and positive else labels
     template = input if input is not None else _template(placed, {target, language, split})
     task = Task(
         name=name,
         input=template,
         cut=cut if cut is not None else _longest(template_fields(template), placed),
-        metric=metric or ("accuracy" if labels else "f1"),
+        metric=metric,
         labels=tuple(labels or ()),
         i_beta=(i_beta or _i_beta(template, labels)).strip(),
         i_tau=(i_tau or _i_tau(labels)).strip(),
@@ -115,8 +121,6 @@ def _check_definition(task: Task) -> None:
     check_fields(task, task.name)
     if taken := sorted({"language", "rationale", "target"}.intersection(template_fields(task.input))):
         raise UserError(f"{task.name}: field '{taken[0]}' can't stand in the input: exemplars have another of that name; rename it, or give `input`")
-    if (task.metric == "accuracy") != bool(task.labels):
-        raise UserError(f"{task.name}: metric accuracy goes with labels, f1 with free text")
 
 
 # Template

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fiat_ray import augmented, campaign, models, own_task
+from fiat_ray import augmented, campaign, metrics, models, own_task
 from fiat_ray import config as configs
 from fiat_ray.artifact import fingerprint
 from fiat_ray.campaign import Checkpoint, Measured, NotRun, Trial
@@ -242,6 +242,7 @@ def _measured(task: Task, lengths: Lengths, requests: Requests | None) -> Measur
         rationales=fingerprint(sorted(requests.keys.items())) if requests else "",
         i_tau=task.i_tau,
         labels=task.labels,
+        metric=metrics.identity(task.metric),
         train_size=len(task.split("train")),
     )
 

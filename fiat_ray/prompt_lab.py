@@ -19,11 +19,11 @@ from fiat_ray.campaign import with_reasoner
 from fiat_ray.config import Config
 from fiat_ray.draw import validation_subset
 from fiat_ray.errors import Unfinished, UserError
-from fiat_ray.metrics import f1
+from fiat_ray.metrics import text_metric
 from fiat_ray.planning import stored
 from fiat_ray.prompts import chosen_row
 from fiat_ray.reason.reasoners import Answer, Reasoner, VllmReasoner
-from fiat_ray.report.tables import METRIC_TITLES, signed
+from fiat_ray.report.tables import metric_title, signed
 from fiat_ray.rows import SUFFIXES
 from fiat_ray.scoring import score_predictions
 from fiat_ray.significance import Comparison, compare
@@ -182,14 +182,14 @@ def _answered(task: Task, asked: Sequence[Asked], whole: bool) -> Iterator[str]:
 def _score(task: Task, row: Row, said: str) -> str:
     if task.labels:
         return "right" if said == row.targets[0] else "wrong"
-    return f"F1 {100 * f1(row.targets, said):.0f}"
+    return f"{metric_title(task.metric)} {text_metric(task.metric)(row.targets, said):.0f}"
 
 
 def _means(task: Task, asked: Sequence[Asked]) -> str:
     if errors := _errors(asked):
         return f"no score: {len(errors)} of {len(asked)} validation rows got no answer"
-    scores = [s for s in score_predictions(task.name, task.labels, _frame(task, asked), icl=True) if s["language"] == "mean"]
-    means = ", ".join(f"{METRIC_TITLES[s['metric']]} {s['value']:.1f}" for s in scores if s["value"] is not None)
+    scores = [s for s in score_predictions(task.name, task.metric, task.labels, _frame(task, asked), icl=True) if s["language"] == "mean"]
+    means = ", ".join(f"{metric_title(s['metric'])} {s['value']:.1f}" for s in scores if s["value"] is not None)
     return f"{len(asked)} validation rows: {means}"
 
 
@@ -212,7 +212,8 @@ def compared(config: Config, a: str, b: str, sample: int, *, run: str | Path | N
             _check_answered([answer for _, answers in asked for answer in answers])
             frames.append({task.name: _frame(task, answers) for task, answers in asked})
     before, after = frames
-    return {name: compare([after[name]], [before[name]], task.metric) for name, task in prepared.tasks.items()}
+    metrics = {name: "accuracy" if task.metric == "auc_pr" else task.metric for name, task in prepared.tasks.items()}  # ICL has no probabilities
+    return {name: compare([after[name]], [before[name]], metric) for name, metric in metrics.items()}
 
 
 def describe_compared(found: dict[str, Comparison]) -> str:

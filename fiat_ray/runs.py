@@ -209,7 +209,7 @@ class Run:
         languages, labels = results.averaged(task, results.averages(task)[0]), self.folder.load_task(task).labels
         ours, theirs = self.predictions(a, task, tunable), self.predictions(b, task, tunable)
         metric = metric or results.metrics(task)[0]
-        return compare(ours, theirs, metric, positive=labels[-1] if labels else None, languages=languages)  # type: ignore[arg-type]
+        return compare(ours, theirs, metric, positive=labels[-1] if labels else None, languages=languages)
 
     def infer(self, rows: Any, trial: str | None = None) -> list[dict[str, Any]]:
         """Algorithm 2 on new rows (see ``infer.infer_rows``)."""

@@ -44,7 +44,7 @@ HISTORY = pa.schema(
         ("step", pa.int64()),
         ("epoch", pa.float64()),
         ("train_loss", pa.float64()),  # mean over the steps since the last validation; null at step 0
-        ("metric", pa.string()),  # what selects: f1, auc_pr or accuracy
+        ("metric", pa.string()),  # what selects: see metrics.selecting_metric
         ("value", pa.float64()),  # 0–100, mean over languages
         ("validation_loss", pa.float64()),  # mean of a supervised token, or of a label
         ("seconds", pa.float64()),
@@ -76,7 +76,7 @@ SCORES = pa.schema(
         ("train_size", pa.int64()),
         ("language", pa.string()),  # a language, or mean, mean_21, mean_22, mean_27
         ("split", pa.string()),
-        ("metric", pa.string()),  # f1, exact_match, accuracy, auc_pr, unparsed, length (percent)
+        ("metric", pa.string()),  # those of metrics.TEXT_METRICS and LABEL_METRICS, or module:function; unparsed, length (percent)
         ("value", pa.float64()),  # 0–100; null where not defined
         ("n", pa.int64()),
     ]

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
+
 from fiat_ray.errors import UserError
-from fiat_ray.metrics import averaged_languages, label_scores, named_averages, text_scores
+from fiat_ray.metrics import averaged_languages, label_scores, macro_f1, named_averages, shown_metrics, text_scores
 from fiat_ray.rows import Place, read_rows, text_field
 from fiat_ray.task import Row, by_language
 from fiat_ray.task_folder import BUILT_IN, read_task_yaml
@@ -33,14 +35,15 @@ class Score(TypedDict):
     """Rows behind the value."""
 
 
-def score_predictions(task: str, labels: Sequence[str], frame: Frame, *, icl: bool = False) -> list[Score]:
+def score_predictions(task: str, metric: str, labels: Sequence[str], frame: Frame, *, icl: bool = False) -> list[Score]:
     """Scores of one method on one split of a task, for each language and average.
 
-    With ``labels`` (the positive one last) ``accuracy``, and ``auc_pr`` where rows have a P(positive); for free text ``f1`` and
-    ``exact_match``. ``icl`` adds the shares ``unparsed`` and ``length``. An empty prediction counts as wrong.
+    With ``labels`` (the positive one last) ``accuracy``, ``auc_pr`` where there are two, or it is the ``metric``, and rows have a P(positive), and
+    ``macro_f1`` where there are more, or it is the ``metric``; for free text ``f1``, ``exact_match`` and ``metric``. ``icl`` adds the shares
+    ``unparsed`` and ``length``. An empty prediction counts as wrong.
     """
     sizes = {language: len(rows) for language, rows in by_language(frame).items()}
-    metrics = _scores(labels, frame)
+    metrics = _scores(metric, labels, frame)
     if icl:
         metrics |= {"unparsed": dict(unparsed_share(frame)), "length": dict(length_share(frame))}
     result = []
@@ -83,8 +86,9 @@ def score_file(task: str | None, path: str | Path) -> dict[str, Any]:
     For labels, ``majority_accuracy`` is that of the file's most frequent label, and ``no_positives`` names languages without AUC-PR.
     Raises ``UserError`` naming file, row and field.
     """
-    frame, is_text = _read_predictions(Path(path), task)
-    metrics = _scores(() if is_text else ("no", "yes"), frame)
+    definition = _definition(task) if task is not None else {}
+    frame, is_text = _read_predictions(Path(path), task, [str(label) for label in definition.get("labels", ())])
+    metrics = _scores(definition.get("metric", "f1"), () if is_text else ("no", "yes"), frame)
     if not is_text:
         [(majority, _)] = Counter(row["targets"][0] for row in frame).most_common(1)
         metrics["majority_accuracy"] = dict(_share(frame, lambda row: row["targets"][0] == majority))
@@ -103,30 +107,37 @@ def score_file(task: str | None, path: str | Path) -> dict[str, Any]:
     return result if is_text else {**result, "no_positives": [x for x, value in metrics["auc_pr"].items() if value is None]}
 
 
-def task_labels(task: str) -> tuple[str, ...]:
-    """The labels of a built-in task or a task folder, the positive one last; none for free text. Raises ``UserError`` for an unknown task."""
+def _definition(task: str) -> dict[str, Any]:
+    """``task.yaml`` of a built-in task or a task folder. Raises ``UserError`` for an unknown task."""
     definition = next((path for path in (BUILT_IN / task / "task.yaml", Path(task) / "task.yaml") if path.is_file()), None)
     if definition is None:
         known = ", ".join(sorted(path.parent.name for path in BUILT_IN.glob("*/task.yaml")))
         raise UserError(f"task '{task}': neither a built-in task ({known}) nor a folder with a task.yaml")
-    return tuple(str(label) for label in read_task_yaml(definition).get("labels", ()))
+    return read_task_yaml(definition)
 
 
-def _scores(labels: Sequence[str], frame: Frame) -> dict[str, dict[str, float | None]]:
-    """metric → language → value. AUC-PR only where rows have scores; ``ValueError`` where some have and others have not."""
+def _scores(metric: str, labels: Sequence[str], frame: Frame) -> dict[str, dict[str, float | None]]:
+    """metric → language → value. AUC-PR only where it is asked for, or of two labels, and rows have scores.
+
+    ``ValueError`` where some have and others have not.
+    """
     without = [row for row in frame if row["score"] is None or math.isnan(row["score"])] if labels else []
     if 0 < len(without) < len(frame):
         raise ValueError(f"{len(without)} of {len(frame)} predictions have no score, row {without[0]['id']} first")
+    shown = shown_metrics(metric, labels)
+    is_ranked = not without and (len(labels) == 2 or "auc_pr" in shown)
     metrics: dict[str, dict[str, float | None]] = defaultdict(dict)
     for language, rows in by_language(frame).items():
         predictions = [row["prediction"] for row in rows]
         if labels:
-            scores = None if without else [row["score"] for row in rows]
-            values = label_scores([row["targets"][0] for row in rows], predictions, scores, labels[-1])
+            gold, scores = [row["targets"][0] for row in rows], [row["score"] for row in rows] if is_ranked else None
+            values = label_scores(gold, predictions, scores, labels[-1])
+            if "macro_f1" in shown:
+                values["macro_f1"] = 100 * float(macro_f1(gold, predictions, np.ones((1, len(gold))))[0])
         else:
-            values = {**text_scores([row["targets"] for row in rows], predictions)}
-        for metric, value in values.items():
-            metrics[metric][language] = value
+            values = {**text_scores([row["targets"] for row in rows], predictions, metric)}
+        for name, value in values.items():
+            metrics[name][language] = value
     return dict(metrics)
 
 
@@ -134,9 +145,8 @@ def _share(frame: Frame, holds: Callable[[Mapping[str, Any]], bool]) -> dict[str
     return {language: 100 * sum(map(holds, rows)) / len(rows) for language, rows in by_language(frame).items()}
 
 
-def _read_predictions(path: Path, task: str | None) -> tuple[list[dict[str, Any]], bool]:
+def _read_predictions(path: Path, task: str | None, labels: Sequence[str]) -> tuple[list[dict[str, Any]], bool]:
     """(rows with the columns of PREDICTIONS that scoring reads, whether they are text). Labels become ``no`` and ``yes``."""
-    labels = task_labels(task) if task is not None else ()
     if len(labels) > 2:
         raise UserError(f"task {task} has {len(labels)} labels; a file of scores is about two, where 'score' is the probability of one")
     rows = list(read_rows(path))

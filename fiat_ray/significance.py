@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from fiat_ray.metrics import average_precision, exact_match, f1
+from fiat_ray.metrics import average_precision, macro_f1, text_metric
 
 Floats = NDArray[np.float64]
-Metric = Literal["f1", "exact_match", "accuracy", "auc_pr"]
-
+OF_ALL_ROWS = ("auc_pr", "macro_f1")
+"""Metrics of which a single row has no score of its own."""
 LEVEL = 0.95
 DIFFERENT_ROWS = "methods can be compared only on the same test rows; these predictions are about different ones, or about none"
 MIN_GROUPS = 6
@@ -96,7 +96,7 @@ class Rows:
 def compare(
     a: Sequence[Sequence[Mapping[str, Any]]],
     b: Sequence[Sequence[Mapping[str, Any]]],
-    metric: Metric,
+    metric: str,
     *,
     positive: str | None = None,
     languages: Sequence[str] | None = None,
@@ -113,18 +113,20 @@ def compare(
     rows = frames[0]
     if not rows or any([row["id"] for row in frame] != [row["id"] for row in rows] for frame in frames):
         raise ValueError(DIFFERENT_ROWS)
-    sample = Sample.draw([row["group"] for row in rows], [row["language"] for row in rows], replicates, seed)
-    if metric == "auc_pr":
-        is_positive = np.array([row["targets"][0] == positive for row in rows])
-        probabilities = np.array([[row["score"] for row in frame] for frame in frames], float)
-        scores, carriers = _language_auc_pr(sample, is_positive, probabilities), is_positive
-    else:
-        scores, carriers = _language_means(sample, np.array([_values(frame, metric) for frame in frames])), np.ones(len(rows))
-    return _comparison(sample, scores[: len(a)], scores[len(a) :], sample.table(carriers))
+    sample, scores, carriers = _scored(frames, metric, positive, replicates, seed)
+    return _comparison(sample, scores[: len(a)], scores[len(a) :], carriers)
 
 
-def row_values(frames: Sequence[Sequence[Mapping[str, Any]]], metric: Literal["f1", "exact_match", "accuracy"]) -> Rows:
-    """Each row's own score under each of a method's seeds. ``frames``: as in ``compare``, of one method."""
+def from_zero(
+    a: Sequence[Sequence[Mapping[str, Any]]], metric: str, *, positive: str | None = None, languages: Sequence[str] | None = None
+) -> Comparison:
+    """A method's score with its interval: ``compare`` with a method that scores 0, whatever is drawn."""
+    sample, scores, carriers = _scored([_by_id(frame, languages) for frame in a], metric, positive, 2000, 0)
+    return _comparison(sample, scores, np.zeros_like(scores), carriers)
+
+
+def row_values(frames: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> Rows:
+    """Each row's own score under each of a method's seeds. ``frames``: as in ``compare``, of one method; ``metric``: none of ``OF_ALL_ROWS``."""
     ordered = [_by_id(frame, None) for frame in frames]
     ids, groups, languages = ([row[name] for row in ordered[0]] for name in ("id", "group", "language"))
     return Rows(ids, groups, languages, np.array([_values(frame, metric) for frame in ordered]))
@@ -180,11 +182,27 @@ def _by_id(frame: Sequence[Mapping[str, Any]], languages: Sequence[str] | None) 
     return sorted((row for row in frame if languages is None or row["language"] in languages), key=lambda row: row["id"])
 
 
-def _values(rows: Sequence[Mapping[str, Any]], metric: Metric) -> list[float]:
+def _scored(
+    frames: Sequence[Sequence[Mapping[str, Any]]], metric: str, positive: str | None, replicates: int, seed: int
+) -> tuple[Sample, Floats, Floats]:
+    """(Sample, scores (frames, 1 + replicates, languages), rows that bear the score (groups, languages)) of frames about the same rows."""
+    rows = frames[0]
+    sample = Sample.draw([row["group"] for row in rows], [row["language"] for row in rows], replicates, seed)
+    if metric == "auc_pr":
+        is_positive = np.array([row["targets"][0] == positive for row in rows])
+        probabilities = np.array([[row["score"] for row in frame] for frame in frames], float)
+        return sample, _language_auc_pr(sample, is_positive, probabilities), sample.table(is_positive)
+    if metric == "macro_f1":
+        return sample, _language_macro_f1(sample, frames), sample.table(np.ones(len(rows)))
+    values = np.array([_values(frame, metric) for frame in frames])
+    return sample, _language_means(sample, values), sample.table(np.ones(len(rows)))
+
+
+def _values(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
     if metric == "accuracy":
         return [100.0 * (row["prediction"] == row["targets"][0]) for row in rows]
-    score = f1 if metric == "f1" else exact_match
-    return [100.0 * score(row["targets"], row["prediction"]) for row in rows]
+    score = text_metric(metric)
+    return [score(row["targets"], row["prediction"]) for row in rows]
 
 
 def _language_means(sample: Sample, values: Floats) -> Floats:
@@ -202,6 +220,18 @@ def _language_auc_pr(sample: Sample, positive: NDArray[np.bool_], probabilities:
         drawn = sample.weights[:, sample.group[rows]]
         for seed, probability in enumerate(probabilities):
             scores[seed, :, index] = 100 * average_precision(positive[rows], probability[rows], drawn)
+    return scores
+
+
+def _language_macro_f1(sample: Sample, frames: Sequence[Sequence[Mapping[str, Any]]]) -> Floats:
+    """Macro-F1 of each language in each replicate, as ``_language_means``; NaN where none of its rows is in."""
+    scores = np.empty((len(frames), len(sample.weights), len(sample.languages)))
+    for index in range(len(sample.languages)):
+        rows = np.flatnonzero(sample.language == index)
+        drawn = sample.weights[:, sample.group[rows]]
+        for seed, frame in enumerate(frames):
+            gold, said = ([frame[i]["targets"][0] for i in rows], [frame[i]["prediction"] for i in rows])
+            scores[seed, :, index] = 100 * macro_f1(gold, said, drawn)
     return scores
 
 

@@ -22,7 +22,6 @@ SPLITS = ("train", "validation", "test")
 ANSWER = re.compile(r"(?im)^[ \t*_#]*answer[ \t*_]*:[ \t*_]*(.*?)[ \t*_]*$")
 """A rationale ends with a line ``Answer: …``, emphasis or not; the last such line counts."""
 
-Metric = Literal["f1", "accuracy"]
 Which = Literal["row_language", "all"]
 """Exemplars in a row's prompt: those of its language, or all."""
 
@@ -70,7 +69,8 @@ class Task:
     """Template of the input text, such as ``question: {question} context: {context}``; the same in every recipe."""
     cut: str | None
     """The field that gives way when a prompt is too long."""
-    metric: Metric
+    metric: str
+    """One of ``metrics.TEXT_METRICS`` or ``LABEL_METRICS``, or somebody's own ``module:function``."""
     labels: tuple[str, ...]
     """All labels of a classification task, the positive one last; empty for free text."""
     i_beta: str

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from fiat_ray.errors import UserError
+from fiat_ray.metrics import check_metric
 from fiat_ray.rows import SUFFIXES, Place, jsonl, read_rows, text_field, utf8
 from fiat_ray.task import SPLITS, Exemplar, Row, Task, joined, make_rows, template_fields
 from fiat_ray.yaml_file import read_yaml
@@ -57,7 +58,7 @@ def read_definition(folder: Path) -> Task:
         name=task_name(spec.get("name", folder.resolve().name), path),
         input=spec["input"],
         cut=spec.get("cut"),
-        metric=spec.get("metric", "accuracy" if labels else "f1"),
+        metric=spec["metric"],
         labels=labels,
         i_beta=text_file(folder / "i_beta.txt"),
         i_tau=text_file(folder / "i_tau.txt"),
@@ -83,6 +84,7 @@ def definition_files(before: Mapping[str, Any], task: Task, after: Mapping[str, 
     """Name → text of the files that ``read_definition`` reads. ``before``, ``after``: more of ``task.yaml``, above and below what a task knows."""
     spec = {key: getattr(task, key) for key in ("input", "cut", "target", "language", "metric") if getattr(task, key) is not None}
     spec |= {"labels": list(task.labels)} if task.labels else {}
+    spec |= {"positive": task.labels[-1]} if task.metric == "auc_pr" else {}
     worked = ({"language": e.language, **e.fields, "rationale": e.rationale, "target": e.target} for e in task.exemplars)
     return {
         "task.yaml": yaml.safe_dump({**before, **spec, **after}, sort_keys=False, allow_unicode=True, width=1000),
@@ -99,7 +101,7 @@ def task_name(name: str, origin: str | Path) -> str:
     return name
 
 
-TASK_KEYS = {"name", "input", "cut", "target", "language", "labels", "metric", "group", "example", "annotations"}
+TASK_KEYS = {"name", "input", "cut", "target", "language", "labels", "positive", "metric", "group", "example", "annotations"}
 
 
 def read_task_yaml(path: Path) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def read_task_yaml(path: Path) -> dict[str, Any]:
     unknown = sorted(str(key) for key in spec if key not in TASK_KEYS)
     if unknown:
         raise UserError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(sorted(TASK_KEYS))}")
-    for key in ("name", "cut", "target", "language"):
+    for key in ("name", "cut", "target", "language", "metric", "positive"):
         if not isinstance(spec.get(key, ""), str):
             raise UserError(f"{path}: {key}: must be text, not {spec[key]!r}")
     for key in ("group", "example", "labels", "annotations"):
@@ -121,11 +123,14 @@ def read_task_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: labels: must be two or more different texts, not {spec['labels']!r}")
     check_labels(spec.get("labels", []), path)
     spec.setdefault("metric", "accuracy" if "labels" in spec else "f1")
-    if spec["metric"] not in ("f1", "accuracy"):
-        raise UserError(f"{path}: metric '{spec['metric']}' is none of f1, accuracy")
-    if (spec.get("metric") == "accuracy") != bool(spec.get("labels")):
-        raise UserError(f"{path}: metric accuracy goes with labels, f1 with free text")
+    check_metric(spec["metric"], spec.get("labels", ()), spec.get("positive"), path)
+    if "positive" in spec:
+        spec["labels"] = with_positive_last(spec["labels"], spec["positive"])
     return spec
+
+
+def with_positive_last(labels: Sequence[str], positive: str) -> list[str]:
+    return [*(label for label in labels if label != positive), positive]
 
 
 def check_labels(labels: Sequence[str], origin: str | Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from fiat_ray import schema
+from fiat_ray.metrics import selecting_metric
 from fiat_ray.recipe import RECIPES
 from fiat_ray.scoring import score_predictions
 
@@ -35,15 +36,17 @@ def write_run(
     tunables: Iterable[str] = ("xs",),
     seeds: Iterable[int] = (0,),
     labels: tuple[str, ...] = (),
+    metric: str = "",
     rows: int = 12,
     right: dict[str, int] | None = None,
     chance: Callable[[str, str], float] | None = None,
 ) -> Path:
-    """Writes a finished run of one task. ``rows``: test rows a language; ``right``: how many of each language a method gets right.
+    """Writes a finished run of one task. ``metric``: default F1, of labels accuracy; ``rows``: test rows a language; ``right``: how many
+    of each language a method gets right.
 
     ``chance``: instead of ``right``, the probability that a row of a language is right under a method.
     """
-    run = Run(folder, task, list(languages), labels, rows, chance)
+    run = Run(folder, task, list(languages), labels, metric or ("accuracy" if labels else "f1"), rows, chance)
     right = {"icl": 3, "majority": 1, "no_instructions": 5, "no_peft": 4, "no_cot": 8, "fiat": 11} | (right or {})
     trials = [run.trial(method, tunable, seed, right.get(method, 6)) for tunable in tunables for method in methods for seed in seeds]
     for method in ("icl", "majority"):
@@ -60,9 +63,17 @@ def write_run(
 
 class Run:
     def __init__(
-        self, folder: Path, task: str, languages: list[str], labels: tuple[str, ...], rows: int, chance: Callable[[str, str], float] | None
+        self,
+        folder: Path,
+        task: str,
+        languages: list[str],
+        labels: tuple[str, ...],
+        metric: str,
+        rows: int,
+        chance: Callable[[str, str], float] | None,
     ) -> None:
-        self.chance = chance
+        self.chance, self.metric = chance, metric
+        self.selecting = selecting_metric(metric, labels)
         self.folder, self.task, self.languages, self.labels, self.n = folder, task, languages, labels, rows
         self.scores: list[dict[str, Any]] = []
         self.rows = [self.row(split, language, number) for split in ("train", "test") for language in languages for number in range(rows)]
@@ -96,7 +107,7 @@ class Run:
 
     def score(self, predictions: list[dict[str, Any]], **trial: Any) -> list[dict[str, Any]]:
         of = {"task": self.task, "split": "test", "tunable": None, "seed": None, "train_size": None} | trial
-        scores = [of | score for score in score_predictions(self.task, self.labels, predictions, icl=of["method"] == "icl")]
+        scores = [of | score for score in score_predictions(self.task, self.metric, self.labels, predictions, icl=of["method"] == "icl")]
         self.scores += scores
         return scores
 
@@ -125,7 +136,7 @@ class Run:
         answers = {step: self.predictions(method, right + (step == 8), None, scored=True, seed=seed) for step in (0, 4, 8, 12)}
         validated = [row | {"step": step} for step, rows in answers.items() for row in rows]
         write(folder / "validation.parquet", schema.VALIDATED, validated)
-        selected = {"language": "mean", "metric": "auc_pr" if self.labels else "f1", "value": 10.0 + 4 * right, "n": 4}
+        selected = {"language": "mean", "metric": self.selecting, "value": 10.0 + 4 * right, "n": 4}
         self.scores.append({**keys, "task": self.task, "split": "validation", **selected})
         write(folder / "history.parquet", schema.HISTORY, self.history(right))
         details = {
@@ -137,7 +148,7 @@ class Run:
             "step": 8,
             "steps": 12,
             "kept_step_0": False,
-            "selection_metric": "auc_pr" if self.labels else "f1",
+            "selection_metric": self.selecting,
             "selection_value": 10.0 + 4 * right,
             "validation": {},
             "validation_rows": 4,
@@ -154,7 +165,7 @@ class Run:
         return which
 
     def history(self, right: int) -> list[dict[str, Any]]:
-        of = {"metric": "auc_pr" if self.labels else "f1", "validation_loss": 1.0, "seconds": 1.0}
+        of = {"metric": self.selecting, "validation_loss": 1.0, "seconds": 1.0}
         return [
             of
             | {
@@ -193,7 +204,7 @@ class Run:
             "prompts": "fingerprint of prompts",
             "exemplars": dict.fromkeys(self.languages, 4),
             "languages": self.languages,
-            "metric": "accuracy" if self.labels else "f1",
+            "metric": self.metric,
             "labels": list(self.labels),
             "rows": {split: dict.fromkeys(self.languages, self.n) for split in ("train", "test")},
             "removed": [],
@@ -246,7 +257,7 @@ def rewrite_predictions(folder: Path, method: str, answer: Callable[[dict[str, A
             write(path, schema.PREDICTIONS, rows)
             keys = {k: trial[k] for k in ("task", "method", "tunable", "seed", "train_size")}
             scores = [s for s in scores if s["split"] != "test" or any(s[k] != value for k, value in keys.items())]
-            scores += [keys | {"split": "test"} | score for score in score_predictions(name, of_task["labels"], rows)]
+            scores += [keys | {"split": "test"} | score for score in score_predictions(name, of_task["metric"], of_task["labels"], rows)]
     write(folder / "scores.parquet", schema.SCORES, scores)
 
 
@@ -265,7 +276,7 @@ def add_train_size(folder: Path, size: int, right: int, groups: int | None = Non
         rows = [row | {"prediction": row["targets"][0] if int(row["id"].rsplit("-", 1)[1]) < right else ""} for row in rows]
         write(target / "predictions.parquet", schema.PREDICTIONS, rows)
         keys = {k: smaller[k] for k in ("task", "method", "tunable", "seed", "train_size")}
-        scores += [keys | {"split": "test"} | score for score in score_predictions(task, of_task["labels"], rows)]
+        scores += [keys | {"split": "test"} | score for score in score_predictions(task, of_task["metric"], of_task["labels"], rows)]
         manifest["trials"].append(smaller)
     write(folder / "scores.parquet", schema.SCORES, scores)
     (folder / "manifest.json").write_text(json.dumps(manifest))

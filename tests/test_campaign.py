@@ -15,7 +15,7 @@ from fiat_ray.recipe import ABLATIONS, RECIPES, Recipe
 from fiat_ray.where import Where
 
 CONFIG = Config(["towns"], methods=["icl", "majority", *ABLATIONS])
-TASKS = {"towns": Measured("rows", "rationales", "Answer.", (), 12)}
+TASKS = {"towns": Measured("rows", "rationales", "Answer.", (), "f1", 12)}
 CHECKPOINTS = {
     ("xs", True): Checkpoint("tuned", "hash of tuned", 1024, {"towns": 8}),
     ("xs", False): Checkpoint("twin", "hash of twin", 1024, {"towns": 8}),

@@ -7,18 +7,27 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sacrebleu import sentence_chrf
+from sklearn.metrics import average_precision_score, f1_score
 
+from fiat_ray.errors import UserError
 from fiat_ray.metrics import (
     FULL,
     INDIC,
     average,
     average_precision,
+    check_metric,
+    chrf,
     exact_match,
     f1,
+    identity,
     label_scores,
+    macro_f1,
     named_averages,
     normalize_answer,
+    selecting_metric,
+    shown_metrics,
+    text_metric,
     text_scores,
 )
 
@@ -113,6 +122,71 @@ def test_label_scores() -> None:
 
 def test_auc_pr_without_positives_is_not_defined() -> None:
     assert label_scores(["no", "no"], ["no", "yes"], [0.1, 0.9], "yes") == {"accuracy": 50, "auc_pr": None}
+
+
+LABELLED = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd"), st.integers(1, 3)), min_size=1, max_size=30)
+
+
+@given(LABELLED)
+def test_macro_f1_equals_scikit_learns_with_weights(rows: list[tuple[str, str, int]]) -> None:
+    gold, said, weights = (list(column) for column in zip(*rows, strict=True))
+    ours = macro_f1(gold, said, np.stack([weights, np.ones(len(rows))]))
+    assert ours[0] == pytest.approx(f1_score(gold, said, average="macro", sample_weight=weights, zero_division=0))
+    assert ours[1] == pytest.approx(f1_score(gold, said, average="macro", zero_division=0))
+
+
+def test_macro_f1_of_what_can_not_be_read_or_is_not_drawn() -> None:
+    assert macro_f1(["a", "b"], ["a", ""], np.ones((1, 2)))[0] == 0.5  # "" is no third label
+    found = macro_f1(["a", "b"], ["a", "a"], np.array([[1, 0], [0, 0]]))
+    assert found[0] == 1 and np.isnan(found[1])  # label b is not in the first drawing, and the second is empty
+
+
+@given(st.lists(WORDS, min_size=1, max_size=3), WORDS)
+def test_chrf_is_sacrebleus(targets: list[str], prediction: str) -> None:
+    assert chrf(targets, prediction) == pytest.approx(max(sentence_chrf(prediction, [target]).score for target in targets) / 100)
+    assert text_metric("chrf")(targets, prediction) == pytest.approx(100 * chrf(targets, prediction))
+
+
+def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "own_scores.py"
+    module.write_text("def halves(targets, prediction):\n    return 50 if prediction else float(targets[0])\nnot_one = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    scores = text_scores(["0", "100"], ["x", ""], "own_scores:halves")
+    assert scores == {"f1": 0, "exact_match": 0, "own_scores:halves": 75}
+    assert identity("own_scores:halves").startswith("own_scores:halves ") and identity("f1") == "f1"
+    for text in ("nan", "101", "no number"):
+        with pytest.raises(UserError, match="metric own_scores:halves: .*" + text):
+            text_metric("own_scores:halves")([text], "")
+    for name, said in (
+        ("own_scores:none", "has no attribute 'none'"),
+        ("nowhere:f", "No module named 'nowhere'"),
+        ("own_scores:not_one", "no function"),
+    ):
+        with pytest.raises(UserError, match=f"metric {name}: .*{said}"):
+            text_metric(name)
+
+
+def test_which_metrics_are_shown_and_which_selects() -> None:
+    two, three = ("no", "yes"), ("a", "b", "c")
+    assert shown_metrics("accuracy", two) == ("accuracy", "auc_pr") and selecting_metric("accuracy", two) == "auc_pr"
+    assert shown_metrics("accuracy", three) == ("accuracy", "macro_f1") and selecting_metric("accuracy", three) == "accuracy"
+    assert shown_metrics("own_scores:halves", ()) == ("own_scores:halves", "f1") and selecting_metric("chrf", ()) == "chrf"
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "positive", "said"),
+    [
+        ("bleu", (), None, "metric 'bleu' is none of f1, exact_match, chrf, accuracy, auc_pr, macro_f1, nor a function of yours"),
+        ("f1", ("no", "yes"), None, "metric f1 goes without labels"),
+        ("scores:own", ("no", "yes"), None, "metric scores:own goes without labels"),
+        ("macro_f1", (), None, "metric macro_f1 goes with labels"),
+        ("auc_pr", ("a", "b", "c"), None, ".*name it with `positive:`"),
+        ("auc_pr", ("a", "b", "c"), "d", "positive: 'd' is none of the labels a, b, c"),
+    ],
+)
+def test_metrics_that_do_not_fit_a_task(metric: str, labels: tuple[str, ...], positive: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=f"task.yaml: {said}"):
+        check_metric(metric, labels, positive, "task.yaml")
 
 
 def test_average_leaves_out_languages_without_a_score() -> None:

@@ -16,6 +16,7 @@ from fiat_ray import Task
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import without_overlap
 from fiat_ray.task import SPLITS
+from fiat_ray.task_folder import definition_files, read_definition
 
 Rows = list[dict[str, Any]]
 
@@ -90,6 +91,16 @@ def test_labels_make_a_classification() -> None:
         assert {row.targets[0] for row in drafted.split(split)} == {"no", "yes"}
     assert {exemplar.target for exemplar in drafted.exemplars} == {"no", "yes"}
     assert all(drafted.answer(exemplar.answer) == exemplar.target for exemplar in drafted.exemplars)
+
+
+def test_the_positive_label_stands_last_in_a_folder_too(tmp_path: Path) -> None:
+    rows = [{"text": f"Text {n}.", "label": "ham" if n % 3 else "spam"} for n in range(30)]
+    drafted = fiat.Task.from_rows(rows, target="label", labels=["spam", "ham"], positive="spam", metric="auc_pr")
+    assert (drafted.metric, drafted.labels) == ("auc_pr", ("ham", "spam"))
+    for name, text in definition_files({}, drafted, {}).items():
+        (tmp_path / name).write_text(text, "utf-8")
+    read = read_definition(tmp_path)
+    assert (read.metric, read.labels, read.i_tau) == (drafted.metric, drafted.labels, drafted.i_tau)
 
 
 def test_drafted_exemplars_are_nobodys_rows() -> None:
@@ -213,6 +224,7 @@ def test_the_split_follows_the_seed_and_not_the_order_of_rows() -> None:
         (questions(), {"input": "{question} {answer}"}, "holds the target field 'answer'"),
         (questions(), {"labels": ["no", "yes"]}, "row 1: field 'answer' is 'Land 0', none of the labels no, yes"),
         (questions(), {"metric": "accuracy"}, "accuracy goes with labels"),
+        (questions(), {"metric": "bleu"}, "own_task: metric 'bleu' is none of"),
         (questions(), {"name": "a/b"}, "name 'a/b'"),
         (questions(), {"test_share": 0.9}, "leave something to train on"),
         ([{"a question": "q", "answer": "a", "lang": "fi"}] * 12, {}, "field 'a question' can't stand in a template"),

@@ -41,7 +41,7 @@ def write(path: Path, *rows: object) -> Path:
 
 def test_text_scores_are_macro_averaged() -> None:
     frame = [predicted("te", "x y", "x y"), predicted("bn", "x y", "x y"), predicted("bn", "x", "no"), predicted("bn", "z", "")]
-    rows = score_predictions("own", (), frame)
+    rows = score_predictions("own", "f1", (), frame)
     assert values(rows) == pytest.approx(
         {
             ("bn", "f1"): 100 / 3,
@@ -58,14 +58,14 @@ def test_text_scores_are_macro_averaged() -> None:
 
 def test_named_averages_count_their_own_rows() -> None:
     frame = [predicted("as", "x", "x"), predicted("ar", "x", "no"), predicted("ar", "y", "no")]
-    rows = {row["language"]: row for row in score_predictions("xtreme_up_qa", (), frame) if row["metric"] == "f1"}
+    rows = {row["language"]: row for row in score_predictions("xtreme_up_qa", "f1", (), frame) if row["metric"] == "f1"}
     assert (rows["mean_27"]["value"], rows["mean_27"]["n"]) == (50, 3)
     assert (rows["mean_22"]["value"], rows["mean_22"]["n"]) == (100, 1)
 
 
 def test_label_scores_with_and_without_probabilities() -> None:
     frame = [predicted("bn", "yes", "yes", 0.9), predicted("bn", "no", "no", 0.1), predicted("fi", "no", "yes", 0.6)]
-    assert values(score_predictions("xor_attriqa", BINARY, frame)) == {
+    assert values(score_predictions("xor_attriqa", "accuracy", BINARY, frame)) == {
         ("bn", "accuracy"): 100,
         ("fi", "accuracy"): 0,
         ("mean", "accuracy"): 50,
@@ -74,21 +74,31 @@ def test_label_scores_with_and_without_probabilities() -> None:
         ("mean", "auc_pr"): 100,
     }
     unscored = [{**row, "score": None} for row in frame]
-    assert {row["metric"] for row in score_predictions("xor_attriqa", BINARY, unscored)} == {"accuracy"}
+    assert {row["metric"] for row in score_predictions("xor_attriqa", "accuracy", BINARY, unscored)} == {"accuracy"}
     with pytest.raises(ValueError, match="1 of 3 predictions have no score"):
-        score_predictions("xor_attriqa", BINARY, [*frame[:2], unscored[2]])
+        score_predictions("xor_attriqa", "accuracy", BINARY, [*frame[:2], unscored[2]])
+
+
+def test_other_metrics_stand_beside_the_usual_ones() -> None:
+    three = ("a", "b", "c")
+    frame = [predicted("bn", "a", "a", 0.1), predicted("bn", "b", "a", 0.2), predicted("bn", "c", "c", 0.7)]
+    assert values(score_predictions("own", "accuracy", three, frame)) == pytest.approx(
+        {("bn", "accuracy"): 200 / 3, ("bn", "macro_f1"): 500 / 9, ("mean", "accuracy"): 200 / 3, ("mean", "macro_f1"): 500 / 9}
+    )
+    assert {row["metric"] for row in score_predictions("own", "auc_pr", three, frame)} == {"accuracy", "auc_pr"}
+    assert {row["metric"] for row in score_predictions("own", "chrf", (), frame)} == {"f1", "exact_match", "chrf"}
 
 
 def test_icl_shares_stand_beside_its_scores() -> None:
     frame = [predicted("bn", "x", "", status="length"), predicted("bn", "x", "x", status="ok"), predicted("te", "x", " ", status="empty")]
     assert unparsed_share(frame) == {"bn": 50, "te": 100}
     assert length_share(frame) == {"bn": 50, "te": 0}
-    scores = values(score_predictions("own", (), frame, icl=True))
+    scores = values(score_predictions("own", "f1", (), frame, icl=True))
     assert scores["mean", "unparsed"] == 75 and scores["mean", "length"] == 25
 
 
 def test_an_unparsed_label_is_wrong() -> None:
-    assert values(score_predictions("own", BINARY, [predicted("bn", "no", "")]))["bn", "accuracy"] == 0
+    assert values(score_predictions("own", "accuracy", BINARY, [predicted("bn", "no", "")]))["bn", "accuracy"] == 0
 
 
 def test_majority_is_that_of_train_in_all_languages_alike() -> None:
@@ -96,7 +106,7 @@ def test_majority_is_that_of_train_in_all_languages_alike() -> None:
     frame = majority_predictions(train, [row("fi", "yes"), row("fi", "no"), row("fi", "no")], BINARY)
     assert list(frame[0]) == PREDICTIONS.names
     assert {(r["prediction"], r["score"]) for r in frame} == {("no", 0.25)}
-    scores = values(score_predictions("xor_attriqa", BINARY, frame))
+    scores = values(score_predictions("xor_attriqa", "accuracy", BINARY, frame))
     assert scores["fi", "accuracy"] == pytest.approx(200 / 3)
     assert scores["fi", "auc_pr"] == pytest.approx(100 / 3)  # a constant ranks at random
     free = majority_predictions([row("bn", "b"), row("bn", "a")], [row("bn", "x")], ())

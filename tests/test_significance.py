@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
+from sklearn.metrics import f1_score
 
 from fiat_ray.metrics import f1
 from fiat_ray.significance import (
@@ -12,6 +13,7 @@ from fiat_ray.significance import (
     compare,
     compare_rows,
     compare_values,
+    from_zero,
     holm,
     mcnemar,
     row_values,
@@ -181,6 +183,47 @@ def test_auc_pr_compares_rankings_and_names_a_language_without_positives() -> No
     assert result.difference is not None and result.difference > 20 and result.p is not None and result.p < 0.001
     assert result.by_language["bn"].difference is None and "no positive rows" in result.by_language["bn"].note
     assert result.difference == pytest.approx(np.mean([result.by_language[x].difference for x in ("fi", "te")]))
+
+
+def labelled(right: float, seed: int, rows: int = 600) -> list[dict[str, object]]:
+    """Three labels, the last of them rare; as many rows right as ``right`` tells."""
+    chance = np.random.default_rng(seed)
+    gold = np.random.default_rng(1).choice(["a", "b", "c"], rows, p=[0.6, 0.3, 0.1])
+    said = np.where(chance.random(rows) < right, gold, chance.choice(["a", "b", "c"], rows))
+    about = {"score": None, "status": None}
+    return [
+        about | {"id": str(i), "group": str(i // 3), "language": ("bn", "fi")[i % 2], "targets": [str(gold[i])], "prediction": str(said[i])}
+        for i in range(rows)
+    ]
+
+
+def test_macro_f1_is_resampled_as_a_whole() -> None:
+    better, worse = labelled(0.8, 2), labelled(0.4, 3)
+    result = compare([better], [worse], "macro_f1", replicates=500)
+    means = [
+        np.mean(
+            [
+                100 * f1_score(*zip(*((r["targets"][0], r["prediction"]) for r in rows if r["language"] == x), strict=True), average="macro")
+                for x in ("bn", "fi")
+            ]
+        )  # type: ignore[index]
+        for rows in (better, worse)
+    ]
+    assert result.difference == pytest.approx(means[0] - means[1])
+    assert result.low is not None and result.low > 0 and result.p is not None and result.p < 0.001
+    same = compare([labelled(0.6, 4)], [labelled(0.6, 5)], "macro_f1", replicates=500)
+    assert same.p is not None and same.p > 0.05
+
+
+def test_a_score_with_its_interval_is_the_difference_from_nothing() -> None:
+    rows = labelled(0.8, 2)
+    wrong = [row | {"prediction": ""} for row in rows]
+    for metric in ("accuracy", "macro_f1"):
+        alone, compared = from_zero([rows], metric), compare([rows], [wrong], metric)
+        assert alone == compared
+    ranked = [row | {"score": 0.9 if row["targets"] == ["c"] else 0.1} for row in rows]
+    best = from_zero([ranked], "auc_pr", positive="c")
+    assert (best.difference, best.low, best.high) == (100, 100, 100)
 
 
 def test_adjusted_p_values_of_a_worked_example() -> None:

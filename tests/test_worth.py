@@ -93,7 +93,7 @@ class TestFacts:
         rows = [one for one in results.run.augmented("rivers") if one["split"] == "test"]
         examples = [Example(r["id"], "test", r["language"], r["input"], tuple(r["targets"]), r["group"], r["rationale"], r["status"]) for r in rows]
         task = Task("rivers", "{question}", None, "f1", (), "", "", (), ())
-        scores = {s["language"]: s["value"] for s in score_predictions("rivers", (), icl(task, examples)) if s["metric"] == "exact_match"}
+        scores = {s["language"]: s["value"] for s in score_predictions("rivers", "f1", (), icl(task, examples)) if s["metric"] == "exact_match"}
         assert scores["mean"] == pytest.approx(row(section, "rationale_worth", "Rationales")["right"])
         assert scores["ja"] == pytest.approx(row(section, "rationale_worth", "", "ja")["right"])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fiat_ray.report.read import records
-from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, missing, signed, title_of
+from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, metric_title, missing, signed, title_of
 
 ALWAYS_HIDDEN = {"method", "compared_with", "train_size"}
 WORDS = {
@@ -75,24 +75,30 @@ def is_numeric(frame: pd.DataFrame, name: str) -> bool:
 def heading(name: str) -> Cell:
     """A column's name as people read it."""
     if name.startswith(PAPER):
-        return Cell(METRIC_TITLES[name.removeprefix(PAPER).strip()], PAPER)
+        return Cell(metric_title(name.removeprefix(PAPER).strip()), PAPER)
     if name.endswith("_change"):
         return Cell(f"Δ {heading(name.removesuffix('_change')).text}", "to the row above")
     if "_from_" in name:
         metric, _, method = name.partition("_from_")
         return Cell(f"Δ {heading(metric).text}", f"from {title_of(method)}")
-    metric = next((m for m in METRIC_TITLES if name == m or name.startswith(f"{m}_mean")), "")
-    if metric:
-        return Cell(METRIC_TITLES[metric], AVERAGE_TITLES.get(name.removeprefix(metric).lstrip("_"), ""))
+    if metric := _metric_of(name):
+        return Cell(metric_title(metric), AVERAGE_TITLES.get(name.removeprefix(metric).lstrip("_"), ""))
     plain = name.replace("per_1000_", "1,000 predictions: ").replace("tuning_", "tuning: ").replace("_", " ")
     return Cell(AVERAGE_TITLES.get(name) or WORDS.get(name, plain))
+
+
+def _metric_of(name: str) -> str:
+    """The metric of a column of scores, else an empty text."""
+    metric, mean, number = name.rpartition("_mean_")
+    metric = metric if mean and number.isdigit() else name
+    return metric if metric in METRIC_TITLES or ":" in metric else ""
 
 
 def cell(row: dict[str, Any], name: str) -> Cell:
     """A cell of a row; ``p`` of a difference is adjusted already, so a mark stands only where it holds."""
     value = row[name]
     if isinstance(value, str):
-        text = METRIC_TITLES.get(value, value) if name in ("metric", "selection_metric") else value
+        text = metric_title(value) if name in ("metric", "selection_metric") else value
         if name == "language" and value in AVERAGE_TITLES:
             text = AVERAGE_TITLES[value]
         elif name == "language" and language_name(value) != value:
@@ -101,8 +107,7 @@ def cell(row: dict[str, Any], name: str) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if value is None or math.isnan(value):
-        is_score = any(name == metric or name.startswith(f"{metric}_mean") for metric in ("f1", "exact_match", "accuracy", "auc_pr"))
-        return Cell("not run" if is_score and row.get("absent") else "", is_number=True)
+        return Cell("not run" if _metric_of(name) and row.get("absent") else "", is_number=True)
     is_change = name.endswith("_change") or "_from_" in name or row.get("method") == "gain"
     low, high, p = (row.get(f"{name}{end}", math.nan) for end in ("_low", "_high", "_p"))
     mark = "*" if p is not None and p < 0.05 else ""

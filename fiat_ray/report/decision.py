@@ -9,7 +9,7 @@ from typing import Any
 
 from fiat_ray.report.columns import bounds, why_absent
 from fiat_ray.report.results import Results
-from fiat_ray.report.section import IN_A_SENTENCE, Section, frame
+from fiat_ray.report.section import Section, frame, in_a_sentence
 from fiat_ray.report.tables import NO_TWIN, Table, signed, title_of
 
 BASES = {"gpu_seconds": "GPU time", "seconds": "time", "tokens": "tokens, of both models together"}
@@ -199,10 +199,10 @@ def _beside(results: Results, task: str, fiat: tuple[str, str], other: tuple[str
     metric, average = results.metrics(task)[0], results.averages(task)[0]
     gain = (results.value(task, *fiat, metric, average) or 0.0) - (results.value(task, *other, metric, average) or 0.0)
     found = results.difference(task, fiat, other, metric)
-    points = f"{'gains' if gain >= 0 else 'loses'} {abs(gain):.1f} points of {IN_A_SENTENCE[metric]}"
+    points = f"{'gains' if gain >= 0 else 'loses'} {abs(gain):.1f} points of {in_a_sentence(metric)}"
     if found is None or found.low is None or found.high is None:
         return f"{costs}{points} ({found.note if found else 'no interval'})"
     ends = f"{signed(found.low)} to {signed(found.high)}"
     if found.low <= 0 <= found.high:
-        return f"{costs}shows no sure difference: {signed(gain)} points of {IN_A_SENTENCE[metric]} ({ends})"
+        return f"{costs}shows no sure difference: {signed(gain)} points of {in_a_sentence(metric)} ({ends})"
     return f"{costs}{points} ({ends})"

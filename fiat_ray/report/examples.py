@@ -7,10 +7,10 @@ import unicodedata
 from collections import defaultdict
 from typing import Any
 
-from fiat_ray.metrics import exact_match, f1
+from fiat_ray.metrics import exact_match, text_metric
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import title_of
+from fiat_ray.report.tables import metric_title, title_of
 
 LABEL = re.compile(r"(?:^|(?<=\s))([A-Za-z_]{2,20}): ")
 
@@ -31,7 +31,7 @@ def _of_task(results: Results, task: str, limit: int) -> list[dict[str, Any]]:
         by_language[row["language"]].append(row)
     each = -(-limit // max(1, len(by_language)))
     rationales = {row["id"]: row for row in results.run.augmented(task) if row["split"] == "test"}
-    answers, is_label = _answers(results, task), bool(results.run.manifest["tasks"][task]["labels"])
+    answers, of_text = _answers(results, task), None if results.run.manifest["tasks"][task]["labels"] else results.metrics(task)[0]
     labels = _common_labels([row["input"] for row in rows])
     taken = [row for language in sorted(by_language) for row in by_language[language][:each]][:limit]
     return [
@@ -43,7 +43,7 @@ def _of_task(results: Results, task: str, limit: int) -> list[dict[str, Any]]:
             "rationale": _text((rationales.get(row["id"]) or {}).get("rationale") or "", row["language"]),
             "status": (rationales.get(row["id"]) or {}).get("status") or "",
             "gold": [_text(target, row["language"]) for target in row["targets"]],
-            "answers": [_answer(method, answers[method][row["id"]], row, is_label) for method in answers if row["id"] in answers[method]],
+            "answers": [_answer(method, answers[method][row["id"]], row, of_text) for method in answers if row["id"] in answers[method]],
         }
         for row in taken
     ]
@@ -61,12 +61,13 @@ def _answers(results: Results, task: str) -> dict[str, dict[str, dict[str, Any]]
     return found
 
 
-def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], is_label: bool) -> dict[str, Any]:
-    """``score``: P(positive) of a label where there is one, F1 of free text. ``right``: exact match."""
+def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], of_text: str | None) -> dict[str, Any]:
+    """``of_text``: the metric of free text, None for labels. ``score``: P(positive) of a label where there is one. ``right``: exact match."""
     text, probability = prediction["prediction"], prediction["score"]
-    of_label = "" if probability is None else f"P(positive) {probability:.2f}"
-    shown = of_label if is_label else f"F1 {100 * f1(row['targets'], text):.0f}"
-    right = text in row["targets"] if is_label else exact_match(row["targets"], text)
+    if of_text:
+        shown, right = f"{metric_title(of_text)} {text_metric(of_text)(row['targets'], text):.0f}", exact_match(row["targets"], text)
+    else:
+        shown, right = "" if probability is None else f"P(positive) {probability:.2f}", text in row["targets"]
     return {"method": method, **_text(text, row["language"]), "right": right, "score": shown}
 
 

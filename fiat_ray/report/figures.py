@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fiat_ray.report.tables import METRIC_TITLES, title_of
+from fiat_ray.report.tables import metric_title, title_of
 
 STYLE = (Path(__file__).parent / "figure.css").read_text("utf-8")
 WIDTH = 560
@@ -230,7 +230,7 @@ def validation_figures(curves: pd.DataFrame) -> list[tuple[str, str]]:
     for (task, tunable), of in curves.groupby(["task", "tunable"], sort=False):
         lines = validation_lines(of)
         if lines:
-            metric = METRIC_TITLES.get(of["metric"].iloc[0], of["metric"].iloc[0])
+            metric = metric_title(of["metric"].iloc[0])
             title = f"{task}, tunable {tunable}: {metric} on validation through training"
             chart = line_chart(title, "optimizer step", f"{metric} on validation", lines)
             figures.append((f"validation_{task}_{tunable}", stack(title, [words(title, bold=True), chart])))

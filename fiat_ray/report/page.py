@@ -21,7 +21,7 @@ from fiat_ray.report.picture import picture
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section
-from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, Table
+from fiat_ray.report.tables import AVERAGE_TITLES, PAPER, Table, metric_title
 
 HERE = Path(__file__).parent
 PAGE = Template((HERE / "page.html").read_text("utf-8"))
@@ -91,7 +91,7 @@ def _page(results: Results, sections: dict[str, str]) -> str:
 def _asked(results: Results) -> str:
     manifest, run = results.run.manifest, results.run
     pairs = [
-        (f"Task {task}", f"{METRIC_TITLES[of['metric']]} on {sum(of['rows'].get('test', {}).values())} test rows in {len(of['languages'])} languages")
+        (f"Task {task}", f"{metric_title(of['metric'])} on {sum(of['rows'].get('test', {}).values())} test rows in {len(of['languages'])} languages")
         for task, of in manifest["tasks"].items()
     ]
     pairs += [("Reasoner" if name == "reasoner" else f"Tunable {name}", _model(model)) for name, model in run.models.items()]

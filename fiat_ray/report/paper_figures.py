@@ -15,7 +15,7 @@ from fiat_ray.report import published
 from fiat_ray.report.figures import Line, Mark, line_chart, mark_chart, scatter, stack, validation_lines, words
 from fiat_ray.report.read import records
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import METRIC_TITLES, PAPER, Table, missing, not_held, signed, title_of
+from fiat_ray.report.tables import PAPER, Table, metric_title, missing, not_held, signed, title_of
 from fiat_ray.significance import Comparison, compare_values, holm
 
 CLAIM = "the claim that weaker languages gain more"
@@ -93,7 +93,7 @@ def figure5(results: Results, curves: pd.DataFrame) -> Figure:
         if of.empty:
             continue
         metric = of["metric"].iloc[0]
-        name = METRIC_TITLES.get(metric, metric)
+        name = metric_title(metric)
         lines = [replace(line, title=titles[line.title]) for line in validation_lines(of)]
         panels.pictures.append(line_chart(f"{task}, {tunable}: {name} through training", "optimizer step", f"{name} on validation", lines))
         columns = ["task", "tunable", "method", "seed", "train_size", "step", "metric", "value", "selected"]
@@ -141,7 +141,7 @@ def _start(panels: Panels, results: Results, task: str, tunable: str, methods: S
 
 
 def _gain_panel(panels: Panels, results: Results, task: str, tunable: str) -> None:
-    metric, of = results.metrics(task)[0], {"task": task, "tunable": tunable}
+    metric, of = results.row_metric(task), {"task": task, "tunable": tunable}
     baseline, method = (results.row_values(task, name, tunable) for name in ("no_cot", "fiat"))
     found = results.by_language(task, ("fiat", tunable), ("no_cot", tunable), metric)
     if baseline is None or method is None or not found:
@@ -161,7 +161,7 @@ def _gain_panel(panels: Panels, results: Results, task: str, tunable: str) -> No
         named.append((f"slope in Table {number} as printed, {PAPER}", slope(list(weak.values()), [strong[x] - weak[x] for x in weak])))
     panels.rows += [{"row": title, **of, "metric": metric, "slope": s.value, "slope_low": s.low, "slope_high": s.high} for title, s in named]
     lines = [_trend(points, title, s.value, i) for i, (title, s) in enumerate(named[:2]) if s.value is not None]
-    name = METRIC_TITLES[metric]
+    name = metric_title(metric)
     panels.pictures.append(scatter(f"{task}, {tunable}", f"{name} without CoT (no_cot)", f"gain of CoT in {name} (fiat − no_cot)", points, lines))
     values = "; ".join(f"{title} {_slope_text(s)}" for title, s in named)
     luck = "" if len(baseline.values) > 1 else " With one seed the luck of its tuning is still in both score and gain."
@@ -225,7 +225,7 @@ def _score_panel(
         if value is not None:
             panels.rows.append({"row": title, **of, "method": method, "value": value, PAPER: paper})
             scores.append(Mark(title, f"{value:.1f}" + (f" (paper {paper})" if paper else ""), value, style=i))
-    name = METRIC_TITLES[metric]
+    name = metric_title(metric)
     panels.pictures += [mark_chart(f"{task}, {tunable}: {name}", f"{name} on test", scores)] if scores else []
     _difference_panel(panels, of, name, tested)
 

@@ -8,14 +8,12 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from fiat_ray.metrics import FULL, NAMED_AVERAGES
+from fiat_ray.metrics import FULL, NAMED_AVERAGES, shown_metrics
 from fiat_ray.recipe import ABLATIONS, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.read import Run, records
-from fiat_ray.significance import Comparison, Rows, compare, compare_rows, row_values
+from fiat_ray.significance import OF_ALL_ROWS, Comparison, Rows, compare, compare_rows, from_zero, row_values
 
-METRICS: dict[str, tuple[str, str]] = {"f1": ("f1", "exact_match"), "accuracy": ("accuracy", "auc_pr")}
-"""A task's metric → the scores its tables show; those of the first kind the paper reports too."""
 Frames = list[list[dict[str, Any]]]
 """A method's predictions (schema.PREDICTIONS), one list of rows a seed."""
 
@@ -53,7 +51,7 @@ class Results:
         return sum(seed is not None for seed in self._scores.get(("test", task, method, tunable, "mean", metric), {}))
 
     def has(self, task: str, method: str, tunable: str) -> bool:
-        return self.value(task, method, tunable, self.metrics(task)[0]) is not None
+        return any(self.value(task, method, tunable, metric) is not None for metric in self.metrics(task))
 
     def trials(self, task: str | None = None, method: str | None = None, tunable: str | None = None) -> list[dict[str, Any]]:
         """Current trials of one train size."""
@@ -65,7 +63,14 @@ class Results:
         return [trial for trial in of_full if all(value in (None, trial[name]) for name, value in wanted.items())]
 
     def metrics(self, task: str) -> tuple[str, str]:
-        return METRICS[self.run.manifest["tasks"][task]["metric"]]
+        """The task's own, and the one beside it."""
+        of = self.run.manifest["tasks"][task]
+        return shown_metrics(of["metric"], of["labels"])
+
+    def row_metric(self, task: str) -> str:
+        """The task's metric, or where that is of all rows at once, accuracy: what a single row has a score of."""
+        metric = self.metrics(task)[0]
+        return "accuracy" if metric in OF_ALL_ROWS else metric
 
     def languages(self, task: str) -> list[str]:
         return list(self.run.manifest["tasks"][task]["languages"])
@@ -136,11 +141,14 @@ class Results:
         return [rows for rows in found if rows]
 
     def row_values(self, task: str, method: str, tunable: str, metric: str = "") -> Rows | None:
-        """Each test row's own score, a line a seed; None where there are no predictions. ``metric``: any but AUC-PR; default the task's."""
-        key = (task, method, tunable, metric or self.metrics(task)[0])
+        """Each test row's own score, a line a seed; None where there are no predictions.
+
+        ``metric``: none of ``OF_ALL_ROWS``; default: see ``row_metric``.
+        """
+        key = (task, method, tunable, metric or self.row_metric(task))
         if key not in self._rows:
             frames = self.predictions(task, method, tunable)
-            self._rows[key] = row_values(frames, key[-1]) if frames else None  # type: ignore[arg-type]
+            self._rows[key] = row_values(frames, key[-1]) if frames else None
         return self._rows[key]
 
     def difference(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, average: str = "") -> Comparison | None:
@@ -157,14 +165,16 @@ class Results:
         return self._compared[key]
 
     def _compare(self, task: str, a: tuple[str, str], b: tuple[str, str], metric: str, languages: list[str]) -> Comparison | None:
-        if metric == "auc_pr":
+        if metric in OF_ALL_ROWS:
             return self._compare_predictions(task, self.predictions(task, *a), self.predictions(task, *b), metric, languages)
         first, second = (self.row_values(task, *pair, metric) for pair in (a, b))
         return compare_rows(first.only(languages), second.only(languages)) if first and second else None
 
     def _compare_predictions(self, task: str, a: Frames, b: Frames, metric: str, languages: list[str] | None = None) -> Comparison | None:
-        positive = next(reversed(self.run.manifest["tasks"][task]["labels"]), None)
-        return compare(a, b, metric, positive=positive, languages=languages) if a and b else None  # type: ignore[arg-type]
+        return compare(a, b, metric, positive=self._positive(task), languages=languages) if a and b else None
+
+    def _positive(self, task: str) -> str | None:
+        return next(reversed(self.run.manifest["tasks"][task]["labels"]), None)
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, str, str], Rows | None]:
@@ -181,26 +191,26 @@ class Results:
         found = self.difference(task, a, b, metric, "mean")
         return found.by_language if found else {}
 
-    def differences(self, task: str, a: Frames, b: Frames) -> dict[str, Comparison]:
-        """The headline average, and each language → the headline score of predictions a less that of b, about the same rows, which may be some."""
-        metric, average = self.metrics(task)[0], self.averages(task)[0]
+    def differences(self, task: str, a: Frames, b: Frames, metric: str) -> dict[str, Comparison]:
+        """The headline average, and each language → the score of predictions a less that of b, about the same rows, which may be some."""
+        average = self.averages(task)[0]
         averaged = self.averaged(task, average)
-        found = compare(a, b, metric)  # type: ignore[arg-type]
+        found = compare(a, b, metric, positive=self._positive(task))
         differences = {language: _within(one, -100.0) for language, one in found.by_language.items()}
         if set(differences) <= set(averaged):
             return {average: _within(found, -100.0), **differences}
         if not set(differences) & set(averaged):
             return differences
-        return {average: _within(compare(a, b, metric, languages=averaged), -100.0), **differences}  # type: ignore[arg-type]
+        of_average = compare(a, b, metric, positive=self._positive(task), languages=averaged)
+        return {average: _within(of_average, -100.0), **differences}
 
     def interval(self, task: str, method: str, tunable: str) -> Comparison | None:
-        """The headline score with its interval: the difference from a method that has every row wrong."""
+        """The headline score with its interval."""
         metric, average = self.metrics(task)[0], self.averages(task)[0]
         frames = self.predictions(task, method, tunable)
         if self.value(task, method, tunable, metric, average) is None or not frames:
             return None
-        wrong = [[row | {"prediction": ""} for row in frame] for frame in frames]
-        return _within(compare(frames, wrong, metric, languages=self.averaged(task, average)), 0.0)  # type: ignore[arg-type]
+        return _within(from_zero(frames, metric, positive=self._positive(task), languages=self.averaged(task, average)), 0.0)
 
     def why_missing(self, task: str, method: str, tunable: str) -> tuple[str, str]:
         """(reason, config key that adds it) of a method without scores."""

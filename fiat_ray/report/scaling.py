@@ -10,7 +10,7 @@ from fiat_ray.report.figures import DASHES
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section, frame
-from fiat_ray.report.tables import METRIC_TITLES, Table, title_of
+from fiat_ray.report.tables import Table, metric_title, title_of
 from fiat_ray.significance import holm
 
 NOTES = [
@@ -62,7 +62,7 @@ def _rows(by_size: Mapping[int, Results], task: str, method: str, tunable: str) 
             rows[-1] |= why_absent(results.why_missing(*which))
             continue
         if before is not None:
-            found = results.differences(task, results.predictions(*which), before.predictions(*which))
+            found = results.differences(task, results.predictions(*which), before.predictions(*which), metric)
             rows[-1] |= tested(f"{metric}_change", found.get(average))
         before = results
     adjust(rows, f"{by_size[max(by_size)].metrics(task)[0]}_change", holm)
@@ -84,7 +84,7 @@ def _figure(results: Results, task: str, tunable: str, blocks: Mapping[str, Rows
     icl = results.value(task, "icl", "", metric, results.averages(task)[0])
     if icl is not None:
         curves.append(Curve(f"{title_of('icl')}, which needs no train rows", [(size, icl) for size in sizes], style=len(curves)))
-    title = f"{task}, tunable {tunable}: {METRIC_TITLES[metric]} on test by number of train rows, with 95 % intervals"
+    title = f"{task}, tunable {tunable}: {metric_title(metric)} on test by number of train rows, with 95 % intervals"
     more = ", ".join(map(title_of, list(blocks)[MOST:]))
     title += f" (in the table only: {more})" if more else ""
-    return [(f"scaling_{task}_{tunable}", log_chart(title, "train rows", f"{METRIC_TITLES[metric]} on test", curves))]
+    return [(f"scaling_{task}_{tunable}", log_chart(title, "train rows", f"{metric_title(metric)} on test", curves))]

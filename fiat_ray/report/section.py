@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fiat_ray.report.columns import Rows
-from fiat_ray.report.tables import Table
-
-IN_A_SENTENCE = {"f1": "F1", "accuracy": "accuracy"}
-"""The headline metrics."""
+from fiat_ray.report.tables import Table, metric_title
 
 
 @dataclass(frozen=True)
@@ -22,6 +19,12 @@ class Section:
     """(stem of its file, svg) each."""
     tables: Sequence[Table]
     """Rows of single languages, where a table has a column ``language``, are folded away below those of the average."""
+
+
+def in_a_sentence(metric: str) -> str:
+    """A metric's name within a sentence: a word begins small, an abbreviation doesn't."""
+    title = metric_title(metric)
+    return title.lower() if metric in ("accuracy", "exact_match") else title
 
 
 def frame(rows: Rows, about: Sequence[str]) -> pd.DataFrame:

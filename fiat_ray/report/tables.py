@@ -25,6 +25,8 @@ METRIC_TITLES = {
     "exact_match": "Exact match",
     "accuracy": "Accuracy",
     "auc_pr": "AUC-PR",
+    "macro_f1": "Macro-F1",
+    "chrf": "chrF",
     "unparsed": "Unparsed %",
     "length": "Cut off %",
 }
@@ -44,6 +46,11 @@ class Table:
 
 def title_of(method: str) -> str:
     return TITLES.get(method, method)
+
+
+def metric_title(metric: str) -> str:
+    """A metric's name as people read it; somebody's own, ``module:function``, by its function."""
+    return METRIC_TITLES.get(metric) or metric.rpartition(":")[2]
 
 
 def missing(reason: str, config_key: str) -> str:
@@ -157,9 +164,9 @@ def paper_overall() -> Table:
     rows = []
     for size, method in sorted(keys, key=lambda key: ("", "xs", "s").index(key[0])):
         row: dict[str, Any] = {"row": title_of(method), "size": f"PaLM-2 {size.upper()}" if size else "PaLM-2 L"}
-        row |= {f"{published.SETTINGS[s]}: {METRIC_TITLES[metric]}": published.overall(s)[metric].get((size, method)) for s, metric in columns}
+        row |= {f"{published.SETTINGS[s]}: {metric_title(metric)}": published.overall(s)[metric].get((size, method)) for s, metric in columns}
         rows.append(row)
-    gains = {f"{published.SETTINGS[s]}: {METRIC_TITLES[metric]}": published.GAINS[s][metric] for s, metric in columns}
+    gains = {f"{published.SETTINGS[s]}: {metric_title(metric)}": published.GAINS[s][metric] for s, metric in columns}
     rows.append({"row": "Gain over the best baseline (Table 2)", "size": "", **gains})
     return Table("paper_table3", f"Tables 2 and 3 as printed · {PAPER}", pd.DataFrame(rows), published.disagreements())
 
@@ -174,7 +181,7 @@ def _answer(results: Results, task: str, tunable: str) -> str:
     fine_tune = "no_instruction_tuned" if results.has(task, "no_instruction_tuned", tunable) else "no_peft"
     baseline = results.best(task, [("icl", ""), ("majority", ""), (fine_tune, tunable)], metric, "test")
     fiat = results.value(task, "fiat", tunable, metric, average)
-    where = f"{task}, tunable {tunable} ({METRIC_TITLES[metric]}, mean of {len(results.averaged(task, average))} languages)"
+    where = f"{task}, tunable {tunable} ({metric_title(metric)}, mean of {len(results.averaged(task, average))} languages)"
     if fiat is None:
         return f"{where}: FIAT has no score here: {results.why_missing(task, 'fiat', tunable)[0]}."
     if baseline is None:
@@ -234,7 +241,7 @@ def _gain(results: Results, task: str, tunable: str, baselines: Iterable[tuple[s
             continue
         found = results.difference(task, ("fiat", tunable), best, metric)
         row |= {name: value - base} | interval(name, found)
-        over.setdefault(_baseline_title(best[0]), []).append(METRIC_TITLES[metric])
+        over.setdefault(_baseline_title(best[0]), []).append(metric_title(metric))
         doubts |= {found.note: None} if found and found.note else {}
     setting = published.setting_of(task, results.languages(task))
     if setting and tunable.lower() == "s" and split == "test":
@@ -259,7 +266,7 @@ def _notes(results: Results) -> list[str]:
                 languages = results.averaged(task, average)
                 absent = [x for x in NAMED_AVERAGES.get(average, ()) if x not in languages]
                 lacking = f"; this run lacks {' '.join(absent)}" if absent else ""
-                named = METRIC_TITLES[metric] + (f" ({AVERAGE_TITLES[average]})" if average != "mean" else "")
+                named = metric_title(metric) + (f" ({AVERAGE_TITLES[average]})" if average != "mean" else "")
                 notes.append(f"{task}: {named} is the mean of {len(languages)} languages ({' '.join(languages)}){lacking}.")
     notes.append("Scores are 0–100 on test, means over seeds; intervals are 95 %, from resampled groups of rows.")
     return notes
@@ -276,7 +283,7 @@ def console_table(run_dir: str | Path) -> str:
 
 def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
     columns = score_columns(results, task)[:2]
-    lines = [["method", "tunable", *(text for _, metric, _ in columns for text in (METRIC_TITLES[metric], "change")), "seeds", ""]]
+    lines = [["method", "tunable", *(text for _, metric, _ in columns for text in (metric_title(metric), "change")), "seeds", ""]]
     footnotes: dict[str, int] = {}
     for row in records(frame):
         cells = [row["row"], row["tunable"] or "–"]

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
-from fiat_ray.metrics import average, f1, normalize_answer
+from fiat_ray.metrics import average, normalize_answer, text_metric
 from fiat_ray.report import rationale_facts
 from fiat_ray.report.columns import Rows, adjust, tested, why_absent
 from fiat_ray.report.intervals import forest
 from fiat_ray.report.read import records
 from fiat_ray.report.results import Frames, Results
-from fiat_ray.report.section import IN_A_SENTENCE, Section, frame
-from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, Table, signed, title_of
+from fiat_ray.report.section import Section, frame, in_a_sentence
+from fiat_ray.report.tables import AVERAGE_TITLES, Table, metric_title, signed, title_of
 from fiat_ray.significance import Comparison, benjamini_hochberg, holm
 
 VERDICTS = {"right": "Its answer is right", "wrong": "Its answer is wrong", "none": "It holds no answer"}
@@ -63,14 +63,15 @@ def _use(results: Results, task: str, tunable: str, rationales: Rows) -> tuple[R
     """(Rows by average, language and verdict; verdict → gains on its rows)."""
     fiat, plain = (results.predictions(task, method, tunable) for method in ("fiat", "no_cot"))
     lacking = [_absent(results, task, tunable, m, title_of(m)) for m, frames in (("fiat", fiat), ("no_cot", plain)) if not frames]
-    headline, name = results.averages(task)[0], f"{results.metrics(task)[0]}_from_no_cot"
+    headline, metric = results.averages(task)[0], results.row_metric(task)
+    name = f"{metric}_from_no_cot"
     rows: Rows = []
     gains: dict[str, Gains] = {}
     for verdict in VERDICTS:
         chosen = {row["id"]: row for row in rationales if row["verdict"] == verdict}
         if chosen and fiat:
             mine, theirs = ([[row for row in predictions if row["id"] in chosen] for predictions in frames] for frames in (fiat, plain))
-            gains[verdict] = results.differences(task, mine, theirs) if theirs else {}
+            gains[verdict] = results.differences(task, mine, theirs, metric) if theirs else {}
             scored = [{"task": task, "tunable": tunable, **row} for row in _of_verdict(results, task, chosen, mine, theirs)]
             for row in scored:
                 row |= tested(name, gains[verdict].get(row["language"]))
@@ -83,11 +84,11 @@ def _use(results: Results, task: str, tunable: str, rationales: Rows) -> tuple[R
 
 def _of_verdict(results: Results, task: str, chosen: Mapping[str, dict[str, Any]], fiat: Frames, plain: Frames) -> Rows:
     """Scores, and how often a prediction is the rationale's answer, by average and language. ``chosen``: row id → row, all of one verdict."""
-    labels, headline = results.run.manifest["tasks"][task]["labels"], results.averages(task)[0]
+    labels, headline, metric = results.run.manifest["tasks"][task]["labels"], results.averages(task)[0], results.row_metric(task)
     verdict = next(iter(chosen.values()))["verdict"]
 
     def score(row: Mapping[str, Any]) -> float:
-        return float(row["prediction"] == row["targets"][0]) if labels else f1(row["targets"], row["prediction"])
+        return float(row["prediction"] == row["targets"][0]) if labels else text_metric(metric)(row["targets"], row["prediction"]) / 100
 
     def same(row: Mapping[str, Any]) -> float:
         said, read = row["prediction"], chosen[row["id"]]["answer"]
@@ -101,7 +102,7 @@ def _of_verdict(results: Results, task: str, chosen: Mapping[str, dict[str, Any]
     for means in columns.values():
         means[headline] = average({language: means.get(language) for language in averaged})
     sizes = ({headline: sum(counts[language] for language in averaged)} if averaged else {}) | counts
-    row = {"what": VERDICTS[verdict], "metric": results.metrics(task)[0]}
+    row = {"what": VERDICTS[verdict], "metric": metric}
     return [row | {"language": name, "rows": n} | {column: means.get(name) for column, means in columns.items()} for name, n in sizes.items()]
 
 
@@ -116,7 +117,7 @@ def _parts(results: Results, task: str, tunable: str) -> Rows:
         if not frames:
             rows.append(_absent(results, task, tunable, method, f"Reads {part}"))
             continue
-        found = results.differences(task, frames, whole) if whole and method != "fiat" else {}
+        found = results.differences(task, frames, whole, metric) if whole and method != "fiat" else {}
         of_method = [
             {"task": task, "tunable": tunable, "what": f"Reads {part}", "language": language}
             | {metric: results.value(task, method, tunable, metric, language), **tested(name, found.get(language))}
@@ -139,7 +140,7 @@ def _says(task: str, tunable: str, fact: Mapping[str, Any], use: Rows) -> str:
             row, doubt = of[verdict], "" if of[verdict][f"{name}_p"] < 0.05 else ", no sure difference"
             gains.append(f"{signed(row[name])} where it is {verdict} ({signed(row[f'{name}_low'])} to {signed(row[f'{name}_high'])}{doubt})")
     if gains:
-        metric = IN_A_SENTENCE[next(iter(of.values()))["metric"]]
+        metric = in_a_sentence(next(iter(of.values()))["metric"])
         said += f" FIAT's {metric} against that of the same tuning without rationales, on the same rows: {', '.join(gains)}."
     if "wrong" in of:
         copied, unread = of["wrong"]["same_answer"], of["wrong"]["same_answer_no_cot"]
@@ -153,7 +154,7 @@ def _figure(results: Results, task: str, tunable: str, gains: Mapping[str, Gains
     names = [name for name in (results.averages(task)[0], *results.languages(task)) if any(name in one for one in drawn.values())]
     if not names:
         return []
-    metric = METRIC_TITLES[results.metrics(task)[0]]
+    metric = metric_title(results.row_metric(task))
     title = f"{task}, tunable {tunable}: FIAT's gain in {metric} over tuning without rationales, by language, with 95 % intervals"
     titled = {key: {AVERAGE_TITLES.get(name, name): found for name, found in one.items()} for key, one in drawn.items()}
     svg = forest(title, f"FIAT less tuning without rationales, {metric}", [AVERAGE_TITLES.get(name, name) for name in names], titled)

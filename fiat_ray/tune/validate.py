@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from fiat_ray.augmented import Example
-from fiat_ray.metrics import NAMED_AVERAGES
+from fiat_ray.metrics import NAMED_AVERAGES, selecting_metric
 from fiat_ray.predict import Prediction, label_predictions, one_token_each, prediction_rows
 from fiat_ray.recipe import Recipe
 from fiat_ray.render import IGNORED, Prompt, Renderer
@@ -25,7 +25,7 @@ from fiat_ray.tune.loss import token_losses
 @dataclass(frozen=True)
 class Validation:
     metric: str
-    """The one that selects: AUC-PR of labels, F1 of texts."""
+    """The one that selects: see ``metrics.selecting_metric``."""
     scores: dict[str, float | None]
     """Metric → 0–100, macro over languages, and ``metric/mean_22`` … for a task's other averages; None where not defined on these rows."""
     loss: float
@@ -63,10 +63,10 @@ def validate(
     model.train()
     units = len(gold) if task.labels else sum(len(renderer.target(text).ids) for text in gold)
     rows = prediction_rows(examples, predictions)
-    scores = score_predictions(task.name, task.labels, rows)
+    scores = score_predictions(task.name, task.metric, task.labels, rows)
     averages = [score for score in scores if score["language"] in ("mean", *NAMED_AVERAGES)]
     named = {f"{score['metric']}/{score['language']}".removesuffix("/mean"): score["value"] for score in averages}
-    return Validation("auc_pr" if task.labels else "f1", named, float(loss) / max(1, units), rows)
+    return Validation(selecting_metric(task.metric, task.labels), named, float(loss) / max(1, units), rows)
 
 
 def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int) -> tuple[list[str], float]:
