@@ -74,6 +74,7 @@ def build() -> argparse.ArgumentParser:
     ):
         added = command(name, text, config=True)
         added.add_argument("--out", help="run directory (default: runs/<name of the config, or of its folder where it is called config.yaml>)")
+        _log_option(added)
         added.add_argument("override", nargs="*", default=[], metavar="key=value", help="changes to the config, such as limit.train=100")
     added = command("plan", "rows, tokens, what gets cut, time, disk and cost; starts nothing", config=True)
     added.add_argument("--out", help="run directory that is there or will be (default: as `run`)")
@@ -92,8 +93,10 @@ def build() -> argparse.ArgumentParser:
     added = command("infer", "Algorithm 2 on new rows")
     added.add_argument("run", metavar="RUN")
     added.add_argument("--trial", help="name of a trial, or its beginning (default: FIAT's best on validation)")
-    added.add_argument("--input", type=Path, required=True, help="rows: .jsonl, .csv or .parquet")
-    added.add_argument("--output", type=Path, required=True, help="where the rows go with predictions added (.jsonl)")
+    added.add_argument("--input", type=Path, required=True, help="rows: .jsonl or .parquet of any size, or .csv")
+    text = "where the rows go with predictions added (.jsonl), there when all are done; killed before, the same command goes on"
+    added.add_argument("--output", type=Path, required=True, help=text)
+    _log_option(added)
     added = command("export", "a tuned trial for other tools: merged model, adapter, model card")
     added.add_argument("run", metavar="RUN")
     added.add_argument("folder", metavar="DIR", help="where they go: a new folder")
@@ -106,6 +109,11 @@ def build() -> argparse.ArgumentParser:
     added.add_argument("shell", choices=("bash", "zsh"))
     _data_commands(commands)
     return parser
+
+
+def _log_option(added: argparse.ArgumentParser) -> None:
+    text = "progress and errors, on standard error, as a JSON object a line: time, stage, message, counts"
+    added.add_argument("--json", action="store_true", dest="json_log", help=text)
 
 
 def _positive(text: str) -> int:
@@ -127,7 +135,8 @@ def _init_options(added: argparse.ArgumentParser) -> None:
         return [part.strip() for part in text.split(",")]
 
     added.add_argument("name", metavar="NAME", help="folder to be made")
-    added.add_argument("--train", required=True, metavar="FILE", help="labelled rows: .jsonl, .csv or .parquet, or a folder that `datasets` saved")
+    text = "labelled rows: .jsonl, .csv or .parquet, a folder of them or one that `datasets` saved, or hf:owner/name[/config][@revision]"
+    added.add_argument("--train", required=True, metavar="FILE", help=text)
     added.add_argument("--target", help="field with the answer (default: answer, answers, target, label or output)")
     added.add_argument("--language", help="field with the language (default: language or lang)")
     added.add_argument("--input", help='template of the input, such as "question: {question} context: {passage}" (default: fields with usual names)')

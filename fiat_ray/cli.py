@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fiat_ray.arguments import build, parse
 from fiat_ray.errors import Unfinished, UserError
+from fiat_ray.progress import Console, as_object
 
 COMPARED = 50
 """Validation rows of each task that ``prompt --compare`` asks about, unless ``--sample`` says."""
@@ -24,33 +25,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input, 3 rows or trials missing, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what no terminal takes
+    as_json = False
     try:
         parsed = parse(arguments)
+        as_json = getattr(parsed, "json_log", False)
         COMMANDS[parsed.command](parsed)
         return 0
     except UserError as error:
-        return _failed(error, 2)
+        return _failed(error, 2, as_json)
     except Unfinished as error:
-        return _failed(error, 3)
+        return _failed(error, 3, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a file or folder of the user's that can't be read or written
-        return _failed(error, 2 if error.filename else 1)
+        return _failed(error, 2 if error.filename else 1, as_json)
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(as_json)
 
 
-def _failed(error: Exception, code: int) -> int:
+def _failed(error: Exception, code: int, as_json: bool) -> int:
     """One line, whatever stands in a file's name; and a terminal would obey control characters."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error))
-    print("fiat-ray:", text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(error)).encode("utf-8", "backslashreplace").decode()
+    print(as_object(text, "end", exit_code=code) if as_json else f"fiat-ray: {text}", file=sys.stderr)
     return code
 
 
-def _interrupted() -> int:
+def _interrupted(as_json: bool) -> int:
     """Leave at once: threads that wait for Ray would keep the process alive. A local Ray that was started here ends with its driver."""
-    print("\nfiat-ray: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr, flush=True)
+    said = "interrupted; what is finished is kept, and the same command goes on from there"
+    print(as_object(said, "end", exit_code=130) if as_json else f"\nfiat-ray: {said}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(130)
 
@@ -81,7 +85,7 @@ def _init(parsed: argparse.Namespace) -> None:
     started = init(parsed.name, parsed.train, **chosen)
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {len(task.languages)} languages")
-    print(f"input: {task.input}")
+    print(f"from: {started.source}\ninput: {task.input}")
     if started.takes:
         print(f"config.yaml: {started.takes}")
     if not task.exemplars:
@@ -106,7 +110,8 @@ def _run(parsed: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: a submitted job runs in a folder that is deleted; give an absolute path that all nodes share")
     command = " ".join(["fiat-ray", parsed.command, parsed.config, *overrides])
     with _config_named(parsed):
-        done, outcome = runs.run_config(config.load(parsed.config, overrides), out, stages=stages, command=command)
+        loaded, console = config.load(parsed.config, overrides), Console(as_json=parsed.json_log)
+        done, outcome = runs.run_config(loaded, out, stages=stages, command=command, console=console)
     if parsed.command == "run":
         print(console_table(done.path))
         print(estimates.console_table(done.path))
@@ -208,22 +213,13 @@ def _score(parsed: argparse.Namespace) -> None:
 
 
 def _infer(parsed: argparse.Namespace) -> None:
-    from fiat_ray import artifact, infer, runs
-    from fiat_ray.rows import placed_rows
-    from fiat_ray.run_folder import make
+    from fiat_ray import infer, runs
 
-    run, rows = runs.open_run(parsed.run), placed_rows(parsed.input)
-    if not rows:
-        raise UserError(f"{parsed.input}: no rows")
-    if parsed.output.is_dir() or parsed.output.resolve() == parsed.input.resolve():
-        raise UserError(f"--output {parsed.output}: is {'a folder' if parsed.output.is_dir() else 'the input'}; give another file")
-    make(parsed.output.resolve().parent, "a file")
-    answers = infer.infer_rows(run, rows, parsed.trial)
-    artifact.write_text(parsed.output, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answers))
-    print(f"{len(answers)} rows with predictions: {parsed.output}")
-    lost = [number for number, row in enumerate(answers, 1) if row.get("status") == "engine_error"]
-    if lost:
-        raise Unfinished(f"{parsed.output}: {len(lost)} rows were answered without their rationale (engine_error): {', '.join(map(str, lost[:10]))}")
+    done = infer.infer_file(runs.open_run(parsed.run), parsed.input, parsed.output, parsed.trial, Console(as_json=parsed.json_log))
+    print(f"{done.rows} rows with predictions: {parsed.output}")
+    if done.lost:
+        some = ", ".join(map(str, done.lost[:10]))
+        raise Unfinished(f"{parsed.output}: {len(done.lost)} rows were answered without their rationale (engine_error): {some}")
 
 
 def _export(parsed: argparse.Namespace) -> None:

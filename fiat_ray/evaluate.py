@@ -43,6 +43,8 @@ class Evaluator:
         self._renderers: dict[bool, Renderer] = {}
         self.usage = Usage()
         """Of the last predictions."""
+        self._swapped = ""
+        """The trial whose weights the engine has."""
         self.engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
 
     def evaluate(self, trial: Trial) -> list[dict[str, Any]]:
@@ -58,14 +60,17 @@ class Evaluator:
         return scores
 
     def infer(self, trial: Trial, task: Task, examples: list[Example]) -> list[dict[str, Any]]:
-        """Predictions of a tuned trial for rows with their rationales."""
+        """Predictions of a tuned trial for rows with their rationales. Asked again about the same trial, it has its weights already."""
         chat = trial.recipe.instruction_tuned
         if chat not in self._renderers:
             self._renderers[chat] = Renderer(self._model, chat)
         renderer = self._renderers[chat]
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
-        probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids[-PROBE:] for e in examples[:2]]
-        self._swap(self._run.trial(trial.name), probes)
+        if trial.name != self._swapped:
+            probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids[-PROBE:] for e in examples[:2]]
+            self._swapped = ""  # should the swap fail, nobody knows whose weights the engine has
+            self._swap(self._run.trial(trial.name), probes)
+            self._swapped = trial.name
         tuned = EngineTuned(self.engine, renderer, task, trial.recipe, trial.answer_tokens)
         self.usage = tuned.usage
         return predict(tuned, examples, rationales, trial.recipe)

@@ -1,64 +1,305 @@
-"""Algorithm 2 on new rows: the run's reasoner reasons, the trial's tuned model answers."""
+"""Algorithm 2 on new rows: the run's reasoner reasons, the trial's tuned model answers.
+
+Rows go through in pieces, so that no process holds them all. First every row is measured; then the reasoner is asked, once for all of them, and its
+rationales go into the run's store; then the tuned model answers, a piece after the other. What is done lies in a folder, and is not done again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fiat_ray import campaign, cluster
+from fiat_ray import artifact, campaign, cluster
 from fiat_ray import config as configs
 from fiat_ray.augmented import Example
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
-from fiat_ray.length import Budget, Lengths, measure
-from fiat_ray.models import find, resolve
+from fiat_ray.length import Budget, alike
+from fiat_ray.models import Model, find, resolve
 from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_budget, requests_of
-from fiat_ray.reason.requests import Requests
+from fiat_ray.progress import Console, clock
+from fiat_ray.reason.merge import merge
+from fiat_ray.reason.order import missing
+from fiat_ray.reason.requests import Requests, joined
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
+from fiat_ray.reason.watch import Watch
 from fiat_ray.recipe import Recipe
-from fiat_ray.rows import Place, text_field
+from fiat_ray.rows import Place, jsonl, read_rows, text_field
+from fiat_ray.run_folder import locked, make
 from fiat_ray.runs import Run
+from fiat_ray.schedule.reasoning import window_of
+from fiat_ray.schema import INFERRED, MEASURED, VERSION
 from fiat_ray.task import Row, Task, digest, template_fields
 
+PIECE = 2048
+"""Rows that are measured, answered and written together: what a kill makes the tuned model do again."""
 
-def infer_rows(run: Run, rows: Iterable[tuple[Place, dict[str, Any]]], trial: str | None = None) -> list[dict[str, Any]]:
+Rows = Iterable[tuple[Place, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Inferred:
+    rows: int
+    lost: list[int]
+    """Numbers, from 1, of rows that were answered without their rationale, because the reasoner's engine failed on them."""
+
+
+def infer_rows(run: Run, rows: Rows, trial: str | None = None) -> list[dict[str, Any]]:
     """Each row with ``prediction`` (and ``score``, P(positive), of a label; ``rationale`` and its ``status`` with CoT) added, in order.
 
     Rationales go into the run's own store, so a second call generates nothing twice. Raises ``UserError`` for a row without a field of the task,
     or one that does not fit.
     """
-    record = run.best_trial(trial)
-    config = configs.load(run.path)
-    task = run.folder.load_task(record["task"])
-    task = replace(task, rows=tuple(_row(task, place, raw) for place, raw in rows))
-    if not task.rows:
-        return []
-    spec = tuned_trial(run, config, record)
-    lengths, requests, reasoner_length = _measured(config, task, spec, run)
-    cluster.connect()
-    unit = cluster.unit(config.where)
-    config = replace(config, where=cluster.resolved(config.where, unit))
-    rationales = _rationales(config, requests, run, unit, reasoner_length) if requests else {}
-    found = [rationales[requests.keys[row.id]] if requests else {} for row in task.rows]
-    examples = [
-        Example(row.id, "test", row.language, lengths.texts[row.id], row.targets, row.group, f.get("text"), f.get("status"))
-        for row, f in zip(task.rows, found, strict=True)
-    ]
-    predictions = _predict(config, run, spec, task, examples)
-    return [
-        {**raw, **({"rationale": e.rationale, "status": e.status} if e.rationale is not None else {}), "prediction": p["prediction"]}
-        | ({"score": p["score"]} if p["score"] is not None else {})
-        for (_, raw), e, p in zip(rows, examples, predictions, strict=True)
-    ]
+    rows = list(rows)
+    with tempfile.TemporaryDirectory(prefix="fiat-infer-") as folder:
+        answers = _Job(run, trial, Path(folder), Console(quiet=True)).answers(rows)
+        return [{**raw, **answer} for (_, raw), answer in zip(rows, answers, strict=True)]
+
+
+def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, console: Console | None = None) -> Inferred:
+    """``infer_rows`` on a ``.jsonl``, ``.parquet`` or ``.csv`` file of any size, into a ``.jsonl`` file, which is there whole or not at all.
+
+    Until then what is done lies in a hidden folder beside it, where a second call goes on. Raises ``UserError`` before anything starts where a row
+    is not as the task wants it, or the output can't be written.
+    """
+    console = console or Console()
+    if output.is_dir() or output.resolve() == source.resolve():
+        raise UserError(f"--output {output}: is {'a folder' if output.is_dir() else 'the input'}; give another file")
+    make(output.resolve().parent, "a file")
+    if output.suffix != ".jsonl":
+        raise UserError(f"--output {output}: answers are written as JSON lines; give it a name that ends in .jsonl")
+    if next(read_rows(source), None) is None:
+        raise UserError(f"{source}: no rows")
+    folder, before = output.with_name(f".{output.name}.parts"), _state(source)
+    job = _Job(run, trial, folder, console)
+    folder.mkdir(exist_ok=True)
+    with locked(folder, f"{output}: another fiat-ray is at work on this output"):
+        try:
+            job.go_on(before)
+            answers = job.answers(read_rows(source))
+        except UserError:
+            if not job.rows:  # nothing was started
+                shutil.rmtree(folder)
+            raise
+        lost = []
+        with artifact.replacing(folder / output.name) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for number, ((_, raw), answer) in enumerate(zip(read_rows(source), answers, strict=False), 1):
+                file.write(jsonl([{**raw, **answer}]))
+                if answer.get("status") == "engine_error":
+                    lost.append(number)
+        if _state(source) != before:
+            raise UserError(f"{source}: was changed while its rows were answered; run the command again")
+        (folder / output.name).replace(output)
+        shutil.rmtree(folder)
+    return Inferred(job.rows, lost)
+
+
+def _state(path: Path) -> list[Any]:
+    """What changes when a file does, without reading it."""
+    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+
+
+class _Job:
+    """One trial asked about some rows. Its folder holds, of each piece, the rows as measured and the answers; and what the reasoner is asked."""
+
+    def __init__(self, run: Run, trial: str | None, folder: Path, console: Console) -> None:
+        self._run, self._folder, self._console = run, folder, console
+        self._record = run.best_trial(trial)
+        self._config = configs.load(run.path)
+        self._task = run.folder.load_task(self._record["task"])
+        self._spec = tuned_trial(run, self._config, self._record)
+        self.rows = 0
+
+    @property
+    def _measured(self) -> Path:
+        """Written when all rows are measured."""
+        return self._folder / "measured.json"
+
+    def _piece(self, kind: str, number: int) -> Path:
+        return self._folder / f"{kind}-{number:06}.parquet"
+
+    def go_on(self, source: Any) -> None:
+        """Empty the folder, unless it holds what was done for the same rows and trial."""
+        about = {"version": VERSION, "piece": PIECE, "trial": self._record["fingerprint"], "source": source}
+        found = artifact.read_json(self._folder / "job.json")
+        if found != about:
+            if found:
+                self._console.line(f"infer: what lies in {self._folder} is of other rows or another trial; starting over", "measure")
+            for path in (path for kind in ("*.parquet", "*.json", ".*.tmp") for path in self._folder.glob(kind)):
+                path.unlink()
+            artifact.write_json(self._folder / "job.json", about)
+
+    def answers(self, rows: Rows) -> Iterator[dict[str, Any]]:
+        """What is added to each row, in their order. All of it is done when this returns."""
+        if artifact.read_json(self._measured) is None:
+            self._measure(rows)
+        found = artifact.read_json(self._measured, rows=int, prefixes=dict, reasoner_length=int)
+        self.rows = found["rows"]
+        self._reason(Requests(self._folder / "requests.parquet", found["prefixes"]), found["reasoner_length"])
+        self._predict()
+        return (_answer(row) for number in range(self._pieces) for row in artifact.read_rows(self._piece("answers", number)))
+
+    @property
+    def _pieces(self) -> int:
+        return -(-self.rows // PIECE)
+
+    def _measure(self, source: Rows) -> None:
+        """Cut new rows as the run's rows were, and write down what to ask the reasoner about them, if anything."""
+        asks = self._spec.recipe.cot == "augmented"
+        budgets, budget, model = self._budgets()
+        # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
+        shown = self._run.folder.exemplars_shown(self._task.name) if asks else None
+        count = cut = 0
+
+        def asked() -> Iterator[Requests]:
+            nonlocal count, cut
+            for number, piece in enumerate(_in_pieces(source)):
+                task = replace(self._task, rows=tuple(_row(self._task, place, raw) for place, raw in piece))
+                texts, keys = dict[str, str](), dict[str, str]()
+                for part, lengths in alike(task, budgets, self._config.exemplars, shown):
+                    texts, cut = texts | lengths.texts, cut + lengths.cut.total()
+                    if asks:
+                        requests = requests_of(self._config, part, lengths, budget, model)
+                        keys |= requests.keys
+                        yield requests
+                rows = [{"id": row.id, "language": row.language, "input": texts[row.id], "key": keys.get(row.id)} for row in task.rows]
+                artifact.write_rows(self._piece("rows", number), rows, MEASURED)
+                count += len(piece)
+                self._console.status(f"infer: {count:,} rows measured", "measure", rows=count)
+
+        requests = joined(self._folder / "requests.parquet", asked())
+        length = budget.max_length if budget else 0
+        artifact.write_json(self._measured, {"rows": count, "prefixes": requests.prefixes, "reasoner_length": length})
+        said = f"infer: {count:,} rows measured, {cut:,} passages cut to fit, {len(requests):,} distinct prompts for the reasoner"
+        self._console.line(said, "measure", rows=count, cut=cut, prompts=len(requests))
+
+    def _budgets(self) -> tuple[list[Budget], Budget | None, Model | None]:
+        """All that rows must fit, the reasoner's part of it, and who that is."""
+        trial = self._spec
+        renderer = make_renderer(trial.tunable, find(trial.model), trial.recipe.instruction_tuned)
+        asks = trial.recipe.cot == "augmented"
+        reserved = trial.answer_tokens + 1 + (trial.rationale_tokens if asks else 0)
+        budgets = [Budget(f"tunables.{trial.tunable}", renderer, trial.max_length, reserved, (trial.recipe,))]
+        budget, model = reasoner_budget(self._config) if asks else (None, None)
+        if model is not None:
+            _check_hash(self._run, "reasoner", model.hash)
+        return [*budgets, *([budget] if budget else [])], budget, model
+
+    def _reason(self, requests: Requests, length: int) -> None:
+        """Ask what the run's store lacks."""
+        store, config = Store(self._run.folder.rationales), self._config
+        if not (lacking := missing(requests, store.known())):
+            return
+        unit = self._unit()
+        create = make_reasoner(replace(config, where=cluster.resolved(config.where, unit)), length)
+        unit = cluster.reasoner_unit(config, unit)
+        replicas = 1 if config.reasoner.is_remote else max(1, min(config.where.replicas, unit.count))
+        said = f"infer: {len(requests) - lacking:,} of {len(requests):,} rationales are stored; starting {replicas} reasoner(s)"
+        self._console.line(said, "reason", prompts=len(requests), missing=lacking)
+        watch, window = Watch(self._task.name, lacking, store, config.reasoner), window_of(config, unit)
+        with requests.shared(self._run.path, digest(str(self._folder.resolve()))) as shared, self._console.watching(watch, "reason"):
+            deque(reason(shared, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, window=window), maxlen=0)
+        merge(store)
+
+    def _predict(self) -> None:
+        """Answer the pieces that are not answered yet; each engine is given the next one before it is done with the last."""
+        waiting = [number for number in range(self._pieces) if not self._piece("answers", number).is_file()]
+        if not waiting:
+            return
+        import ray
+
+        from fiat_ray.evaluate import Evaluator
+
+        unit = self._unit()
+        gpus = int(unit.gpus)
+        actor = ray.remote(num_cpus=unit.cpus, num_gpus=gpus)(Evaluator)
+        who = (str(self._run.path), self._spec.model, self._spec.max_length, max(1, gpus))
+        actors = [actor.remote(*who) for _ in range(max(1, min(self._config.where.replicas, unit.count, len(waiting))))]
+        said = f"infer: {self._pieces - len(waiting)} of {self._pieces} pieces are answered; starting {len(actors)} engine(s)"
+        self._console.line(said, "answer", pieces=self._pieces, missing=len(waiting))
+        progress, asked = _Progress(sum(map(self._size, waiting))), deque[tuple[int, list[Example], Any]]()
+        try:
+            with self._console.watching(progress, "answer"):
+                for at, number in enumerate(waiting):
+                    if len(asked) == 2 * len(actors):
+                        progress.done += self._write(*asked.popleft())
+                    examples = self._examples(number)
+                    asked.append((number, examples, actors[at % len(actors)].infer.remote(self._spec, self._task, examples)))
+                while asked:
+                    progress.done += self._write(*asked.popleft())
+        finally:
+            for one in actors:
+                ray.kill(one)
+
+    def _size(self, number: int) -> int:
+        return min(PIECE, self.rows - number * PIECE)
+
+    def _examples(self, number: int) -> list[Example]:
+        rows = artifact.read_rows(self._piece("rows", number))
+        said = Store(self._run.folder.rationales).read([row["key"] for row in rows if row["key"]])
+        found = [said[row["key"]] if row["key"] else {} for row in rows]
+        return [
+            Example(row["id"], "test", row["language"], row["input"], ("",), "", of.get("text"), of.get("status"))
+            for row, of in zip(rows, found, strict=True)
+        ]
+
+    def _write(self, number: int, examples: list[Example], predicted: Any) -> int:
+        import ray
+
+        rows = [
+            {"prediction": p["prediction"], "score": p["score"], "rationale": e.rationale, "status": e.status}
+            for e, p in zip(examples, ray.get(predicted), strict=True)
+        ]
+        artifact.write_rows(self._piece("answers", number), rows, INFERRED)
+        return len(rows)
+
+    def _unit(self) -> cluster.Unit:
+        cluster.connect()
+        return cluster.unit(self._config.where)
+
+
+@dataclass
+class _Progress:
+    """Of the tuned model's answers in this sitting."""
+
+    rows: int
+    done: int = 0
+    start: float = field(default_factory=time.monotonic)
+
+    def text(self) -> str:
+        if not self.done:
+            return f"answer: 0/{self.rows:,} rows, starting …"
+        rate = self.numbers()["rows_per_second"]
+        return f"answer: {self.done:,}/{self.rows:,} rows · {rate:.1f} rows/s · ETA {clock((self.rows - self.done) / rate)}"
+
+    def numbers(self) -> dict[str, float]:
+        return {"rows": self.done, "missing": self.rows - self.done, "rows_per_second": self.done / (time.monotonic() - self.start)}
+
+
+def _in_pieces(rows: Rows) -> Iterator[list[tuple[Place, dict[str, Any]]]]:
+    source = iter(rows)
+    while piece := list(islice(source, PIECE)):
+        yield piece
 
 
 def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
     fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
     language = text_field(raw, task.language, place) if task.language else "und"
     return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "", place)
+
+
+def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of ``INFERRED`` adds to the row that was asked about."""
+    reasoning = {name: row[name] for name in ("rationale", "status") if row["rationale"] is not None}
+    return reasoning | {name: row[name] for name in ("prediction", "score") if row[name] is not None}
 
 
 def tuned_trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Trial:
@@ -89,45 +330,8 @@ def tuned_trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign
     )
 
 
-def _measured(config: Config, task: Task, trial: campaign.Trial, run: Run) -> tuple[Lengths, Requests | None, int]:
-    """New rows, cut as the run's rows were; what to ask the reasoner about them, if anything; and the bound on its prompts and outputs."""
-    renderer = make_renderer(trial.tunable, find(trial.model), trial.recipe.instruction_tuned)
-    reserved = trial.answer_tokens + 1 + (trial.rationale_tokens if trial.recipe.cot == "augmented" else 0)
-    budgets = [Budget(f"tunables.{trial.tunable}", renderer, trial.max_length, reserved, (trial.recipe,))]
-    if trial.recipe.cot != "augmented":
-        return measure(task, budgets, config.exemplars), None, 0
-    budget, model = reasoner_budget(config)
-    if model is not None:
-        _check_hash(run, "reasoner", model.hash)
-    # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
-    lengths = measure(task, [*budgets, *([budget] if budget else [])], config.exemplars, run.folder.exemplars_shown(task.name))
-    return lengths, requests_of(config, task, lengths, budget, model), budget.max_length if budget else 0
-
-
 def _check_hash(run: Run, role: str, found: str) -> None:
     """A tuned adapter means something on the weights it was tuned on only."""
     expected = run.folder.read_manifest()["models"][role]
     if expected["hash"] != found:
         raise UserError(f"{role}: the files of {expected['name']} have changed since this run; put back the ones it was made with")
-
-
-def _rationales(config: Config, requests: Requests, run: Run, unit: cluster.Unit, length: int) -> dict[str, dict[str, Any]]:
-    store, unit = Store(run.folder.rationales), cluster.reasoner_unit(config, unit)
-    with requests.shared(run.path) as shared:
-        for _ in reason(shared, store, make_reasoner(config, length), cpus=unit.cpus, gpus=unit.gpus):
-            pass
-    return store.read(requests.distinct())
-
-
-def _predict(config: Config, run: Run, trial: campaign.Trial, task: Task, examples: list[Example]) -> list[dict[str, Any]]:
-    import ray
-
-    from fiat_ray.evaluate import Evaluator
-
-    gpus = config.where.gpus or 0
-    actor = ray.remote(num_cpus=config.where.cpus, num_gpus=gpus)(Evaluator).remote(str(run.path), trial.model, trial.max_length, max(1, gpus))
-    try:
-        predictions: list[dict[str, Any]] = ray.get(actor.infer.remote(trial, replace(task, rows=()), examples))
-    finally:
-        ray.kill(actor)
-    return predictions

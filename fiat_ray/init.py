@@ -15,8 +15,9 @@ import yaml
 from fiat_ray import artifact, planning
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
+from fiat_ray.hub import HUB, source_rows
 from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows
-from fiat_ray.rows import Place, jsonl, read_rows, table_rows, text_field
+from fiat_ray.rows import jsonl, read_rows, text_field
 from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language, template_fields
 from fiat_ray.task_folder import BUILT_IN, check_labels, definition_files, task_name
@@ -44,6 +45,8 @@ class Started:
 
     folder: Path
     task: Task
+    source: str
+    """Where its rows are from; of a data set on the hub with the commit, which stands in the config too."""
     limit: dict[str, int]
     """Rows a language and split that a CPU has time for; empty where all are used."""
     takes: str
@@ -69,14 +72,15 @@ def init(
 ) -> Started:
     """Write the folder ``name``: ``task.yaml``, instructions, exemplars, three splits and ``config.yaml``.
 
-    ``train``: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or a folder that ``datasets`` saved. A field ``split`` in it decides about splits; without
-    one they are drawn with ``seed``. Fields are known by usual names, unless they are given; for ``input``, ``metric``, ``group`` and ``exemplars``
-    see ``own_task.from_rows``. ``positive``: the label that AUC-PR is about. Raises ``UserError`` before anything is written.
+    ``train``: a ``.jsonl``, ``.csv`` or ``.parquet`` file, a folder of such files or one that ``datasets`` saved, or ``hf:owner/name``, a data set on
+    the Hugging Face hub. A field ``split`` in it, or the files' names, decide about splits; without them they are drawn with ``seed``. Fields are
+    known by usual names, unless they are given; for ``input``, ``metric``, ``group`` and ``exemplars`` see ``own_task.from_rows``. ``positive``: the
+    label that AUC-PR is about. Raises ``UserError`` before anything is written.
     """
     folder = new_place(name, "a task")
     if (BUILT_IN / task_name(folder.name, "NAME")).is_dir():
         raise UserError(f"{folder.name}: a built-in task has that name; give another")
-    placed = _dataset_folder(Path(train)) if Path(train).is_dir() else list(read_rows(train))
+    placed, source = source_rows(train)
     if not placed:
         raise UserError(f"{train}: holds no rows")
     fields = list(dict.fromkeys(str(field) for _, raw in placed for field in raw))
@@ -105,10 +109,10 @@ def init(
     chosen = hardware or _hardware()
     limit, takes = _limit(task) if chosen == "cpu" else ({}, "")
     texts = definition_files({}, task, {"group": list(group or template_fields(task.input))})
-    texts["config.yaml"] = _config(task.name, chosen, limit, takes)
+    texts["config.yaml"] = _config(task.name, chosen, limit, takes, source if source.startswith(HUB) else "")
     make(folder.parent, "a task")
     artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
-    return Started(folder, task, limit, takes, drafts(task))
+    return Started(folder, task, source, limit, takes, drafts(task))
 
 
 # What the fields are
@@ -150,24 +154,6 @@ def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: 
     if positive is not None and positive not in labels:
         raise UserError(f"--positive {positive}: is none of the labels {', '.join(labels)}")
     return [label for label in labels if label != positive] + ([positive] if positive is not None else [])
-
-
-def _dataset_folder(folder: Path) -> Placed:
-    """Rows of ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``, whose folders are named by their splits."""
-    import pyarrow as pa
-
-    placed: Placed = []
-    for path in sorted(folder.rglob("data-*.arrow")):  # others are caches, with the same rows in other stages
-        try:
-            with pa.memory_map(str(path)) as file:
-                rows = table_rows(pa.ipc.open_stream(file).read_all())
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{path}: not a table that `datasets` saved ({' '.join(str(error).split())[:200]})") from None
-        split = {} if path.parent == folder else {"split": path.parent.name}
-        placed += [(Place(f"{path}, row {number}"), {**split, **row}) for number, row in enumerate(rows, 1)]
-    if not placed:
-        raise UserError(f"{folder}: holds no .arrow file of `datasets`; give a .jsonl, .csv or .parquet file")
-    return placed
 
 
 # What the hardware can do
@@ -262,8 +248,9 @@ def _write(folder: Path, texts: Mapping[str, str], task: Task, raws: Mapping[str
         (folder / name).write_text(text, "utf-8", errors="replace")
 
 
-def _config(name: str, hardware: Hardware, limit: Mapping[str, int], takes: str) -> str:
+def _config(name: str, hardware: Hardware, limit: Mapping[str, int], takes: str, source: str) -> str:
     head = f"# fiat-ray plan {name}/config.yaml tells what it takes; fiat-ray run {name}/config.yaml --out runs/{name} carries it out.\n"
     said = f"# Rows: {takes}.\n" if takes else ""
     drawn = f"limit: {{{', '.join(f'{split}: {rows}' for split, rows in limit.items())}}}\n" if limit else ""
-    return f"{head}task: .\n{said}{drawn}{MODELS[hardware]}{METHODS}"
+    notes = f'notes: ["Rows: {source}."]\n' if source else ""
+    return f"{head}task: .\n{notes}{said}{drawn}{MODELS[hardware]}{METHODS}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -53,9 +53,7 @@ def measure(task: Task, budgets: Sequence[Budget], which: Which = "row_language"
 
     ``at_most``: language → exemplars that its prompts may hold, where that was decided before (new rows of an old run).
     """
-    shown = {language: len(task.exemplars_for(language, which)) for language in by_language(task.rows)}
-    shown |= {language: min(shown[language], bound) for language, bound in (at_most or {}).items() if language in shown}
-    lengths = Lengths()
+    shown, lengths = _most(task, which, at_most), Lengths()
     for language, rows in by_language(task.rows).items():
         fits = [_fit(task, budget, language, rows, which, shown[language]) for budget in budgets]
         lengths.exemplars[language] = min((fit.exemplars for fit in fits), default=shown[language])
@@ -67,6 +65,26 @@ def measure(task: Task, budgets: Sequence[Budget], which: Which = "row_language"
                 lengths.cut[language] += 1
                 lengths.gold_cut[language] += _gold_lost(task, row, removed)
     return lengths
+
+
+def _most(task: Task, which: Which, at_most: Mapping[str, int] | None) -> dict[str, int]:
+    """Language → exemplars in its prompts where its rows leave room for them."""
+    own = {language: len(task.exemplars_for(language, which)) for language in by_language(task.rows)}
+    return {language: min(count, (at_most or own).get(language, count)) for language, count in own.items()}
+
+
+def alike(task: Task, budgets: Sequence[Budget], which: Which, at_most: Mapping[str, int] | None) -> list[tuple[Task, Lengths]]:
+    """Rows measured in parts, so that a prompt's exemplars give way for its own row alone: an answer must not depend on the rows beside it.
+
+    ``at_most``: see ``measure``. All rows are one part, but for languages with rows so long that they leave room for fewer exemplars.
+    """
+    whole = measure(task, budgets, which, at_most)
+    fewer = {language for language, most in _most(task, which, at_most).items() if whole.exemplars[language] < most}
+    if not fewer:
+        return [(task, whole)]
+    others = tuple(row for row in task.rows if row.language not in fewer)
+    parts = [replace(task, rows=rows) for rows in (others, *((row,) for row in task.rows if row.language in fewer)) if rows]
+    return [(part, measure(part, budgets, which, at_most)) for part in parts]
 
 
 def components(task: Task, budgets: Sequence[Budget], lengths: Lengths, which: Which = "row_language") -> list[dict[str, Any]]:

@@ -6,32 +6,42 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 LOGGED_EVERY = 60.0
 """Seconds between two lines of a log."""
 
 
+class Watched(Protocol):
+    """Something that goes on, and can be asked how far it is: in words, and in numbers by name."""
+
+    def text(self) -> str: ...
+
+    def numbers(self) -> Mapping[str, float]: ...
+
+
 class Console:
     """Writes to standard error, so that standard output holds results only. Safe to call from several threads."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._quiet = quiet
+    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
+        """``as_json``: each line is one JSON object, as ``as_object`` makes it, on a terminal too."""
+        self._terminal = sys.stderr.isatty() and not as_json
+        self._quiet, self._json = quiet, as_json
         self._start = time.monotonic()
         self._last = 0.0
         self._shown = ""
         self._lock = threading.Lock()
 
-    def line(self, text: str) -> None:
-        """Something that happened: stays."""
+    def line(self, text: str, stage: str = "", **counts: float | str) -> None:
+        """Something that happened: stays. ``stage`` and ``counts`` are what a JSON line says beside the text."""
         with self._lock:
             self._clear()
-            self._write(f"[{clock(time.monotonic() - self._start)}] {text}\n")
+            self._write(f"{self._said(text, stage, counts)}\n")
 
-    def status(self, text: str) -> None:
+    def status(self, text: str, stage: str = "", **counts: float | str) -> None:
         """How far it is: replaced by the next. Without a terminal at most once a minute."""
         with self._lock:
             now = time.monotonic()
@@ -39,9 +49,29 @@ class Console:
                 return
             self._last = now
             self._clear()
-            line = f"[{clock(now - self._start)}] {text}"
+            line = self._said(text, stage, counts)
             self._shown = line[:118] if self._terminal else ""
             self._write(self._shown or f"{line}\n")
+
+    @contextmanager
+    def watching(self, watched: Watched, stage: str) -> Iterator[None]:
+        """Shows the status anew every second, while a caller waits for something else."""
+        done = threading.Event()
+
+        def show() -> None:
+            while not done.wait(1.0):
+                self.status(watched.text(), stage, **watched.numbers())
+
+        watcher = threading.Thread(target=show, daemon=True, name="status")
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+    def _said(self, text: str, stage: str, counts: Mapping[str, float | str]) -> str:
+        return as_object(text, stage, **counts) if self._json else f"[{clock(time.monotonic() - self._start)}] {text}"
 
     def _clear(self) -> None:
         if self._shown:
@@ -52,6 +82,11 @@ class Console:
         if not self._quiet:
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def as_object(text: str, stage: str, **counts: float | str) -> str:
+    """A line of a log as one JSON object: ``time`` (seconds since the epoch), ``stage``, ``message``, and counts by name."""
+    return json.dumps({"time": round(time.time(), 3), "stage": stage, "message": text, **counts})
 
 
 class ProgressLog:

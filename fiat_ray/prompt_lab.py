@@ -65,8 +65,8 @@ class Lab:
             known = stored(self.config, requests, self._run)
             self._said |= {key: Answer(**{name: known[key][name] for name in Answer.__dataclass_fields__}) for key in missing if key in known}
         asked = requests.having([key for key in missing if key not in self._said])
-        if asked:
-            self._reasoner = self._reasoner or self._start(prepared.reasoner_length)
+        if asked and (self._reasoner is None or self.config.reasoner.kind == "scripted"):  # a script may have been saved since
+            self._reasoner = self._start(prepared.reasoner_length)
         answers = dict(zip((request["key"] for request in asked), self._loop.run(self._answers(prepared, task, asked)), strict=True))
         self._said |= {key: answer for key, answer in answers.items() if answer.status != "engine_error"}
         return [(row, (answers | self._said)[keys[row.id]]) for row in rows]
@@ -151,10 +151,11 @@ def _chosen(prepared: prepare.Prepared, row: int, sample: int | None) -> list[tu
 
 
 def _stamps(config: Config) -> dict[str, int]:
-    """When the files of the tasks were saved."""
+    """When the files of the tasks, and the script of a scripted reasoner, were saved."""
     folders = [folder for name in config.task for folder in (Path(name), BUILT_IN / name)]
+    script = [Path(config.reasoner.script)] if config.reasoner.script else []
     stamps = {}
-    for path in (path for folder in folders for path in folder.glob("*") if path.suffix in READ):
+    for path in (*script, *(path for folder in folders for path in folder.glob("*") if path.suffix in READ)):
         with suppress(FileNotFoundError):  # renamed since it was listed, or an editor's lock, a link to nowhere
             stamps[str(path)] = path.stat().st_mtime_ns
     return stamps

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fiat_ray.errors import UserError
 
@@ -24,26 +24,32 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 MOST_NESTED = 100
 """How deep a JSON value may be nested: what Python reads it may yet fail to write, deeper down its own stack."""
 
+READ_AT_ONCE = 1024
+"""Rows of a Parquet file that are Python objects at one time."""
+
 
 class Place(str):
     """Where a row stands, as people look it up: ``train.jsonl, row 12`` (rows count from 1, a CSV header is no row)."""
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Rows of one ``.jsonl``, ``.csv`` or ``.parquet`` file, in order, each with its place.
+    """Rows of one ``.jsonl``, ``.csv`` or ``.parquet`` file, in order, each with its place. JSONL and Parquet are never in memory as a whole.
 
     Raises ``UserError`` for a missing file, an unknown suffix, bytes that are not UTF-8, and lines that are no JSON object.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
-    yield from parse_rows(str(path), path.read_bytes())
+    with path.open("rb") as file:
+        yield from _file_rows(str(path), file)
 
 
 def placed_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
-    """Rows from a path, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place; rows that have one keep it."""
+    """Rows from a path or ``hf:`` name, a DataFrame, a ``datasets.Dataset`` or dicts, each with its place; rows that have one keep it."""
     if isinstance(rows, (str, Path)):
-        return list(read_rows(rows))
+        from fiat_ray.hub import source_rows
+
+        return source_rows(rows)[0]
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         rows = rows.to_dict("records")
     return [_placed(row, number) for number, row in enumerate(rows, 1)]
@@ -59,13 +65,17 @@ def _placed(row: Any, number: int) -> tuple[Place, dict[str, Any]]:
 
 def parse_rows(name: str, content: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:
     """``read_rows`` for a file that is already in memory, such as a member of an archive; ``name`` tells its format."""
+    yield from _file_rows(name, io.BytesIO(content))
+
+
+def _file_rows(name: str, file: IO[bytes]) -> Iterator[tuple[Place, dict[str, Any]]]:
     suffix = Path(name).suffix.lower()
     if suffix == ".jsonl":
-        rows = _jsonl_rows(name, content)
+        rows = _jsonl_rows(name, file)
     elif suffix == ".csv":
-        rows = _csv_rows(name, content)
+        rows = _csv_rows(name, file.read())
     elif suffix == ".parquet":
-        rows = _parquet_rows(name, content)
+        rows = _parquet_rows(name, file)
     else:
         raise UserError(f"{name}: rows are read from {', '.join(SUFFIXES)} files, not from '{suffix or 'a name without suffix'}'")
     for number, row in enumerate(rows, 1):
@@ -151,11 +161,10 @@ def utf8(name: str, content: bytes) -> str:
         raise UserError(f"{name}, line {row}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
 
 
-def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
-    # Only \n separates rows: str.splitlines() would also split at U+2028 and others that are legal inside JSON strings.
-    lines = utf8(name, content).split("\n")
+def _jsonl_rows(name: str, file: IO[bytes]) -> Iterator[dict[str, Any]]:
     number = 0
-    for line in lines:
+    # Only \n separates rows, as in binary files: str.splitlines() would also split at U+2028 and others that are legal inside JSON strings.
+    for line in _utf8_lines(name, file):
         if not line.strip():
             continue
         number += 1
@@ -170,6 +179,17 @@ def _jsonl_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
         if line.count("[") + line.count("{") > MOST_NESTED and _depth(row) > MOST_NESTED:
             raise UserError(f"{name}, row {number}: values nested more than {MOST_NESTED} deep; a row is a table's")
         yield row
+
+
+def _utf8_lines(name: str, file: IO[bytes]) -> Iterator[str]:
+    """``utf8``, a line at a time."""
+    start = 0
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}, line {number}: not UTF-8 (byte {start + error.start}); save the file as UTF-8") from None
+        start += len(line)
 
 
 def _depth(value: Any) -> int:
@@ -200,16 +220,17 @@ def _check_columns(name: str, header: list[str]) -> None:
         raise UserError(f"{name}: two columns have the same name ({', '.join(header)})")
 
 
-def _parquet_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
+def _parquet_rows(name: str, file: IO[bytes]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        _check_columns(name, pq.read_schema(io.BytesIO(content)).names)
-        rows = table_rows(pq.read_table(io.BytesIO(content)))
+        with pq.ParquetFile(file) as parquet:
+            _check_columns(name, parquet.schema_arrow.names)
+            for batch in parquet.iter_batches(READ_AT_ONCE):
+                yield from table_rows(pa.Table.from_batches([batch]).replace_schema_metadata(parquet.schema_arrow.metadata))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # dates beyond Python's, among others
         raise UserError(f"{name}: not a Parquet file, or a damaged one ({' '.join(str(error).split())[:200]})") from None
-    yield from rows
 
 
 def table_rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -46,15 +46,11 @@ class RunFolder:
 
     @contextmanager
     def only_one(self) -> Iterator[None]:
-        """Two drivers in one run directory would do the same work twice. The lock goes with the process, however it ends."""
+        """Two drivers in one run directory would do the same work twice."""
         if self.path.is_dir() and any(self.path.iterdir()) and not any(path.exists() for path in (self.manifest, self.path / ".lock")):
             raise UserError(f"{self.path}: is not empty, and no run directory; give another --out")
         make(self.path, "a run directory")
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path}: another fiat-ray is at work in this run directory") from None
+        with locked(self.path, f"{self.path}: another fiat-ray is at work in this run directory"):
             yield
 
     @property
@@ -172,6 +168,17 @@ class RunFolder:
         """Rows of all splits, by id, so that all recipes see them in one order: from the augmented set, or without rationales from the task alone."""
         found = augmented.read(self.augmented(task)) if with_rationales else augmented.read_rows_of_task(self.task(task) / "rows.parquet")
         return sorted(found, key=lambda example: example.id)
+
+
+@contextmanager
+def locked(folder: Path, said: str) -> Iterator[None]:
+    """Raises ``UserError`` where another process holds the folder's lock. It goes with the process, however that ends."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(said) from None
+        yield
 
 
 def place_for(path: str | Path, what: str) -> Path:

@@ -24,7 +24,7 @@ from fiat_ray.reason.store import Store
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.trials import Outcome, drop_weights
 from fiat_ray.schema import TRIAL
-from fiat_ray.task import Task
+from fiat_ray.task import SPLITS, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def run_config(
     """
     console = console or Console()
     folder = RunFolder(out)
-    console.status("reading rows and measuring prompts …")
+    console.status("reading rows and measuring prompts …", "prepare")
     prepared = prepare(config, tasks)
     _announce(prepared, console)
     disk.check(prepared, folder)
@@ -68,16 +68,19 @@ def run_config(
 
 def _announce(prepared: Prepared, console: Console) -> None:
     for name, task in prepared.tasks.items():
-        sizes = ", ".join(f"{len(task.split(split))} {split}" for split in ("train", "validation", "test"))
-        lengths = prepared.lengths[name]
-        console.line(f"{name}: {sizes} rows in {len(task.languages)} languages; {len(prepared.trials)} trials in all")
+        counts = {split: len(task.split(split)) for split in SPLITS}
+        sizes = ", ".join(f"{count} {split}" for split, count in counts.items())
+        lengths, trials = prepared.lengths[name], len(prepared.trials)
+        said = f"{name}: {sizes} rows in {len(task.languages)} languages; {trials} trials in all"
+        console.line(said, "prepare", task=name, trials=trials, **counts)
         if task.removed:
-            console.line(f"{name}: {len(task.removed)} rows of train or validation left out, because they stand in a later split too")
+            console.line(f"{name}: {len(task.removed)} rows of train or validation left out, because they stand in a later split too", "prepare")
         if lengths.cut:
             cut, gold = lengths.cut.total(), lengths.gold_cut.total()
-            console.line(f"{name}: {cut} passages cut to fit (in {len(lengths.cut)} languages); {gold} of them lost their gold answer")
+            said = f"{name}: {cut} passages cut to fit (in {len(lengths.cut)} languages); {gold} of them lost their gold answer"
+            console.line(said, "prepare", task=name, cut=cut, gold_cut=gold)
     for missing in prepared.not_run:
-        console.line(f"not run: {missing.method} on {missing.task} ({missing.tunable}): {missing.reason}; config key {missing.config_key}")
+        console.line(f"not run: {missing.method} on {missing.task} ({missing.tunable}): {missing.reason}; config key {missing.config_key}", "prepare")
 
 
 def _write_inputs(prepared: Prepared, folder: RunFolder, command: str, console: Console) -> None:
@@ -115,20 +118,20 @@ def _compare(before: Mapping[str, Any], described: Mapping[str, Any], folder: Ru
     trials = [trial["name"] for trial in before.get("trials", [])]
     left = set(trials) - {trial["name"] for trial in described["trials"]}
     if changed:
-        console.line(f"{', '.join(changed)}: its rows are not those of the last run in {folder.path}")
+        console.line(f"{', '.join(changed)}: its rows are not those of the last run in {folder.path}", "prepare")
     if left:
-        console.line(f"{len(left)} of {len(trials)} trials in {folder.path} are not of this config any more; they are kept, and not shown")
+        console.line(f"{len(left)} of {len(trials)} trials in {folder.path} are not of this config any more; they are kept, and not shown", "prepare")
 
 
 def _show(folder: RunFolder, config: Config, console: Console) -> None:
     from fiat_ray import tracking
     from fiat_ray.report import page
 
-    console.status("writing the report …")
+    console.status("writing the report …", "report")
     page.build(folder.path)
-    console.status("sending the run to MLflow …")
+    console.status("sending the run to MLflow …", "report")
     tracking.track(folder.path, config.tracking_uri)
-    console.line(f"report: {os.path.relpath(folder.path / 'report' / 'index.html')}")
+    console.line(f"report: {os.path.relpath(folder.path / 'report' / 'index.html')}", "report")
 
 
 def versions() -> dict[str, str]:

@@ -82,6 +82,12 @@ SCORES = pa.schema(
     ]
 )
 
+MEASURED = pa.schema([("id", pa.string()), ("language", pa.string()), ("input", pa.string()), ("key", pa.string())])
+"""Rows that `infer` is asked about, until they are answered: as rendered, with the key of their rationale, null where the recipe shows none."""
+
+INFERRED = pa.schema([("prediction", pa.string()), ("score", pa.float64()), ("rationale", pa.string()), ("status", pa.string())])
+"""Their answers."""
+
 Kinds = dict[str, type | tuple[type, ...]]
 _NUMBER_OR_NONE = (int, float, NoneType)
 

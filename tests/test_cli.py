@@ -27,6 +27,21 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
+def test_a_log_of_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_file(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert main(["run", str(config), "--out", str(tmp_path / "run"), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {line["stage"] for line in lines} == {"prepare", "report"}
+    assert all(isinstance(line["time"], float) and line["message"] for line in lines)
+    [rows] = [line for line in lines if "train" in line]
+    assert rows["task"] == "country_facts" and rows["train"] > rows["trials"] == 0
+
+    for command in ("run", "reason", "tune", "evaluate"):
+        assert main([command, str(config), "methods=[nothing]", "--json"]) == 2
+        [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert (line["stage"], line["exit_code"]) == ("end", 2) and "unknown method 'nothing'" in line["message"]
+
+
 def own_task(folder: Path, **files: str) -> Path:
     task = folder / "mytask"
     task.mkdir()

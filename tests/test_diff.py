@@ -98,7 +98,10 @@ def test_a_tunable_without_scores_has_no_row(tmp_path: Path) -> None:
     assert {row["tunable"] for row in diff(b, b)["scores"]} == {"", "xs"}
 
 
-@pytest.mark.parametrize("text", ["- a list\n", "task: [\n", ""])
+NO_CONFIGS = ["- a list", "task: [", "", "reasoner: 3", "reasoner: {price_in: much}", "tunables:", "tunables: [xs]", "methods: 3", "where: here"]
+
+
+@pytest.mark.parametrize("text", NO_CONFIGS)
 def test_a_config_that_is_none_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     run = write(tmp_path / "a")
     (run / "config.yaml").write_text(text)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from test_cli import refused
 from test_own_task import questions
@@ -64,6 +65,12 @@ def test_the_same_rows_and_seed_give_the_same_files(tmp_path: Path) -> None:
     folders = [init(tmp_path / name / "task", rows, seed=seed, hardware="gpu24").folder for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
     assert contents[0] == contents[1] and contents[0]["test.jsonl"] != contents[2]["test.jsonl"]
+
+
+def test_cpus_are_planned_for_on_a_machine_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    started = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", topics(30)), hardware="cpu")
+    assert config.load(started.folder / "config.yaml").where.gpus == 0 and "min on two CPU cores by the plan" in started.takes
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "dataset"])

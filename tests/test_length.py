@@ -9,7 +9,7 @@ import pytest
 import tiny_model
 
 from fiat_ray.errors import UserError
-from fiat_ray.length import Budget, Lengths, measure
+from fiat_ray.length import Budget, Lengths, alike, measure
 from fiat_ray.recipe import RECIPES, Recipe
 from fiat_ray.render import Prompt, Renderer
 from fiat_ray.task import Row, Task
@@ -149,3 +149,22 @@ def test_a_target_is_never_cut(renderers: tuple[Renderer, Renderer]) -> None:
     assert task.rows[0].targets == row.targets
     prompt = renderers[0].tunable_prompt(task, "x", None, RECIPES["no_cot"]) + [renderers[0].target(row.targets[0])]
     assert renderers[0].decode([token for token in prompt.labels if token >= 0]) == row.targets[0].strip()
+
+
+def test_exemplars_give_way_for_a_row_of_its_own(tiny: Path) -> None:
+    short, long = tiny_model.row(0), tiny_model.row(1, question="which town is it? " * 8)
+    other = tiny_model.row(2, language="hi")
+    task = tiny_model.task((short, long, other))
+    renderer = Renderer(tiny)
+    room = len(renderer.reasoner_prompt(task, 3, task.text(short.fields), "bn", "row_language")) + 8
+    budgets = [Budget("reasoner", renderer, room, 8)]
+    assert measure(task, budgets).exemplars == {"bn": 2, "hi": 3}
+    found = alike(task, budgets, "row_language", {"bn": 3, "hi": 3})
+    assert [([row.id for row in part.rows], lengths.exemplars) for part, lengths in found] == [
+        ([other.id], {"hi": 3}),
+        ([short.id], {"bn": 3}),
+        ([long.id], {"bn": 2}),
+    ]
+    task = tiny_model.task((short, other))
+    [(part, lengths)] = alike(task, budgets, "row_language", {"bn": 2})
+    assert part is task and lengths.exemplars == {"bn": 2, "hi": 3}, "as many as the run showed"

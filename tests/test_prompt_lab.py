@@ -124,6 +124,18 @@ def test_a_saved_file_is_asked_about_again(tmp_path: Path, config: Path, chat: c
     assert sum(text.startswith("  gold") for text in show.shown) == 3
 
 
+def test_a_script_that_is_saved_is_asked_anew(tmp_path: Path, config: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("def reason(row): return 'Answer: a'")
+    values = yaml.safe_load(config.read_text()) | {"reasoner": {"kind": "scripted", "script": str(script)}}
+    config.write_text(yaml.safe_dump(values))
+    show = Saving(script, "def reason(row): return 'Answer: b'", "def reason(", "def reason(row): return 'Answer: c'")
+    with pytest.raises(SystemExit):
+        prompt_lab.watch(configs.load(config), once=False, show=show)
+    assert [text.split()[-1] for text in show.shown if text.startswith("  answer")] == ["a", "b", "c"]
+    assert sum("SyntaxError when loaded" in text for text in show.shown) == 1
+
+
 def test_what_is_wrong_from_the_start_is_not_awaited(tmp_path: Path, config: Path) -> None:
     show = Saving(tmp_path / "mytask" / "i_beta.txt")
     with pytest.raises(UserError, match="row 999: there is none"):

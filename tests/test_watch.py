@@ -69,6 +69,33 @@ def test_a_log_has_a_line_a_minute_and_the_last_numbers(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[0])["task"] == "rivers"
 
 
+def test_lines_of_json_hold_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    console = progress.Console(as_json=True)
+    console.line("rivers: ১২ rows", "prepare", task="rivers", rows=12)
+    console.status("10/20 rows", "reason", rows=10, missing=10, rows_per_second=2.5)
+    console.status("11/20 rows", "reason", rows=11)  # within a minute
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert all(abs(line.pop("time") - time.time()) < 60 for line in lines)
+    assert lines == [
+        {"stage": "prepare", "message": "rivers: ১২ rows", "task": "rivers", "rows": 12},
+        {"stage": "reason", "message": "10/20 rows", "rows": 10, "missing": 10, "rows_per_second": 2.5},
+    ]
+
+
+def test_a_watched_thing_is_shown_while_one_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    class Counting:
+        def text(self) -> str:
+            return "3 of 4"
+
+        def numbers(self) -> dict[str, float]:
+            return {"rows": 3}
+
+    with progress.Console(as_json=True).watching(Counting(), "answer"):
+        time.sleep(1.5)
+    [line] = capsys.readouterr().err.splitlines()
+    assert (json.loads(line)["message"], json.loads(line)["stage"], json.loads(line)["rows"]) == ("3 of 4", "answer", 3)
+
+
 def test_without_a_terminal_a_status_is_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     console = progress.Console()
     for _ in range(3):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 
@@ -90,11 +90,11 @@ def load_script(path: Path) -> Callable[[dict[str, Any]], str]:
 
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"{path}: no such Python file; `reasoner: {{kind: scripted, script: …}}` names one with a function reason(row)")
-    spec = importlib.util.spec_from_file_location("fiat_ray_script", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType("fiat_ray_script")
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        # No import: Python's cache of compiled files would miss a change within a second that leaves the size as it was.
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {type(error).__name__} when loaded: {error}") from None
     function: Callable[[dict[str, Any]], str] | None = getattr(module, "reason", None)

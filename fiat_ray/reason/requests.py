@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from fiat_ray.artifact import fingerprint
 from fiat_ray.length import Lengths
+from fiat_ray.reason.store import digests, find
 from fiat_ray.render import Renderer, chat_messages, reasoner_turns
 from fiat_ray.task import Row, Task, Which, by_language
 
@@ -105,9 +106,13 @@ class Requests:
         return pa.concat_tables(pieces)
 
     @contextmanager
-    def shared(self, run: Path) -> Iterator[Requests]:
-        """The same requests in a run directory, where all machines see them, for as long as they are needed."""
-        file = run / f".requests-{uuid.uuid4().hex}.tmp"
+    def shared(self, run: Path, name: str = "") -> Iterator[Requests]:
+        """The same requests in a run directory, where all machines see them, for as long as they are needed.
+
+        ``name``: the file's, of a job that goes on after it was killed, and then takes the place of what it left.
+        """
+        file = run / f".requests-{name or uuid.uuid4().hex}.tmp"
+        file.unlink(missing_ok=True)
         try:
             shutil.copyfile(self.file, file)
             yield replace(self, file=file, folder=None)
@@ -117,17 +122,43 @@ class Requests:
 
 def write(path: Path, pieces: Iterable[Iterable[Request]]) -> None:
     """The file of ``Requests``. Each piece is sorted so that beginnings which several rows share lie next to each other."""
-    with pq.ParquetWriter(path, REQUESTS) as writer:
-        held = REQUESTS.empty_table()
+
+    def tables() -> Iterator[pa.Table]:
         for piece in pieces:
             ordered = sorted(piece, key=lambda request: (request.prefix, request.ids, request.row, request.key))
-            table = pa.table({name: [getattr(request, name) for request in ordered] for name in REQUESTS.names}, REQUESTS)
+            yield pa.table({name: [getattr(request, name) for request in ordered] for name in REQUESTS.names}, REQUESTS)
+
+    _write_tables(path, tables())
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    with pq.ParquetWriter(path, REQUESTS) as writer:
+        held = REQUESTS.empty_table()
+        for table in tables:
             held = pa.concat_tables([held, table])
             if whole := len(held) - len(held) % ROWS_READ_AT_ONCE:  # all row groups but the last are of one size: `at` counts on it
                 writer.write_table(held.slice(0, whole), ROWS_READ_AT_ONCE)
                 held = held.slice(whole)
         if len(held):
             writer.write_table(held)
+
+
+def joined(path: Path, pieces: Iterable[Requests]) -> Requests:
+    """What several pieces of a task's rows ask, in one file, each key once. Holds 16 bytes for each of them, and no row's key."""
+    prefixes: dict[str, list[int]] = {}
+
+    def new() -> Iterator[pa.Table]:
+        known = digests(pa.array([], pa.string()))
+        for piece in pieces:
+            prefixes.update(piece.prefixes)
+            for table in piece.columns(*REQUESTS.names):
+                found = digests(table["key"])
+                fresh = find(known, found) < 0
+                known = np.sort(np.concatenate([known, found[fresh]]), kind="stable")
+                yield table.filter(pa.array(fresh))
+
+    _write_tables(path, new())
+    return Requests(path, prefixes)
 
 
 Ask = Callable[[Row], Request]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from fiat_ray.artifact import read_json, read_rows
 from fiat_ray.errors import UserError
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
+from fiat_ray.typed import typed
 from fiat_ray.yaml_file import read_yaml
 
 
@@ -97,8 +99,7 @@ class Run:
     @property
     def reasoner(self) -> ReasonerConfig:
         """Of the config's section what says who answers, and at what price."""
-        section = self.config.get("reasoner") or {}
-        return ReasonerConfig(**{name: section[name] for name in ("kind", "price_in", "price_out") if name in section})
+        return _reasoner(self.config)
 
     @property
     def plan(self) -> dict[str, Any] | None:
@@ -122,8 +123,26 @@ def read(run_dir: str | Path) -> Run:
     manifest = read_json(path / "manifest.json", tasks=dict, trials=list, models=dict)
     if manifest is None:
         raise UserError(f"{run_dir}: no manifest.json in it, so it is no run directory; give the folder that --out named")
-    config = path / "config.yaml"
-    return Run(path, read_yaml(config) if config.is_file() else {}, manifest)
+    return Run(path, _config(path / "config.yaml"), manifest)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Of the config only the sections that are read here are checked: it may be of another version. Empty where there is none."""
+    values = read_yaml(path) if path.is_file() else {}
+    for key, kind in {"reasoner": dict, "where": dict, "tunables": dict, "methods": list}.items():
+        if not isinstance(values.get(key, kind()), kind):
+            raise UserError(f"{path}: {key}: must be a {'list' if kind is list else 'mapping'}, not {values[key]!r}")
+    try:
+        _reasoner(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return values
+
+
+def _reasoner(config: Mapping[str, Any]) -> ReasonerConfig:
+    section = config.get("reasoner", {})
+    found: ReasonerConfig = typed(ReasonerConfig, {name: section[name] for name in ("kind", "price_in", "price_out") if name in section}, "reasoner")
+    return found
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -55,13 +55,14 @@ class Evaluation:
         actor = ray.remote(num_cpus=unit.cpus, num_gpus=unit.gpus)(Evaluator).remote(
             str(self._run.path), model, max(t.max_length for t in trials), int(max(1, unit.gpus))
         )
-        self._console.line(f"evaluate: starting the engine of {model} for {len(trials)} trial(s)")
+        self._console.line(f"evaluate: starting the engine of {model} for {len(trials)} trial(s)", "evaluate", trials=len(trials))
         for number, trial in enumerate(trials, 1):
             if self._stopped:
                 break
             try:
                 ray.get(actor.evaluate.remote(trial))
-                self._console.line(f"evaluated {trial.name} ({number}/{len(trials)})")
+                said = f"evaluated {trial.name} ({number}/{len(trials)})"
+                self._console.line(said, "evaluate", trial=trial.name, done=number, trials=len(trials))
             except ray.exceptions.RayActorError as error:
                 errors |= {t.name: f"the engine died: {error}" for t in trials if not evaluated(self._run, t)}
                 break

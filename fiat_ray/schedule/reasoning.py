@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from fiat_ray import augmented
 from fiat_ray.cluster import Unit, reasoner_unit, resolved
+from fiat_ray.config import Config
 from fiat_ray.errors import Unfinished
 from fiat_ray.prepare import Prepared, make_reasoner
 from fiat_ray.progress import Console, ProgressLog
@@ -28,6 +29,11 @@ from fiat_ray.tracking import track_progress
 
 GPU_WINDOW, CPU_WINDOW = 512, 64
 """Rows that an engine is given at once: twice as many as it generates together, so that it never waits."""
+
+
+def window_of(config: Config, unit: Unit) -> int:
+    """How many rows a reasoner on such a unit is given at once."""
+    return config.reasoner.concurrency if config.reasoner.is_remote else GPU_WINDOW if unit.gpus else CPU_WINDOW
 
 
 class Reasoning:
@@ -77,18 +83,19 @@ class Reasoning:
     def show_progress(self) -> None:
         if self._running and self._watches:
             watch = self._watches[-1]
-            self._console.status(watch.text())
+            self._console.status(watch.text(), "reason", task=watch.task, **watch.numbers())
             self._log.write(watch.task, watch.numbers)
 
     def _reason(self, unit: Unit, replicas: int) -> Callable[[], None]:
         config = self._prepared.config
         create = make_reasoner(replace(config, where=resolved(config.where, unit)), self._prepared.reasoner_length)
-        window = config.reasoner.concurrency if config.reasoner.is_remote else GPU_WINDOW if unit.gpus else CPU_WINDOW
+        window = window_of(config, unit)
         for task, requests in self._prepared.requests.items():
             if self._stopped:
                 break
             total, lacking = len(requests), missing(requests, self._store.known())
-            self._console.line(f"reason: {task}: {total} distinct prompts, {total - lacking} stored; starting {replicas} reasoner(s)")
+            said = f"reason: {task}: {total} distinct prompts, {total - lacking} stored; starting {replicas} reasoner(s)"
+            self._console.line(said, "reason", task=task, prompts=total, missing=lacking)
             watch = Watch(task, lacking, self._store, config.reasoner)
             self._watches.append(watch)
             options: dict[str, Any] = {"replicas": replicas, "cpus": unit.cpus, "gpus": unit.gpus, "window": window, "stop": self._run.stop}
@@ -111,7 +118,7 @@ class Reasoning:
     def _broken_off(self, why: str) -> None:
         """Trials that need no rationales go on."""
         self._running = False
-        self._console.line(why)
+        self._console.line(why, "reason")
         self._trials.outcome.broken_off.append(why)
         self._trials.fail_without_rationales()
 
@@ -127,10 +134,11 @@ class Reasoning:
             for counts in seal["status"].values():
                 statuses.update(counts)
             said = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-            self._console.line(f"augmented set sealed: {name}: {seal['rows']} rows ({said})")
+            self._console.line(f"augmented set sealed: {name}: {seal['rows']} rows ({said})", "reason", task=name, rows=seal["rows"], **statuses)
             tokens_in, tokens_out = (pc.sum(rationales.table[column]).as_py() or 0 for column in ("prompt_tokens", "output_tokens"))
             charged = self._prepared.config.reasoner.charged(tokens_in, tokens_out)
             if charged is not None:
-                self._console.line(f"{name}: {tokens_in:,} tokens in, {tokens_out:,} out cost {charged:,.2f} by reasoner.price_in and price_out")
+                said = f"{name}: {tokens_in:,} tokens in, {tokens_out:,} out cost {charged:,.2f} by reasoner.price_in and price_out"
+                self._console.line(said, "reason", task=name, read=tokens_in, written=tokens_out, cost=charged)
         merge(self._store)
         self.sealed = True

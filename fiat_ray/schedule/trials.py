@@ -112,10 +112,10 @@ class Trials:
         if self._tries[stage, trial.name] >= TRIES:
             self.fail(trial, error)
             return False
-        self._console.line(f"{stage} {trial.name} failed, trying once more: {error.splitlines()[0][:200]}")
+        self._console.line(f"{stage} {trial.name} failed, trying once more: {error.splitlines()[0][:200]}", stage, trial=trial.name)
         return True
 
     def fail(self, trial: Trial, error: str) -> None:
         self.outcome.failed[trial.name] = error
         self.to_evaluate = [t for t in self.to_evaluate if t.name != trial.name]
-        self._console.line(f"{trial.name} FAILED: {error.splitlines()[0][:300]}")
+        self._console.line(f"{trial.name} FAILED: {error.splitlines()[0][:300]}", "failed", trial=trial.name)

@@ -73,15 +73,15 @@ class Tuning:
             if report.error is not None:
                 self._retry(report.trial, report.error)
             elif report.ended:
-                self._console.line(f"tuned {trial.name}")
+                self._console.line(f"tuned {trial.name}", "tune", trial=trial.name)
             else:
-                self._console.status(f"tune {trial.name}: {report.text}")
+                self._console.status(f"tune {trial.name}: {report.text}", "tune", trial=trial.name, step=report.step, steps=report.steps)
 
     def _lane(self, hardware: Hardware, name: str) -> Callable[[], None]:
         from fiat_ray.tune.lane import run_lane
 
         workers, unit = self._where.workers, hardware.unit
-        self._console.line(f"tune: starting {name} with {workers} worker(s)")
+        self._console.line(f"tune: starting {name} with {workers} worker(s)", "tune", workers=workers)
         error: str | None = None
         try:
             run_lane(

@@ -21,6 +21,8 @@ class Report:
 
     trial: str
     text: str
+    step: int = 0
+    steps: int = 0
     ended: bool = False
     error: str | None = None
 
@@ -100,8 +102,8 @@ def _work(config: dict[str, Any]) -> None:
     board, rank, run = config["board"], dist.get_rank(), RunFolder(config["run"])
     os.chdir(run.path)
 
-    def say(trial: Trial) -> Callable[[str], None]:
-        return lambda text: board.report.remote(Report(trial.name, text)) if rank == 0 else None
+    def say(trial: Trial) -> Callable[[str, int, int], None]:
+        return lambda text, step, steps: board.report.remote(Report(trial.name, text, step, steps)) if rank == 0 else None
 
     while True:
         chosen = [ray.get(board.take.remote(config["lane"])) if rank == 0 else None]

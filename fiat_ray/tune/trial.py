@@ -31,7 +31,8 @@ RECORDED = ("name", "task", "method", "tunable", "seed", "train_size", "fingerpr
 KEPT = ("history", "validated", "tokens", "supervised_tokens")
 """What of a session is kept as it is, beside its best state."""
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""Is told what goes on, the step, and how many there are."""
 
 
 @dataclass
@@ -116,7 +117,7 @@ class _Session:
             if step in validated:
                 self._validate(tunable, learning_rate, step, time.perf_counter() - start)
             elif step % 10 == 0:
-                self.progress(f"step {step}/{self.steps} · loss {tunable.losses[-1]:.3f}")
+                self.progress(f"step {step}/{self.steps} · loss {tunable.losses[-1]:.3f}", step, self.steps)
             if step < self.steps and self.keeper.due():
                 self._keep(tunable, learning_rate, time.perf_counter() - start)
 
@@ -153,7 +154,7 @@ class _Session:
         )
         self.validated.append((learning_rate, step, found.predictions))
         value = "n/a" if found.value is None else f"{found.value:.1f}"
-        self.progress(f"step {step}/{self.steps} · validation {found.metric} {value} · loss {found.loss:.3f}")
+        self.progress(f"step {step}/{self.steps} · validation {found.metric} {value} · loss {found.loss:.3f}", step, self.steps)
         if found.better_than(self.best.validation if self.best else None):
             self.best = Best(found, learning_rate, step, tunable.state())
 
@@ -176,7 +177,8 @@ class _Session:
         best = kept.progress["best"]
         self.best = Best(**{**best, "validation": Validation(**best["validation"])}, state=kept.best())
         self.start -= kept.progress["seconds"]
-        self.progress(f"goes on after step {kept.progress['tunable']['step']}/{self.steps}")
+        step = kept.progress["tunable"]["step"]
+        self.progress(f"goes on after step {step}/{self.steps}", step, self.steps)
 
     def write(self) -> None:
         assert self.best is not None, "step 0 is always validated"

@@ -1,0 +1,173 @@
+"""``infer`` as a batch job: killed at any moment it goes on, its output is there whole or not at all, and it holds a piece of the rows in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import infer_sitting
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ray import cloudpickle
+from test_bad_input import _empty
+from test_cli import config_file, own_task
+
+from benchmarks.interruption import FLUSHED_AFTER
+from fiat_ray import config, evaluate, infer, runs, schema
+from fiat_ray.progress import Console
+
+PIECE = 64
+
+SCRIPT = """
+import time
+from pathlib import Path
+
+CALLS = Path(__file__).with_name("calls")
+
+def reason(row):
+    time.sleep({seconds})
+    with CALLS.open("a") as calls:
+        calls.write(f"{{row['fields']['question']}} {{time.time()}}\\n")
+    return f"I read {{row['fields']['question']}}.\\nAnswer: t"
+"""
+
+
+def make_run(folder: Path, tiny: Path, seconds: float) -> Path:
+    """A run with a trial of FIAT that is written down as tuned; nothing was. Its reasoner takes ``seconds`` a row."""
+    folder.mkdir()
+    (folder / "script.py").write_text(SCRIPT.format(seconds=seconds))
+    changes = {"reasoner": {"kind": "scripted", "script": "script.py"}, "tunables": {"xs": {"model": str(tiny)}}}
+    path = config_file(folder, task=str(own_task(folder)), limit={}, methods=["fiat"], **changes)
+    done, _ = runs.run_config(config.load(path), folder / "run", stages=(), console=Console(quiet=True))
+    [trial] = json.loads((done.path / "manifest.json").read_text())["trials"]
+    record = {name: _empty(kind) for name, kind in schema.TRIAL.items()}
+    record |= {**trial, "recipe": {"cot": "augmented"}, "answer_tokens": 8, "selection_value": 1.0}
+    (done.path / "trials" / trial["name"] / "adapter").mkdir(parents=True)
+    (done.path / "trials" / trial["name"] / "trial.json").write_text(json.dumps(record))
+    return done.path
+
+
+def row(number: int) -> dict[str, Any]:
+    """Every tenth row asks what the one before it does."""
+    question = number - (number % 10 == 9)
+    return {"question": f"q{question}", "context": "c", "language": ("en", "bn")[question % 2], "mine": number}
+
+
+def sitting(run: Path, source: Path, output: Path, piece: int = PIECE) -> subprocess.Popen[str]:
+    arguments = [sys.executable, str(Path(__file__).with_name("infer_sitting.py")), str(run), str(source), str(output), str(piece)]
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def killed_when(there: Callable[[], bool], driver: subprocess.Popen[str]) -> float:
+    while not there():
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    at = time.time()
+    driver.communicate()
+    return at
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def repeated(log: Path, kills: list[float]) -> list[str]:
+    """What stands in a log twice though the first time was finished, and time enough to be written, before a kill."""
+    times = defaultdict(list)
+    for line in lines(log):
+        what, _, at = line.rpartition(" ")
+        times[what].append(float(at))
+    excused = {what for what, (first, *more) in times.items() for kill in kills if more and abs(first - kill) < FLUSHED_AFTER}
+    return [what for what, found in times.items() if len(found) > 1 and what not in excused]
+
+
+def check_answers(output: Path, rows: int) -> None:
+    found = [json.loads(line) for line in output.open()]
+    assert len(found) == rows
+    for number, answer in enumerate(found):
+        asked = row(number)
+        said = {"rationale": f"I read {asked['question']}.\nAnswer: t", "status": "ok"}
+        assert answer == asked | said | {"prediction": f"question: {asked['question']} context: c"}
+
+
+def test_killed_while_reasoning_and_while_answering(tmp_path: Path, tiny: Path) -> None:
+    run, source, output = make_run(tmp_path / "it", tiny, 0.01), tmp_path / "rows.parquet", tmp_path / "answers.jsonl"
+    rows = 600
+    pq.write_table(pa.Table.from_pylist([row(number) for number in range(rows)]), source, row_group_size=100)
+    folder = tmp_path / ".answers.jsonl.parts"
+
+    kills = [killed_when(lambda: len(lines(run / "calls")) > 150, sitting(run, source, output))]
+    assert not output.exists() and not list(folder.glob("answers-*"))
+    kills.append(killed_when(lambda: len(list(folder.glob("answers-*.parquet"))) > 3, sitting(run, source, output)))
+    assert not output.exists()
+    reasoned, answered = len(lines(run / "calls")), len(list(folder.glob("answers-*.parquet")))
+
+    last = sitting(run, source, output)
+    out, log = last.communicate()
+    assert last.returncode == 0, log
+    assert f"{rows} rows with predictions: {output}" in out
+    assert f"{answered} of 10 pieces are answered" in log and "rows measured" not in log
+    check_answers(output, rows)
+    assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "it", "rows.parquet"] and not list(run.glob(".*.tmp"))
+
+    assert len(lines(run / "calls")) == reasoned, "killed while it answers, it asks the reasoner nothing again"
+    assert not repeated(run / "calls", kills)
+    counts = Counter(line.rpartition(" ")[0] for line in lines(run / "answered"))
+    assert len(counts) == 10 and sum(counts.values()) <= 10 + 2, "two pieces were in flight"
+    asked = {line.rpartition(" ")[0] for line in lines(run / "calls")}
+    assert asked == {row(number)["question"] for number in range(rows)}
+
+
+def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(infer_sitting.Repeating):
+        def infer(self, *_: Any) -> list[dict[str, Any]]:
+            raise RuntimeError("no engine")
+
+    cloudpickle.register_pickle_by_value(infer_sitting)
+    run, source, output = runs.open_run(make_run(tmp_path / "it", tiny, 0)), tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    source.write_text("".join(json.dumps(row(number)) + "\n" for number in range(20, 60)))
+    with pytest.raises(Exception, match="no engine"), monkeypatch.context() as patch:
+        patch.setattr(evaluate, "Evaluator", Broken)
+        infer.infer_file(run, source, output, console=Console(quiet=True))
+    assert not output.exists() and (tmp_path / ".answers.jsonl.parts" / "measured.json").is_file()
+
+    monkeypatch.setattr(evaluate, "Evaluator", infer_sitting.Repeating)
+    source.write_text("".join(json.dumps(row(number)) + "\n" for number in range(30)))
+    assert infer.infer_file(run, source, output, console=Console(quiet=True)) == infer.Inferred(30, [])
+    check_answers(output, 30)
+    assert run.infer([row(0)])[0]["prediction"] == "question: q0 context: c"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_hundred_thousand_rows(tmp_path: Path, tiny: Path) -> None:
+    """Killed twice; and what a driver holds does not grow with the rows."""
+    memory, kills = {}, []
+    for rows in (10_000, 100_000):
+        place = tmp_path / str(rows)
+        run, source, output = make_run(place, tiny, 0), place / "rows.jsonl", place / "answers.jsonl"
+        with source.open("w") as file:
+            file.writelines(json.dumps(row(number)) + "\n" for number in range(rows))
+        parts = place / ".answers.jsonl.parts"
+        if rows == 100_000:
+            kills.append(killed_when(lambda run=run: len(lines(run / "calls")) > 30_000, sitting(run, source, output, 2048)))
+            kills.append(killed_when(lambda parts=parts: len(list(parts.glob("answers-*"))) > 20, sitting(run, source, output, 2048)))
+            assert not output.exists()
+        driver = sitting(run, source, output, 2048)
+        out, log = driver.communicate()
+        assert driver.returncode == 0, log
+        check_answers(output, rows)
+        memory[rows] = int(out.splitlines()[-1])
+        assert not repeated(run / "calls", kills)
+    assert memory[100_000] < memory[10_000] + 100, memory
