@@ -35,12 +35,10 @@ def packed_attention(
     if bounds is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
-    parts = [
-        scaled_dot_product_attention(
-            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], is_causal=True, scale=scaling, enable_gqa=True
-        )
-        for start, end in pairwise(bounds)
-    ]
+    lengths = [end - start for start, end in pairwise(bounds)]
+    # Split, not sliced: the gradient of a slice is as large as the whole, zeros but for one prompt, and all of them are added up.
+    prompts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    parts = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in prompts]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

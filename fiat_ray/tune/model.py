@@ -45,7 +45,26 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    return add_up_in_product(get_peft_model(model, config, autocast_adapter_dtype=False))
+
+
+def add_up_in_product(model: Any) -> Any:
+    """Let LoRA layers compute W x + scale · B A x with that sum, and that factor, inside the product with B: they are no passes over memory of their
+    own then, forward and back. Returns ``model``. DoRA's layers stay as PEFT has them."""
+    from peft.tuners.lora.layer import Linear, LoraVariant
+
+    class InProduct(LoraVariant):
+        @staticmethod
+        def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **_: Any) -> torch.Tensor:
+            low = module.lora_A[active_adapter](x).flatten(0, -2)
+            b, scale = module.lora_B[active_adapter].weight, module.scaling[active_adapter]
+            return torch.addmm(result.flatten(0, -2), low, b.t(), alpha=scale).view_as(result)
+
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            for adapter in layer.lora_A.keys() - layer.lora_variant.keys():
+                layer.lora_variant[adapter] = InProduct()
+    return model
 
 
 def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dtype, folder: Path) -> None:

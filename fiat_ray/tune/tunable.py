@@ -58,7 +58,7 @@ class DeepSpeedTunable:
             self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
         # torch's AdamW: DeepSpeed's own compiles C++ on first use.
-        optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0, fused=True)
         self.engine, *_ = deepspeed.initialize(model=SupervisedLoss(self.model), optimizer=optimizer, config=self._deepspeed_config())
         self.device = self.engine.device
         if self._kept:
@@ -99,10 +99,8 @@ class DeepSpeedTunable:
 
     def update(self) -> None:
         """θ_τ^PEFT ← UPDATE(θ_τ^PEFT, g_τ)."""
-        warm_up = max(1, round(WARM_UP * self._steps))
-        share = min((self.step + 1) / warm_up, (self._steps - self.step) / max(1, self._steps - warm_up + 1))
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self._learning_rate * min(1.0, share)
+            group["lr"] = self._learning_rate * rate_share(self.step, self._steps)
         self.engine.step()
         self.step += 1
 
@@ -137,6 +135,12 @@ class DeepSpeedTunable:
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
         }
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Which part of the learning rate an update has that follows ``step`` others."""
+    warm_up = max(1, round(WARM_UP * steps))
+    return min(1.0, (step + 1) / warm_up, (steps - step) / max(1, steps - warm_up + 1))
 
 
 def precision(folder: Path) -> torch.dtype:
