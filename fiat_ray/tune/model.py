@@ -32,10 +32,18 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     """θ_τ^PEFT ← INIT(θ_τ): B is zero, A is drawn from ``seed``; only A and B are tuned."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(
+    # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
+    return add_up_in_product(get_peft_model(model, lora_config(lora), autocast_adapter_dtype=False))
+
+
+def lora_config(lora: Lora) -> Any:
+    """The same in PEFT's words."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=lora.targets,
@@ -44,8 +52,6 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
-    # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
-    return add_up_in_product(get_peft_model(model, config, autocast_adapter_dtype=False))
 
 
 def add_up_in_product(model: Any) -> Any:
