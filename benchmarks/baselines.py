@@ -45,7 +45,7 @@ _ON_GPU: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {**_ON_ANY, **(_ON_GPU if torch.cuda.is_available() else {})}
 """Settings of TRL that are tried; ``at_once``: rows that go through the model together, default all of a step."""
 
-LIKELY_BEST = "no checkpointing, padding-free, flash attention" if torch.cuda.is_available() else "no checkpointing, 1 row at once"
+LIKELY_BEST = "no checkpointing, padding-free, flash attention" if torch.cuda.is_available() else "no checkpointing, grouped by length, 2 at once"
 """Of them, where there is no time to try."""
 
 

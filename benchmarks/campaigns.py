@@ -142,8 +142,8 @@ def _campaign(given: Path, made: Path) -> None:
     """``fiat-ray run``, without report and tracking."""
     runs._show = lambda *_: None
     _, outcome = runs.run_config(configs.load(given), made, console=Console(quiet=True))
-    if outcome.failed:
-        raise SystemExit(str(outcome.failed))
+    if outcome.failed or outcome.broken_off:
+        raise SystemExit(str(outcome))
 
 
 def _tune(given: Path, made: Path) -> None:

@@ -18,6 +18,7 @@ from benchmarks.tuning import Found, check_same, config_of, largest_difference, 
 from fiat_ray import config as configs
 from fiat_ray import runs
 from fiat_ray.draw import steps_of, train_subset
+from fiat_ray.predict import shown_rationales
 from fiat_ray.prepare import prepare
 from fiat_ray.progress import Console
 from fiat_ray.render import IGNORED, Renderer
@@ -71,6 +72,28 @@ def test_other_systems_get_the_token_ids_that_a_trial_reads_in_its_run(tmp_path:
     given = work(tiny, how)
     assert (given.steps, given.lora) == (STEPS, trial.lora if how == "LoRA" else None)
     assert given.rows == [{"input_ids": prompt.ids, "labels": prompt.labels} for prompt in read]
+
+
+@pytest.mark.slow
+def test_a_script_gets_the_token_ids_that_trials_read_with_their_rationales(tmp_path: Path, tiny: Path) -> None:
+    said = "def reason(row):\n    return f\"Thought about {row['input'][:20]}.\\nAnswer: {row['targets'][0]}\"\n"
+    (tmp_path / "script.py").write_text(said)
+    reasoner = {"kind": "scripted", "script": str(tmp_path / "script.py"), "max_tokens": 32}
+    config = configs.load(values(tiny, "LoRA") | {"reasoner": reasoner, "methods": ["fiat", "no_cot"], "steps": None, "limit": {"train": 4}})
+    runs.run_config(config, tmp_path / "run", stages=("reason",), console=Console(quiet=True))
+    run, prepared = RunFolder(tmp_path / "run"), prepare(config)
+    for trial in prepared.trials:
+        examples = [e for e in run.examples(trial.task, with_rationales=trial.recipe.cot != "none") if e.split == "train"]
+        task, renderer = run.load_task(trial.task), Renderer(tiny)
+        shown = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
+        assert bool(shown) == (trial.method == "fiat")
+        read = [
+            item.prompt
+            for x in steps_of(train_subset(examples, trial.train_size), trial.batch_size, trial.epochs, trial.steps, trial.seed)
+            for item in supervised(renderer, task, trial.recipe, x, [shown.get(e.id) for e in x])
+        ]
+        texts = {e.id: e.rationale or "" for e in examples} if shown else None
+        assert work_of(prepared, trial, texts).rows == [{"input_ids": prompt.ids, "labels": prompt.labels} for prompt in read]
 
 
 def test_the_loop_reads_all_rows_and_learns_from_them(tmp_path: Path, tiny: Path) -> None:
