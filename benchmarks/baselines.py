@@ -19,7 +19,7 @@ import torch
 from fiat_ray.config import Lora
 from fiat_ray.render import IGNORED, Piece, Prompt
 from fiat_ray.tune import model as checkpoints
-from fiat_ray.tune.batches import Supervised, micro_batches, pack
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.tunable import precision, rate_share
 
@@ -45,7 +45,7 @@ _ON_GPU: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {**_ON_ANY, **(_ON_GPU if torch.cuda.is_available() else {})}
 """Settings of TRL that are tried; ``at_once``: rows that go through the model together, default all of a step."""
 
-LIKELY_BEST = "no checkpointing, padding-free, flash attention" if torch.cuda.is_available() else "no checkpointing, grouped by length, 2 at once"
+LIKELY_BEST = "no checkpointing, padding-free, flash attention" if torch.cuda.is_available() else "no checkpointing, 1 row at once"
 """Of them, where there is no time to try."""
 
 
@@ -110,8 +110,9 @@ def bare(work: Work, at_once: int) -> list[Mark]:
     for step in range(work.steps):
         items = _supervised(work.rows[step * work.batch : (step + 1) * work.batch])
         total = torch.zeros((), device=device)
-        for batch in micro_batches(items, at_once):
-            loss = loss_of(pack(batch, device))
+        shared = common_start(items)
+        for batch in micro_batches(items, at_once, shared):
+            loss = loss_of(pack(batch, device, shared))
             loss.backward()
             total += loss.detach()
         for master, parameter in zip(masters, tuned, strict=True):

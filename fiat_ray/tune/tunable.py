@@ -16,7 +16,7 @@ from fiat_ray.recipe import Recipe
 from fiat_ray.render import Renderer
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
-from fiat_ray.tune.batches import Supervised, micro_batches, pack, token_budget
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack, token_budget
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.resume import Kept
 
@@ -81,14 +81,15 @@ class DeepSpeedTunable:
         items = supervised(self.renderer, self.task, self.trial.recipe, x, y_beta)
         self.tokens += sum(len(item.prompt) for item in items)
         self.supervised_tokens += sum(item.tokens for item in items)
-        batches = micro_batches(items, token_budget(self.device))
+        shared = common_start(items)
+        batches = micro_batches(items, token_budget(self.device), shared)
         idle = [Supervised(batches[-1][-1].prompt, 0.0)]
         batches += [idle] * (-len(batches) % world)
         mine = batches[rank::world]
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(mine, 1):
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
-            loss = self.engine(pack(batch, self.device))
+            loss = self.engine(pack(batch, self.device, shared))
             self.engine.backward(loss * world)  # DeepSpeed averages over workers; weights are of the global batch already
             total += loss.detach()
             if number < len(mine):
