@@ -1,12 +1,19 @@
 # Every target sets up .venv by itself where that is missing or its pins have changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo controls bench-reason bench-store bench-evaluate test test-slow lint clean
+.PHONY: help setup demo controls bench-reason bench-store bench-evaluate bench-tune bench-campaign test test-slow lint clean
 
 INSTALLED := .venv/installed
+TRL := .venv/bench
 PYTEST := .venv/bin/python -m pytest --durations=10
 
 $(INSTALLED): requirements/cpu.txt requirements/gpu.txt pyproject.toml scripts/install.sh
 	@scripts/install.sh
+
+# TRL, in a folder that only the benchmarks' own processes for it see.
+$(TRL)/installed: $(INSTALLED) requirements/bench.txt
+	@rm -rf $(TRL)
+	@.venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --target $(TRL) --requirement requirements/bench.txt
+	@touch $@
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +35,12 @@ bench-store: $(INSTALLED)  ## what reasoning costs beside the engine; nothing is
 
 bench-evaluate: $(INSTALLED)  ## what evaluating many trials in one engine costs beside their predictions (under 40 minutes)
 	@.venv/bin/python -m benchmarks.evaluation
+
+bench-tune: $(TRL)/installed  ## how tuning compares with TRL and with a bare PyTorch loop, in speed and in loss (under 40 minutes)
+	@.venv/bin/python -m benchmarks.tuning $(TRL)
+
+bench-campaign: $(TRL)/installed  ## what a whole campaign takes beside a script around vLLM and TRL (under 40 minutes)
+	@.venv/bin/python -m benchmarks.campaigns $(TRL)
 
 test: $(INSTALLED)  ## the tests
 	@$(PYTEST) -m "not slow"

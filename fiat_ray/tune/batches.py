@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,22 +30,34 @@ def token_budget(device: torch.device) -> int:
     return 16384 if device.type == "cuda" else 1024
 
 
-def micro_batches(items: Sequence[Supervised], budget: int) -> list[list[Supervised]]:
-    """Items in order, as many together as stay within ``budget`` tokens; at least one. Nothing is padded, so lengths may differ."""
+def common_start(items: Sequence[Supervised]) -> int:
+    """How many tokens all prompts begin with: chat template and instructions. Each keeps a token of its own before its target."""
+    return min(len(os.path.commonprefix([item.prompt.ids for item in items])), *(len(item.prompt) - item.tokens - 1 for item in items))
+
+
+def micro_batches(items: Sequence[Supervised], budget: int, shared: int = 0) -> list[list[Supervised]]:
+    """Items in order, as many together as stay within ``budget`` tokens; at least one. Nothing is padded, so lengths may differ.
+
+    ``shared``: their common start, which a micro-batch holds once.
+    """
     batches: list[list[Supervised]] = []
     room = 0
     for item in items:
-        if not batches or len(item.prompt) > room:
+        own = len(item.prompt) - shared
+        if not batches or own > room:
             batches.append([])
-            room = budget
+            room = budget - shared
         batches[-1].append(item)
-        room -= len(item.prompt)
+        room -= own
     return batches
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A micro-batch of prompts one behind the other, T tokens in all; attention stays within a prompt (see ``tune.attention``)."""
+    """A micro-batch of prompts one behind the other, T tokens in all; attention stays within a prompt (see ``tune.attention``).
+
+    A common start stands in the first prompt alone: what a causal model makes of it is the same in all.
+    """
 
     input_ids: torch.Tensor
     """(1, T) int64."""
@@ -56,15 +69,19 @@ class Packed:
     """(T,) float32: of each token in the loss."""
     bounds: tuple[int, ...]
     """Where prompts begin, and the end."""
+    shared: int
+    """So many tokens of the first prompt stand before each of the others too."""
 
 
-def pack(batch: Sequence[Supervised], device: torch.device) -> Packed:
-    ids = [item.prompt.ids for item in batch]
-    bounds = (0, *accumulate(map(len, ids)))
+def pack(batch: Sequence[Supervised], device: torch.device, shared: int = 0) -> Packed:
+    """``shared``: tokens that all prompts begin with, which are packed once (see ``common_start``)."""
+    starts = [0] + [shared] * (len(batch) - 1)
+    kept = [range(start, len(item.prompt)) for start, item in zip(starts, batch, strict=True)]
     return Packed(
-        torch.tensor([[token for row in ids for token in row]], device=device),
-        torch.tensor([[at for row in ids for at in range(len(row))]], device=device),
-        torch.tensor([label for item in batch for label in item.prompt.labels], device=device),
-        torch.tensor([item.weight for item, row in zip(batch, ids, strict=True) for _ in row], device=device),
-        bounds,
+        torch.tensor([[token for start, item in zip(starts, batch, strict=True) for token in item.prompt.ids[start:]]], device=device),
+        torch.tensor([[at for row in kept for at in row]], device=device),
+        torch.tensor([label for start, item in zip(starts, batch, strict=True) for label in item.prompt.labels[start:]], device=device),
+        torch.tensor([item.weight for item, row in zip(batch, kept, strict=True) for _ in row], device=device),
+        (0, *accumulate(map(len, kept))),
+        shared,
     )

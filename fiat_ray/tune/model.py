@@ -33,10 +33,18 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     """θ_τ^PEFT ← INIT(θ_τ): B is zero, A is drawn from ``seed``; only A and B are tuned."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(
+    # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
+    return add_up_in_product(get_peft_model(model, lora_config(lora), autocast_adapter_dtype=False))
+
+
+def lora_config(lora: Lora) -> Any:
+    """The same in PEFT's words."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=lora.targets,
@@ -45,8 +53,25 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
-    # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def add_up_in_product(model: Any) -> Any:
+    """Let LoRA layers compute W x + scale · B A x with that sum, and that factor, inside the product with B: they are no passes over memory of their
+    own then, forward and back. Returns ``model``. DoRA's layers stay as PEFT has them."""
+    from peft.tuners.lora.layer import Linear, LoraVariant
+
+    class InProduct(LoraVariant):
+        @staticmethod
+        def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **_: Any) -> torch.Tensor:
+            low = module.lora_A[active_adapter](x).flatten(0, -2)
+            b, scale = module.lora_B[active_adapter].weight, module.scaling[active_adapter]
+            return torch.addmm(result.flatten(0, -2), low, b.t(), alpha=scale).view_as(result)
+
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            for adapter in layer.lora_A.keys() - layer.lora_variant.keys():
+                layer.lora_variant[adapter] = InProduct()
+    return model
 
 
 def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dtype, folder: Path) -> None:

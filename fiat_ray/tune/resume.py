@@ -27,7 +27,7 @@ from fiat_ray.errors import UserError
 KEEP_SECONDS = 300.0
 """How often a tuning's state is kept: what a break-off costs at most. Shorter tunings, which keep nothing, just start over."""
 
-MOST_SHARE = 0.05
+MOST_SHARE = 0.02
 """Of the time, that keeping may take; large models are kept more rarely for that."""
 
 RECORD, BEST = "resume.json", "best.safetensors"

@@ -16,7 +16,7 @@ from fiat_ray.recipe import Recipe
 from fiat_ray.render import Renderer
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
-from fiat_ray.tune.batches import Supervised, micro_batches, pack, token_budget
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack, token_budget
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.resume import Kept
 
@@ -58,7 +58,7 @@ class DeepSpeedTunable:
             self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
         # torch's AdamW: DeepSpeed's own compiles C++ on first use.
-        optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0, fused=True)
         self.engine, *_ = deepspeed.initialize(model=SupervisedLoss(self.model), optimizer=optimizer, config=self._deepspeed_config())
         self.device = self.engine.device
         if self._kept:
@@ -81,14 +81,15 @@ class DeepSpeedTunable:
         items = supervised(self.renderer, self.task, self.trial.recipe, x, y_beta)
         self.tokens += sum(len(item.prompt) for item in items)
         self.supervised_tokens += sum(item.tokens for item in items)
-        batches = micro_batches(items, token_budget(self.device))
+        shared = common_start(items)
+        batches = micro_batches(items, token_budget(self.device), shared)
         idle = [Supervised(batches[-1][-1].prompt, 0.0)]
         batches += [idle] * (-len(batches) % world)
         mine = batches[rank::world]
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(mine, 1):
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
-            loss = self.engine(pack(batch, self.device))
+            loss = self.engine(pack(batch, self.device, shared))
             self.engine.backward(loss * world)  # DeepSpeed averages over workers; weights are of the global batch already
             total += loss.detach()
             if number < len(mine):
@@ -99,10 +100,8 @@ class DeepSpeedTunable:
 
     def update(self) -> None:
         """θ_τ^PEFT ← UPDATE(θ_τ^PEFT, g_τ)."""
-        warm_up = max(1, round(WARM_UP * self._steps))
-        share = min((self.step + 1) / warm_up, (self._steps - self.step) / max(1, self._steps - warm_up + 1))
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self._learning_rate * min(1.0, share)
+            group["lr"] = self._learning_rate * rate_share(self.step, self._steps)
         self.engine.step()
         self.step += 1
 
@@ -137,6 +136,12 @@ class DeepSpeedTunable:
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
         }
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Which part of the learning rate an update has that follows ``step`` others."""
+    warm_up = max(1, round(WARM_UP * steps))
+    return min(1.0, (step + 1) / warm_up, (steps - step) / max(1, steps - warm_up + 1))
 
 
 def precision(folder: Path) -> torch.dtype:

@@ -1,0 +1,291 @@
+"""How fast and how exactly trials are tuned. Run by ``make bench-tune``; the last line is one JSON object.
+
+    trl_best_ratio     supervised rows a second ÷ those of TRL's SFTTrainer with the fastest settings of ``baselines.VARIANTS`` today, LoRA
+    trl_default_ratio  the same ÷ its default settings, as they compared when they were tried
+    bare_loop_ratio    the same ÷ a bare PyTorch loop's, LoRA or full tuning, whichever is worse: what Ray, DeepSpeed and keeping a resumable
+                       state cost (MLflow is written to after tuning, by the driver)
+    loss_parity        largest relative difference from TRL's loss in 100 steps of a tiny model, LoRA or full tuning
+
+Cross-lingual QA, the embedded model, ``BATCH`` rows in a step; one sequence of rows for all, on as many threads as there are CPUs, long enough for
+the fastest to take ``SECONDS`` after the first step, which does not count. Rows are read from the folder that ``FIAT_DATA`` names (default
+``../shared/data``); where there is none, generated questions take their place. Ours is a trial's whole path: a campaign with one trial, its time from
+the first update's end to the last one's. Each system runs ``ROUNDS`` times, in processes of their own and alternating; medians count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+from benchmarks.baselines import VARIANTS, Mark, Work, bare, environment, trl
+from benchmarks.reasoning import DATA
+from fiat_ray import config as configs
+from fiat_ray import models, runs
+from fiat_ray.augmented import Example
+from fiat_ray.campaign import Trial
+from fiat_ray.draw import steps_of, train_subset
+from fiat_ray.predict import shown_rationales
+from fiat_ray.prepare import Prepared, prepare
+from fiat_ray.progress import Console
+from fiat_ray.render import Renderer
+from fiat_ray.tune.resume import KEEP_SECONDS, MOST_SHARE
+from fiat_ray.tune.tunable import supervised
+
+SECONDS, ROUNDS, BATCH = 60, 3, 8
+TRIED_STEPS = 2
+"""Of each way that is tried, the first one not counted."""
+PARITY_STEPS = 100
+KEEP_AFTER = 20.0
+"""Seconds after which a trial's state is kept here, so that it happens in a run of a minute; what it costs is then spread over ``KEEP_SECONDS``."""
+
+METHODS = {"LoRA": "no_cot", "full": "full_instructed"}
+MICRO_BATCHES = {"packed": 1024, "one by one": 1}
+"""Tokens that a bare loop takes at once."""
+
+Values = dict[str, Any]
+"""A config's."""
+
+
+class Found(NamedTuple):
+    """What a run says."""
+
+    marks: list[Mark]
+    kept: list[float]
+    """Seconds that each keeping of a state took."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second after the first step; of rows in one order this is rows a second, but for a factor."""
+        first, last = self.marks[0], self.marks[-1]
+        seconds = last.clock - first.clock - sum(self.kept)
+        each = mean(self.kept) if self.kept else 0.0
+        return (last.tokens - first.tokens) / seconds / (1 + each / max(KEEP_SECONDS, each / MOST_SHARE))
+
+
+class Bench:
+    def __init__(self, place: Path, trl: Path) -> None:
+        """``trl``: the folder with TRL, for its processes alone."""
+        self._place, self._trl = place, trl
+
+    def child(self, system: str, how: str | int, given: Path) -> Found | None:
+        """A run in a process of its own; None where it failed. ``given``: a work, or the config of ours."""
+        output, log = self._place / "found.json", self._place / "log"
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.tuning", system, str(how), str(given), str(output)]
+        output.unlink(missing_ok=True)
+        with log.open("w") as file:
+            done = subprocess.run(command, env=environment(self._trl if system == "trl" else None), stdout=file, stderr=file)
+        if done.returncode or not output.is_file():
+            print(f"{system}, {how}: failed: {log.read_text().strip().splitlines()[-1][:200]}", flush=True)
+            return None
+        values = json.loads(output.read_text())
+        return Found([Mark(*mark) for mark in values["marks"]], values["kept"])
+
+    def must(self, system: str, how: str | int, given: Path) -> Found:
+        found = self.child(system, how, given)
+        if found is None:
+            raise SystemExit(f"{system}, {how}: failed; its output: {(self._place / 'log').read_text()[-4000:]}")
+        return found
+
+    def fastest(self, system: str, ways: Sequence[str], given: Path) -> dict[str, Found]:
+        """All that worked, the fastest first."""
+        found = {}
+        for way in ways:
+            tried = self.child(system, way, given)
+            if tried is not None:
+                found[way] = tried
+                print(f"tried {system}, {way}: {tried.rate:.1f} tokens/s", flush=True)
+        return dict(sorted(found.items(), key=lambda item: -item[1].rate))
+
+
+def main(trl: Path) -> int:
+    with tempfile.TemporaryDirectory(prefix="fiat-bench-tune-") as folder:
+        place = Path(folder)
+        bench = Bench(place, trl)
+        given = _write(place, "tried", config_of("LoRA", TRIED_STEPS))
+        loops = bench.fastest("bare", list(MICRO_BATCHES), given["work"])
+        tried = bench.fastest("trl", list(VARIANTS), given["work"])
+        if not (loops and "defaults" in tried):
+            raise SystemExit("what is compared with did not run; see above")
+        loop, best = next(iter(loops)), next(iter(tried))
+        steps = 1 + math.ceil(SECONDS / _seconds_a_step(loops[loop]))
+        print(f"compared over 1 + {steps - 1} steps of {BATCH} rows: TRL's {best!r}, the loop's {loop!r}", flush=True)
+        rates = _compare(bench, place, steps, loop, best)
+        parity = max(_parity(bench, place, how) for how in METHODS)
+    ratio = rates["LoRA ours"] / rates["LoRA trl"]
+    figures = {
+        "trl_best_ratio": ratio,
+        "trl_default_ratio": ratio * tried[best].rate / tried["defaults"].rate,
+        "bare_loop_ratio": min(rates[f"{how} ours"] / rates[f"{how} bare"] for how in METHODS),
+        "loss_parity": parity,
+    }
+    print(json.dumps(figures))
+    return 0
+
+
+def config_of(how: str, steps: int, model: str = models.EMBEDDED, rate: float = 1e-4, real: bool = True) -> Values:
+    """Of a campaign with one trial. ``real``: real rows, where there are any."""
+    values: Values = {
+        "methods": [METHODS[how]],
+        "seeds": [0],
+        "tunables": {"xs": {"model": model}},
+        "learning_rate": {"lora": [rate], "full": [rate]},
+        "steps": steps,
+        "batch_size": BATCH,
+        "limit": {"train": 20, "validation": 1, "test": 1},
+        "validation": {"times": 1, "rows": 1},
+    }
+    if real and (DATA / "xtreme_up").is_dir():
+        return values | {"task": "xtreme_up_qa", "data": str(DATA), "focus": "full"}
+    return values | {"task": "country_facts"}
+
+
+def work_of(prepared: Prepared, trial: Trial, texts: Mapping[str, str] | None = None) -> Work:
+    """What a trial is tuned on, for other systems. ``texts``: row id → rationale, where the trial reads them."""
+    task, folder = prepared.tasks[trial.task], models.find(trial.model)
+    renderer = Renderer(folder, chat=trial.recipe.instruction_tuned)
+    train = train_subset(examples_of(prepared, trial.task, "train", texts), trial.train_size)
+    shown = shown_rationales(task, renderer, trial.recipe, train, trial.rationale_tokens)
+    rows = [
+        {"input_ids": item.prompt.ids, "labels": item.prompt.labels}
+        for x in steps_of(train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix)
+        for item in supervised(renderer, task, trial.recipe, x, [shown.get(e.id) for e in x])
+    ]
+    lora = trial.lora if trial.recipe.peft else None
+    return Work(str(folder), lora, trial.learning_rates[0], trial.seed, trial.batch_size, rows)
+
+
+def examples_of(prepared: Prepared, task: str, split: str, texts: Mapping[str, str] | None = None) -> list[Example]:
+    """Rows as trials get them, in the order of their ids."""
+    inputs, texts = prepared.lengths[task].texts, texts or {}
+    rows = sorted(prepared.tasks[task].split(split), key=lambda row: row.id)
+    return [Example(r.id, r.split, r.language, inputs[r.id], r.targets, r.group, texts.get(r.id), "ok") for r in rows]
+
+
+def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Relative to theirs, over the steps of two loss curves."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def check_same(found: dict[str, Found]) -> None:
+    """Raise ``SystemExit`` unless all systems read as many tokens, and as many supervised ones, in each step."""
+    read = {name: [(mark.tokens, mark.supervised) for mark in run.marks] for name, run in found.items()}
+    if len({tuple(steps) for steps in read.values()}) > 1:
+        raise SystemExit(f"systems did not tune on the same tokens (all, supervised) after each step: {read}")
+
+
+def _write(place: Path, name: str, values: Values) -> dict[str, Path]:
+    """Files with a config and its work."""
+    values = values | {"tracking_uri": f"sqlite:///{place}/mlflow.db"}
+    prepared = prepare(configs.load(values))
+    work = work_of(prepared, prepared.trials[0])
+    files = {what: place / f"{name} {what}.json" for what in ("config", "work")}
+    files["config"].write_text(json.dumps(values))
+    work.write(files["work"])
+    tokens = sum(len(row["input_ids"]) for row in work.rows)
+    print(
+        f"{name}: {len(work.rows)} {'real' if 'data' in values else 'generated'} rows, {tokens} tokens, {work.batch} rows a step, "
+        f"{os.cpu_count()} CPUs",
+        flush=True,
+    )
+    return files
+
+
+def _seconds_a_step(found: Found) -> float:
+    return (found.marks[-1].clock - found.marks[0].clock) / (len(found.marks) - 1)
+
+
+def _compare(bench: Bench, place: Path, steps: int, loop: str, best: str) -> dict[str, float]:
+    """Tokens a second of each system, medians."""
+    given = {how: _write(place, how, config_of(how, steps)) for how in METHODS}
+    systems = {f"{how} {system}": (system, how) for how in METHODS for system in ("ours", "bare", "trl") if (system, how) != ("trl", "full")}
+    ways = {"ours": "trial", "bare": loop, "trl": best}
+    found: dict[str, list[Found]] = {name: [] for name in systems}
+    for _ in range(ROUNDS):
+        for name, (system, how) in systems.items():
+            found[name].append(bench.must(system, ways[system], given[how]["config" if system == "ours" else "work"]))
+            now = found[name][-1]
+            kept = f", its state kept in {mean(now.kept):.2f} s" if now.kept else ""
+            print(f"{name}: {now.rate:.1f} tokens/s in {now.marks[-1].clock - now.marks[0].clock:.1f} s{kept}", flush=True)
+        for how in METHODS:
+            latest = {name: runs[-1] for name, runs in found.items() if systems[name][1] == how}
+            check_same(latest if not _reorders(best) else {name: run._replace(marks=run.marks[-1:]) for name, run in latest.items()})
+    return {name: median(run.rate for run in runs) for name, runs in found.items()}
+
+
+def _reorders(variant: str) -> bool:
+    """Whether TRL's steps hold other rows than the sequence's: then all of them together are the same."""
+    return bool({"packing", "train_sampling_strategy"} & VARIANTS[variant].keys())
+
+
+def _parity(bench: Bench, place: Path, how: str) -> float:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import tiny_model
+
+    model = tiny_model.write(place / "tiny")
+    given = _write(place, f"parity, {how}", config_of(how, PARITY_STEPS, str(model), 1e-3, real=False))
+    found = {"ours": bench.must("ours", "trial", given["config"]), "trl": bench.must("trl", "no checkpointing", given["work"])}
+    check_same(found)
+    ours, theirs = ([mark.loss for mark in run.marks] for run in found.values())
+    print(f"loss, {how}: {theirs[0]:.4f} to {theirs[-1]:.4f}; largest difference from TRL's {largest_difference(ours, theirs):.2%}", flush=True)
+    return largest_difference(ours, theirs)
+
+
+def _ours(values: Values) -> Found:
+    """A campaign's tuning stage, whose worker takes notes."""
+    from fiat_ray.tune import lane
+
+    lane._work = watched
+    with tempfile.TemporaryDirectory(prefix="fiat-bench-tune-") as folder:
+        run, outcome = runs.run_config(configs.load(values), Path(folder) / "run", stages=("tune",), console=Console(quiet=True))
+        if outcome.failed:
+            raise SystemExit(str(outcome.failed))
+        noted = json.loads((run.path / "watched.json").read_text())
+    return Found([Mark(*mark) for mark in noted["marks"]], noted["kept"])
+
+
+def watched(config: dict[str, Any]) -> None:
+    """``lane._work``, with a note of each update's end and of each keeping."""
+    import time
+
+    from fiat_ray.tune import lane, resume, trial
+
+    noted: dict[str, list[Any]] = {"marks": [], "kept": []}
+
+    class Tunable(trial.DeepSpeedTunable):  # type: ignore[name-defined]
+        def update(self) -> None:
+            super().update()
+            noted["marks"].append((time.perf_counter(), self.tokens, self.supervised_tokens, self.losses[-1]))
+
+    class Keeper(resume.Keeper):
+        def keep(self, *arguments: Any) -> None:
+            start = time.perf_counter()
+            super().keep(*arguments)
+            noted["kept"].append(time.perf_counter() - start)
+
+    resume.KEEP_SECONDS = KEEP_AFTER
+    trial.DeepSpeedTunable, trial.Keeper = Tunable, Keeper  # type: ignore[attr-defined, misc]
+    lane._work(config)
+    (Path(config["run"]) / "watched.json").write_text(json.dumps(noted))
+
+
+def _child(system: str, how: str, given: Path) -> Found:
+    if system == "ours":
+        return _ours(json.loads(given.read_text()))
+    if system == "bare":
+        return Found(bare(Work.read(given), MICRO_BATCHES[how]), [])
+    return Found(trl(Work.read(given), how), [])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        sys.exit(main(Path(sys.argv[1])))
+    system, how, given, output = sys.argv[1:]
+    Path(output).write_text(json.dumps(_child(system, how, Path(given))._asdict()))

@@ -1,0 +1,38 @@
+"""LoRA's layers, whose sum is inside the product with B: the outputs and gradients that PEFT's own forward has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_model
+import torch
+from peft.tuners.lora.layer import Linear
+
+from fiat_ray.config import Lora
+from fiat_ray.tune import model as checkpoints
+
+
+def outcome(model: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = model(input_ids=torch.arange(24).view(2, 12)).logits
+    logits.square().mean().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=12), Lora(rank=4, alpha=12, rslora=True), Lora(rank=4, dora=True)])
+def test_layers_compute_what_pefts_own_do(tmp_path: Path, lora: Lora) -> None:
+    model = checkpoints.add_lora(checkpoints.load(tiny_model.write(tmp_path / "tiny"), torch.float64), lora, 0)
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    logits, gradients = outcome(model)
+    if not lora.dora:
+        assert all(layer.lora_variant for layer in layers)
+        for layer in layers:
+            layer.lora_variant.clear()
+    own, own_gradients = outcome(model)
+    assert logits.std() > 1e-2 and torch.allclose(logits, own, rtol=1e-4)
+    assert len(gradients) == 2 * len(layers) + len(layers) * lora.dora
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, own_gradients[name], rtol=1e-4), name
