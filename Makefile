@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself where that is missing or its pins have changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo controls bench-reason bench-store bench-evaluate test test-slow lint clean
+.PHONY: help setup demo controls bench-reason bench-store bench-evaluate test test-slow test-faults lint clean
 
 INSTALLED := .venv/installed
 PYTEST := .venv/bin/python -m pytest --durations=10
@@ -34,6 +34,9 @@ test: $(INSTALLED)  ## the tests
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	@$(PYTEST) -m slow
+
+test-faults: $(INSTALLED)  ## 40 faults in real campaigns, as root (under 30 minutes); FAULTS=200: more of them
+	@.venv/bin/python -m benchmarks.faults $(if $(FAULTS),--faults $(FAULTS))
 
 lint: $(INSTALLED)  ## ruff and mypy
 	@.venv/bin/ruff check .
