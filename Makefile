@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself where that is missing or its pins have changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo controls bench-reason bench-store bench-evaluate bench-tune bench-campaign test test-slow lint clean
+.PHONY: help setup demo controls bench-reason bench-store bench-evaluate bench-tune bench-campaign test test-slow test-faults lint clean
 
 INSTALLED := .venv/installed
 TRL := .venv/bench
@@ -47,6 +47,9 @@ test: $(INSTALLED)  ## the tests
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	@$(PYTEST) -m slow
+
+test-faults: $(INSTALLED)  ## 40 faults in real campaigns, as root (under 30 minutes); FAULTS=200: more of them
+	@.venv/bin/python -m benchmarks.faults $(if $(FAULTS),--faults $(FAULTS))
 
 lint: $(INSTALLED)  ## ruff and mypy
 	@.venv/bin/ruff check .

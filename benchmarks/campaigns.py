@@ -106,7 +106,7 @@ def script(prepared: Prepared, place: Path, trl: Path) -> float:
         prompts = [renderer.tunable_prompt(task, e.input, shown.get(e.id), trial.recipe).ids for e in test]
         found, took = _generate(place, str(tuned), prompts, trial.answer_tokens, trial.max_length)
         seconds["evaluate"] += took
-        scores.append(_f1(score_predictions(name, (), prediction_rows(test, [Prediction(text, None) for text in found]))))
+        scores.append(_f1(score_predictions(name, "f1", (), prediction_rows(test, [Prediction(text, None) for text in found]))))
     parts = ", ".join(f"{part} {took:.0f} s" for part, took in seconds.items())
     print(f"script: {sum(seconds.values()):.0f} s ({parts}), mean F1 {mean(scores):.1f}", flush=True)
     return sum(seconds.values())

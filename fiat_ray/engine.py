@@ -78,6 +78,8 @@ class Engine:
         """What ended the stepping thread."""
         self._model = model
         self._options = options
+        self.progress: Callable[[], object] = lambda: None
+        """Called whenever a prompt is done."""
         self._loaded: str | None = None
         """See ``loaded``."""
         ready: Future[None] = Future()
@@ -208,6 +210,7 @@ class Engine:
                 if output.finished:
                     future, start = self._waiting.pop(output.request_id.split("-")[0])
                     output.seconds = time.perf_counter() - start
+                    self.progress()  # before whoever waits says that there is nothing more to do
                     future.set_result(output)
 
 

@@ -15,6 +15,7 @@ from fiat_ray.campaign import Trial
 from fiat_ray.cluster import end_with_raylet
 from fiat_ray.engine import Engine, EngineOptions, tensors_sum
 from fiat_ray.predict import EngineTuned, Usage, predict, shown_rationales
+from fiat_ray.reason.watchdog import PATIENCE, Watchdog
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT, RunFolder
 from fiat_ray.schema import PREDICTIONS
@@ -31,12 +32,18 @@ PROBE = 64
 """Tokens of a prompt's end that are enough to tell weights apart; transformers computes them anew for every trial."""
 
 
+def stalled(run: RunFolder) -> Path:
+    """Where a watchdog says why it killed an engine."""
+    return run.path / ".evaluation-stalled.tmp"
+
+
 class Evaluator:
     """A running engine for all trials of one checkpoint."""
 
     def __init__(self, run: str, model: str, max_length: int, tensor_parallel: int = 1) -> None:
         end_with_raylet()
         self._run, self._model = RunFolder(run), models.find(model)
+        self._watch(PATIENCE)
         self._gpus = tensor_parallel if torch.cuda.is_available() else 0
         self._base: Any = None
         """The checkpoint in memory, once a trial's adapter is to be added to it."""
@@ -46,6 +53,8 @@ class Evaluator:
         self._swapped = ""
         """The trial whose weights the engine has."""
         self.engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
+        self.engine.progress = lambda: self._watchdog.tell(busy=True)
+        self._watchdog.tell(busy=False)
 
     def evaluate(self, trial: Trial) -> list[dict[str, Any]]:
         """Swap, predict, score one tuned trial; writes ``predictions.parquet``, ``evaluation.json`` and, last, ``scores.json``."""
@@ -61,6 +70,20 @@ class Evaluator:
 
     def infer(self, trial: Trial, task: Task, examples: list[Example]) -> list[dict[str, Any]]:
         """Predictions of a tuned trial for rows with their rationales. Asked again about the same trial, it has its weights already."""
+        self._watchdog.tell(busy=True)
+        try:
+            return self._infer(trial, task, examples)
+        finally:
+            self._watchdog.tell(busy=False)
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _watch(self, patience: float) -> None:
+        """Without it, an engine that stands still would hold up the campaign for ever."""
+        self._watchdog = Watchdog(patience, stalled(self._run))
+
+    def _infer(self, trial: Trial, task: Task, examples: list[Example]) -> list[dict[str, Any]]:
         chat = trial.recipe.instruction_tuned
         if chat not in self._renderers:
             self._renderers[chat] = Renderer(self._model, chat)
@@ -74,9 +97,6 @@ class Evaluator:
         tuned = EngineTuned(self.engine, renderer, task, trial.recipe, trial.answer_tokens)
         self.usage = tuned.usage
         return predict(tuned, examples, rationales, trial.recipe)
-
-    def close(self) -> None:
-        self.engine.close()
 
     def _swap(self, trial: Path, probes: list[list[int]]) -> None:
         if (trial / CHECKPOINT).is_dir():

@@ -51,6 +51,8 @@ class ChatServer:
     delay: float = 0.0
     reply: Callable[[list[dict[str, str]]], str] | None = None
     """What is answered to messages, instead of ``about … Answer: yes``."""
+    trouble: Callable[[int], str] = lambda number: ""
+    """A word of the above for the n-th request, whatever it asks."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -83,6 +85,7 @@ def _handler(chat: ChatServer) -> type[BaseHTTPRequestHandler]:
             question = re.findall(r"question: (.*?)(?: context:.*)?$", body["messages"][-1]["content"], re.DOTALL)[-1].strip()
             word, _, times = question.partition(" ")
             with chat.lock:
+                trouble = chat.trouble(len(chat.requests))
                 chat.requests.append(body | {"authorization": self.headers.get("Authorization", ""), "time": time.time()})
                 chat.questions[question] += 1
                 chat.at_once += 1
@@ -90,7 +93,9 @@ def _handler(chat: ChatServer) -> type[BaseHTTPRequestHandler]:
                 over = times.isdigit() and chat.questions[question] > int(times)
             time.sleep(chat.delay)
             try:
-                if chat.reply is not None:
+                if trouble:
+                    self.answer(trouble, question)
+                elif chat.reply is not None:
                     self.send(200, json.dumps(completion(chat.reply(body["messages"]))))
                 else:
                     self.answer("" if over else word, question)
@@ -102,7 +107,7 @@ def _handler(chat: ChatServer) -> type[BaseHTTPRequestHandler]:
             if word in REFUSALS:
                 status, error = REFUSALS[word]
                 message = error["message"].replace("{key}", self.headers.get("Authorization", "").removeprefix("Bearer "))
-                self.send(status, json.dumps({"error": error | {"message": message}}), **PAUSES.get(word, {}))
+                self.send(status, json.dumps({"error": error | {"message": message}}), headers=PAUSES.get(word))
             elif word in BODIES:
                 self.send(200, BODIES[word])
             elif word == "half":
@@ -118,10 +123,10 @@ def _handler(chat: ChatServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self.send(200, json.dumps(completion(f"about {question}\nAnswer: yes")))
 
-        def send(self, status: int, text: str, sent: int | None = None, **headers: str) -> None:
+        def send(self, status: int, text: str, sent: int | None = None, headers: dict[str, str] | None = None) -> None:
             content = text.encode()
             self.send_response(status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
+            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content[:sent])

@@ -28,7 +28,7 @@ from fiat_ray.reason.order import blocks
 from fiat_ray.reason.reasoners import Answer, Reasoner
 from fiat_ray.reason.requests import Requests
 from fiat_ray.reason.store import MOST_TRIES, Store
-from fiat_ray.reason.watchdog import Watchdog
+from fiat_ray.reason.watchdog import PATIENCE, Watchdog
 
 FLUSH_SECONDS = 1.0
 """How often finished rows are written. With the write itself they are durable two seconds after they finished, on storage that is worth the name."""
@@ -38,9 +38,6 @@ MOST_STRIKES = 3
 
 BLOCKS_AT_ONCE = 4
 """Blocks that an actor works on."""
-
-PATIENCE = 900.0
-"""Seconds without a finished row, or for an engine's start, after which it is killed."""
 
 ANSWERED = pa.schema([("key", pa.string()), ("status", pa.string()), ("admitted", pa.float64()), ("language", pa.string()), ("error", pa.string())])
 
@@ -62,8 +59,8 @@ def reason(
 ) -> Iterator[dict[str, Any]]:
     """Generate what the store lacks; yields each row (``key``, ``status``, ``admitted``, …) when it is durable. ``create`` runs in each actor.
 
-    ``window``: rows that a reasoner is given at once. ``patience``: see ``PATIENCE``. ``admitted``: when a row's block was given to a reasoner that
-    was ready, in seconds since the epoch.
+    ``window``: rows that a reasoner is given at once. ``patience``: see ``watchdog.PATIENCE``. ``admitted``: when a row's block was given to a
+    reasoner that was ready, in seconds since the epoch.
 
     Starts no actor where nothing is missing. Rows that failed are tried again until they are final. When an engine fails or dies, what was not
     written goes to new ones. When the file ``stop`` appears, rows that a reasoner has are finished, and no others are begun. Raises ``Unfinished``

@@ -13,6 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+PATIENCE = 900.0
+"""Seconds without a finished row, or for an engine's start, after which it is killed."""
+
 
 class Watchdog:
     """Watches the process that creates it, from then on. It ends with that process."""

@@ -48,7 +48,7 @@ class Evaluation:
     def _evaluate(self, hardware: Hardware, model: str, trials: list[Trial]) -> Callable[[], None]:
         import ray
 
-        from fiat_ray.evaluate import Evaluator
+        from fiat_ray.evaluate import Evaluator, stalled
 
         unit = hardware.unit
         errors: dict[str, str] = {}
@@ -64,7 +64,10 @@ class Evaluation:
                 said = f"evaluated {trial.name} ({number}/{len(trials)})"
                 self._console.line(said, "evaluate", trial=trial.name, done=number, trials=len(trials))
             except ray.exceptions.RayActorError as error:
-                errors |= {t.name: f"the engine died: {error}" for t in trials if not evaluated(self._run, t)}
+                note = stalled(self._run)
+                said = note.read_text() if note.is_file() else str(error)
+                note.unlink(missing_ok=True)
+                errors |= {t.name: f"the engine died: {said}" for t in trials if not evaluated(self._run, t)}
                 break
             except ray.exceptions.RayTaskError as error:
                 errors[trial.name] = f"{type(error.cause or error).__name__}: {error.cause or error}"

@@ -119,8 +119,11 @@ class Tuning:
 
 
 def _start_board() -> Any:
+    """On the driver's own node: any other may be lost, and what lanes are at with it."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from fiat_ray.tune.lane import Board
 
-    return ray.remote(num_cpus=0)(Board).remote()
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()

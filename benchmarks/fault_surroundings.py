@@ -1,0 +1,118 @@
+"""What a campaign depends on outside of its own processes, to be broken: an endpoint that is asked, an MLflow server, a node of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.fault_kinds import WORKERS, Fault
+from benchmarks.fault_run import Sitting
+from tests.chat_server import ChatServer
+
+TROUBLES = {"429": "rate", "500": "broken", "garbage": "garbage", "half a response": "half", "nothing": "reset"}
+"""What an endpoint answers → the word for it in ``tests/chat_server.py``."""
+
+REQUESTS = 3
+"""So many, one after the other, meet the same trouble."""
+
+
+def trouble(chat: ChatServer, chance: random.Random) -> None:
+    """From now on, all troubles come one after the other, some good answers between them."""
+    words: list[str] = []
+    for word in chance.sample(list(TROUBLES.values()), len(TROUBLES)):
+        words += [""] * chance.randint(1, 5) + [word] * REQUESTS
+    first = len(chat.requests)
+    chat.trouble = lambda number: words[number - first] if number - first < len(words) else ""
+
+
+class MlflowServer:
+    """A real one on SQLite, by default on an address that nobody else reaches."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._database = folder, folder / "mlflow.db"
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self._port = found.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self._database}", "--workers", "1"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self._port)]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self._folder / "mlflow.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        deadline = time.monotonic() + 300
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            assert time.monotonic() < deadline and self._process.poll() is None, "MLflow does not start"
+            time.sleep(0.2)
+
+    def send(self, how: signal.Signals) -> None:
+        os.killpg(self._process.pid, how)
+
+    def die(self, sitting: Sitting, stage: str) -> None:
+        """It is there again when the sitting has ended."""
+        with sitting.run.struck():
+            self.send(signal.SIGKILL)
+            self._process.wait()
+            assert sitting.wait() == 0, sitting.said()[-2000:]
+        self.start()
+
+    def slow(self, sitting: Sitting, stage: str) -> None:
+        """Of every three seconds it works one."""
+        with sitting.run.struck():
+            while sitting.alive():
+                self.send(signal.SIGSTOP)
+                time.sleep(2)
+                self.send(signal.SIGCONT)
+                time.sleep(1)
+        assert sitting.wait() == 0, sitting.said()[-2000:]
+
+    def stop(self) -> None:
+        self.send(signal.SIGTERM)
+        self._process.wait()
+
+    def runs(self) -> int:
+        """How many it holds: one for the campaign, one for each trial."""
+        with contextlib.closing(sqlite3.connect(self._database)) as database:
+            return int(database.execute("select count(*) from runs").fetchone()[0])
+
+    def faults(self) -> list[Fault]:
+        return [Fault("MLflow dies", "report", self.die), Fault("MLflow is slow", "report", self.slow)]
+
+
+@contextlib.contextmanager
+def node_faults() -> Iterator[list[Fault]]:
+    """A cluster of two nodes: one with the driver, and one that does all the work. When that is killed, another one comes."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=2)]
+
+        def kill(sitting: Sitting, stage: str) -> None:
+            with sitting.run.struck():
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+            nodes.append(cluster.add_node(num_cpus=2))
+
+        told = {"environment": {"RAY_ADDRESS": cluster.address}}
+        yield [Fault("node killed", stage, kill, ends=False, told=told) for stage in WORKERS]
+    finally:
+        cluster.shutdown()
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            del os.environ[name]
