@@ -46,6 +46,8 @@ def moment(sitting: Sitting, stage: str, span: float, chance: random.Random) -> 
         span = 2.5
     later = time.monotonic() + chance.uniform(0, span)
     sitting.until(lambda: time.monotonic() >= later, stage)
+    if not sitting.begun(stage):
+        raise Ended
 
 
 def kill_driver(sitting: Sitting, stage: str) -> None:
