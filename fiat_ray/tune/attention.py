@@ -40,7 +40,7 @@ def packed_attention(
     lengths = [end - start for start, end in pairwise(bounds)]
     # Split, not sliced: the gradient of a slice is as large as the whole, zeros but for one prompt, and all of them are added up.
     start, *own = zip(*(tensor.split([shared, lengths[0] - shared, *lengths[1:]], 2) for tensor in (query, key, value)), strict=True)
-    prompts = [tuple(torch.cat(both, 2) for both in zip(start, prompt, strict=True)) for prompt in own] if shared else own
+    prompts = [[torch.cat(both, 2) for both in zip(start, prompt, strict=True)] for prompt in own] if shared else own
     # The start asks again in every prompt: queries that end where keys do are what the causal kernels take.
     parts = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in prompts]
     parts[1:] = [part[:, :, shared:] for part in parts[1:]]
