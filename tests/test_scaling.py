@@ -64,7 +64,7 @@ def test_changes_are_from_the_next_smaller_size(section: Section) -> None:
 def test_changes_of_a_method_are_marked_after_holms_correction(run_dir: Path, section: Section) -> None:
     by_size = [Results(read(run_dir), size) for size in (12, 48, 96)]
     frames = [results.predictions("rivers", "no_cot", "xs") for results in by_size]
-    raw = [by_size[0].differences("rivers", larger, smaller)["mean"].p for smaller, larger in pairwise(frames)]
+    raw = [by_size[0].differences("rivers", larger, smaller, "f1")["mean"].p for smaller, larger in pairwise(frames)]
     assert [row["f1_change_p"] for row in rows(section, "no_cot")[1:]] == pytest.approx(holm([p for p in raw if p is not None]))
 
 
