@@ -63,9 +63,10 @@ def add_up_in_product(model: Any) -> Any:
     class InProduct(LoraVariant):
         @staticmethod
         def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **_: Any) -> torch.Tensor:
-            low = module.lora_A[active_adapter](x).flatten(0, -2)
-            b, scale = module.lora_B[active_adapter].weight, module.scaling[active_adapter]
-            return torch.addmm(result.flatten(0, -2), low, b.t(), alpha=scale).view_as(result)
+            low, b, scale = module.lora_A[active_adapter](x), module.lora_B[active_adapter], module.scaling[active_adapter]
+            if hasattr(b.weight, "ds_id"):  # ZeRO-3, which gathers the weights of a layer when that layer is called
+                return result + b(low) * scale
+            return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), b.weight.t(), alpha=scale).view_as(result)
 
     for layer in model.modules():
         if isinstance(layer, Linear):
