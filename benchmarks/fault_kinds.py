@@ -40,7 +40,7 @@ class Fault:
 def moment(sitting: Sitting, stage: str, span: float, chance: random.Random) -> None:
     """Wait for a moment of ``stage``, which takes about ``span`` seconds. Raises ``Ended``."""
     sitting.until(lambda: sitting.begun(stage), stage)
-    if stage == "reason" and chance.random() < 0.75:  # else while it at_work
+    if stage == "reason" and chance.random() < 0.75:  # else while it starts
         before = sitting.answered()
         sitting.until(lambda: sitting.answered() > before, stage)
         span = 2.5

@@ -140,7 +140,7 @@ def _tidy(raw: dict[str, Any], target: str, split: str | None) -> dict[str, Any]
 
 
 def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: str | None, file: str | Path) -> list[str] | None:
-    """All labels, the positive one last; None of free text."""
+    """All labels; None of free text."""
     if given is None and target.lower() not in LABELS:
         if positive is not None:
             raise UserError(f"--positive {positive}: '{target}' is free text; give all labels with --labels")
@@ -153,7 +153,7 @@ def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: 
         raise UserError(f"{file}: '{target}' has {len(labels)} different values; labels are 2 to {MOST_LABELS}, free text has another name (answer)")
     if positive is not None and positive not in labels:
         raise UserError(f"--positive {positive}: is none of the labels {', '.join(labels)}")
-    return [label for label in labels if label != positive] + ([positive] if positive is not None else [])
+    return labels
 
 
 # What the hardware can do

@@ -11,6 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import starmap
 from statistics import fmean
 from typing import Any
 
@@ -34,7 +35,7 @@ TEXT_METRICS = {"f1": "exact_match", "exact_match": "f1", "chrf": "f1"}
 LABEL_METRICS = {"accuracy": "auc_pr", "auc_pr": "accuracy", "macro_f1": "accuracy"}
 """Metrics of labels, likewise."""
 
-TextMetric = Callable[[Sequence[str], str], float]
+RowScore = Callable[[Sequence[str], str], float]
 """(targets, prediction) → 0 to 100."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -61,14 +62,14 @@ def chrf(targets: str | Sequence[str], prediction: str) -> float:
     return max(_chrf().sentence_score(prediction, [target]).score for target in _as_list(targets)) / 100
 
 
-def text_metric(name: str) -> TextMetric:
-    """A metric of free text by its name: one of ``TEXT_METRICS``, or ``module:function``."""
-    own = {"f1": f1, "exact_match": exact_match, "chrf": chrf}.get(name)
-    return load(name) if own is None else lambda targets, prediction: 100.0 * own(targets, prediction)
+def row_score(metric: str) -> RowScore:
+    """What a row's score is under a metric: one of ``TEXT_METRICS``, accuracy, or ``module:function``."""
+    own = {"f1": f1, "exact_match": exact_match, "chrf": chrf, "accuracy": _is_first}.get(metric)
+    return load(metric) if own is None else lambda targets, prediction: 100.0 * own(targets, prediction)
 
 
 @lru_cache
-def load(name: str) -> TextMetric:
+def load(name: str) -> RowScore:
     """``module:function``: somebody's own ``function(targets: list[str], prediction: str) -> float``, 0 to 100.
 
     Python must find the module wherever the run computes: in an installed package, or by ``PYTHONPATH``. Raises ``UserError`` where it can't be
@@ -133,7 +134,7 @@ def check_metric(metric: str, labels: Sequence[str], positive: str | None, origi
 def text_scores(targets: Sequence[str | Sequence[str]], predictions: Sequence[str], metric: str = "f1") -> dict[str, float]:
     """``f1``, ``exact_match`` and ``metric`` of one language's rows, 0 to 100: each the mean of its rows'."""
     pairs = [(_as_list(target), prediction) for target, prediction in zip(targets, predictions, strict=True)]
-    return {name: fmean(text_metric(name)(t, p) for t, p in pairs) for name in dict.fromkeys(("f1", "exact_match", metric))}
+    return {name: fmean(starmap(row_score(name), pairs)) for name in dict.fromkeys(("f1", "exact_match", metric))}
 
 
 def label_scores(gold: Sequence[str], predicted: Sequence[str], scores: Sequence[float] | None, positive: str) -> dict[str, float | None]:
@@ -178,9 +179,14 @@ def macro_f1(gold: Sequence[str], predicted: Sequence[str], weights: NDArray[Any
         said, true = says == label, is_gold == label
         hits, of = weights @ (said & true), weights @ said + weights @ true
         each.append(np.divide(2 * hits, of, out=np.full_like(hits, np.nan), where=of > 0))
-    known = ~np.isnan(each)
-    count = known.sum(axis=0)
-    mean: NDArray[np.float64] = np.divide(np.where(known, each, 0).sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0)
+    return known_mean(np.stack(each, axis=-1))
+
+
+def known_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over the last axis of what is not NaN; NaN where all is."""
+    known = ~np.isnan(scores)
+    count = known.sum(axis=-1)
+    mean: NDArray[np.float64] = np.divide(np.where(known, scores, 0).sum(axis=-1), count, out=np.full(count.shape, np.nan), where=count > 0)
     return mean
 
 
@@ -208,6 +214,10 @@ def named_averages(task: str, per_language: Mapping[str, float | None]) -> dict[
 
 def _as_list(targets: str | Sequence[str]) -> Sequence[str]:
     return [targets] if isinstance(targets, str) else targets
+
+
+def _is_first(targets: Sequence[str], prediction: str) -> bool:
+    return prediction == targets[0]
 
 
 @lru_cache

@@ -19,7 +19,7 @@ from fiat_ray.campaign import with_reasoner
 from fiat_ray.config import Config
 from fiat_ray.draw import validation_subset
 from fiat_ray.errors import Unfinished, UserError
-from fiat_ray.metrics import text_metric
+from fiat_ray.metrics import row_score
 from fiat_ray.planning import stored
 from fiat_ray.prompts import chosen_row
 from fiat_ray.reason.reasoners import Answer, Reasoner, VllmReasoner
@@ -182,7 +182,7 @@ def _answered(task: Task, asked: Sequence[Asked], whole: bool) -> Iterator[str]:
 def _score(task: Task, row: Row, said: str) -> str:
     if task.labels:
         return "right" if said == row.targets[0] else "wrong"
-    return f"{metric_title(task.metric)} {text_metric(task.metric)(row.targets, said):.0f}"
+    return f"{metric_title(task.metric)} {row_score(task.metric)(row.targets, said):.0f}"
 
 
 def _means(task: Task, asked: Sequence[Asked]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from fiat_ray.metrics import average_precision, macro_f1, text_metric
+from fiat_ray.metrics import average_precision, known_mean, macro_f1, row_score
 
 Floats = NDArray[np.float64]
 OF_ALL_ROWS = ("auc_pr", "macro_f1")
@@ -199,9 +199,7 @@ def _scored(
 
 
 def _values(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
-    if metric == "accuracy":
-        return [100.0 * (row["prediction"] == row["targets"][0]) for row in rows]
-    score = text_metric(metric)
+    score = row_score(metric)
     return [score(row["targets"], row["prediction"]) for row in rows]
 
 
@@ -244,16 +242,8 @@ def _comparison(sample: Sample, a: Floats, b: Floats, carriers: Floats) -> Compa
         name: _test(a[..., i], b[..., i], shares[:, i], int(rows[:, i].sum()), int((rows[:, i] > 0).sum())) for i, name in enumerate(sample.languages)
     }
     scored = shares[:, sizes > 0]
-    macro = _test(_macro(a), _macro(b), scored.sum(axis=1) / max(scored.shape[1], 1), len(sample.group), len(rows))
+    macro = _test(known_mean(a), known_mean(b), scored.sum(axis=1) / max(scored.shape[1], 1), len(sample.group), len(rows))
     return replace(macro, by_language=by_language)
-
-
-def _macro(scores: Floats) -> Floats:
-    """The mean over languages that have a score; NaN where none has."""
-    known = ~np.isnan(scores)
-    count = known.sum(axis=-1)
-    mean: Floats = np.divide(np.where(known, scores, 0).sum(axis=-1), count, out=np.full(count.shape, np.nan), where=count > 0)
-    return mean
 
 
 def _test(a: Floats, b: Floats, shares: Floats, n_rows: int, n_groups: int) -> Comparison:

@@ -61,6 +61,15 @@ def write_run(
     return folder
 
 
+def note_as_tuned(run: Path, cot: str) -> None:
+    """Of a run directory with one trial: write that down as tuned, without weights."""
+    [trial] = json.loads((run / "manifest.json").read_text())["trials"]
+    record = {name: kind() if isinstance(kind, type) else kind[-1]() for name, kind in schema.TRIAL.items()}
+    record |= {**trial, "recipe": {"cot": cot}, "answer_tokens": 8, "selection_value": 1.0}
+    (run / "trials" / trial["name"] / "adapter").mkdir(parents=True)
+    (run / "trials" / trial["name"] / "trial.json").write_text(json.dumps(record))
+
+
 class Run:
     def __init__(
         self,

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from run_directory import note_as_tuned
 from test_cli import config_file, own_task, refused
 
-from fiat_ray import arguments, cli, runs, schema
+from fiat_ray import arguments, cli, runs
 from fiat_ray.progress import Console
 
 ROW = {"question": "q", "context": "c", "target": "t", "language": "en"}
@@ -386,16 +387,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("run")
     path = config_file(folder, task=str(own_task(folder)), limit={}, methods=["no_cot"], tunables={"xs": {"model": str(tiny)}})
     done, _ = runs.run_config(cli_config(path), folder / "out", stages=("reason",), console=Console(quiet=True))
-    [trial] = json.loads((done.path / "manifest.json").read_text())["trials"]
-    record = {name: _empty(kind) for name, kind in schema.TRIAL.items()}
-    record |= {**trial, "recipe": {"cot": "none"}, "answer_tokens": 8, "selection_value": 1.0}
-    (done.path / "trials" / trial["name"] / "adapter").mkdir(parents=True)
-    (done.path / "trials" / trial["name"] / "trial.json").write_text(json.dumps(record))
+    note_as_tuned(done.path, cot="none")
     return done.path
-
-
-def _empty(kind: type | tuple[type, ...]) -> Any:
-    return kind() if isinstance(kind, type) else kind[-1]()
 
 
 def cli_config(path: Path) -> Any:

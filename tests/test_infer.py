@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ray import cloudpickle
-from test_bad_input import _empty
+from run_directory import note_as_tuned
 from test_cli import config_file, own_task
 
 from benchmarks.interruption import FLUSHED_AFTER
-from fiat_ray import config, evaluate, infer, runs, schema
+from fiat_ray import config, evaluate, infer, runs
 from fiat_ray.progress import Console
 
 PIECE = 64
@@ -48,11 +48,7 @@ def make_run(folder: Path, tiny: Path, seconds: float) -> Path:
     changes = {"reasoner": {"kind": "scripted", "script": "script.py"}, "tunables": {"xs": {"model": str(tiny)}}}
     path = config_file(folder, task=str(own_task(folder)), limit={}, methods=["fiat"], **changes)
     done, _ = runs.run_config(config.load(path), folder / "run", stages=(), console=Console(quiet=True))
-    [trial] = json.loads((done.path / "manifest.json").read_text())["trials"]
-    record = {name: _empty(kind) for name, kind in schema.TRIAL.items()}
-    record |= {**trial, "recipe": {"cot": "augmented"}, "answer_tokens": 8, "selection_value": 1.0}
-    (done.path / "trials" / trial["name"] / "adapter").mkdir(parents=True)
-    (done.path / "trials" / trial["name"] / "trial.json").write_text(json.dumps(record))
+    note_as_tuned(done.path, cot="augmented")
     return done.path
 
 

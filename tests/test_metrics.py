@@ -25,9 +25,9 @@ from fiat_ray.metrics import (
     macro_f1,
     named_averages,
     normalize_answer,
+    row_score,
     selecting_metric,
     shown_metrics,
-    text_metric,
     text_scores,
 )
 
@@ -144,7 +144,7 @@ def test_macro_f1_of_what_can_not_be_read_or_is_not_drawn() -> None:
 @given(st.lists(WORDS, min_size=1, max_size=3), WORDS)
 def test_chrf_is_sacrebleus(targets: list[str], prediction: str) -> None:
     assert chrf(targets, prediction) == pytest.approx(max(sentence_chrf(prediction, [target]).score for target in targets) / 100)
-    assert text_metric("chrf")(targets, prediction) == pytest.approx(100 * chrf(targets, prediction))
+    assert row_score("chrf")(targets, prediction) == pytest.approx(100 * chrf(targets, prediction))
 
 
 def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +156,14 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert identity("own_scores:halves").startswith("own_scores:halves ") and identity("f1") == "f1"
     for text in ("nan", "101", "no number"):
         with pytest.raises(UserError, match="metric own_scores:halves: .*" + text):
-            text_metric("own_scores:halves")([text], "")
+            row_score("own_scores:halves")([text], "")
     for name, said in (
         ("own_scores:none", "has no attribute 'none'"),
         ("nowhere:f", "No module named 'nowhere'"),
         ("own_scores:not_one", "no function"),
     ):
         with pytest.raises(UserError, match=f"metric {name}: .*{said}"):
-            text_metric(name)
+            row_score(name)
 
 
 def test_which_metrics_are_shown_and_which_selects() -> None:

@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from typing import Any
 
-from fiat_ray.metrics import exact_match, text_metric
+from fiat_ray.metrics import exact_match, row_score
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import metric_title, title_of
@@ -65,7 +65,7 @@ def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], of_tex
     """``of_text``: the metric of free text, None for labels. ``score``: P(positive) of a label where there is one. ``right``: exact match."""
     text, probability = prediction["prediction"], prediction["score"]
     if of_text:
-        shown, right = f"{metric_title(of_text)} {text_metric(of_text)(row['targets'], text):.0f}", exact_match(row["targets"], text)
+        shown, right = f"{metric_title(of_text)} {row_score(of_text)(row['targets'], text):.0f}", exact_match(row["targets"], text)
     else:
         shown, right = "" if probability is None else f"P(positive) {probability:.2f}", text in row["targets"]
     return {"method": method, **_text(text, row["language"]), "right": right, "score": shown}

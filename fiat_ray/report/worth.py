@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
-from fiat_ray.metrics import average, normalize_answer, text_metric
+from fiat_ray.metrics import average, normalize_answer, row_score
 from fiat_ray.report import rationale_facts
 from fiat_ray.report.columns import Rows, adjust, tested, why_absent
 from fiat_ray.report.intervals import forest
@@ -85,14 +85,14 @@ def _use(results: Results, task: str, tunable: str, rationales: Rows) -> tuple[R
 def _of_verdict(results: Results, task: str, chosen: Mapping[str, dict[str, Any]], fiat: Frames, plain: Frames) -> Rows:
     """Scores, and how often a prediction is the rationale's answer, by average and language. ``chosen``: row id → row, all of one verdict."""
     labels, headline, metric = results.run.manifest["tasks"][task]["labels"], results.averages(task)[0], results.row_metric(task)
-    verdict = next(iter(chosen.values()))["verdict"]
+    verdict, scored = next(iter(chosen.values()))["verdict"], row_score(metric)
 
     def score(row: Mapping[str, Any]) -> float:
-        return float(row["prediction"] == row["targets"][0]) if labels else text_metric(metric)(row["targets"], row["prediction"]) / 100
+        return scored(row["targets"], row["prediction"])
 
     def same(row: Mapping[str, Any]) -> float:
         said, read = row["prediction"], chosen[row["id"]]["answer"]
-        return float(said == read if labels else normalize_answer(said) == normalize_answer(read))
+        return 100.0 * (said == read if labels else normalize_answer(said) == normalize_answer(read))
 
     columns = {"fiat": _means(fiat, score), "no_cot": _means(plain, score)}
     if verdict != "none":
@@ -166,8 +166,8 @@ def _absent(results: Results, task: str, tunable: str, method: str, what: str) -
 
 
 def _means(frames: Frames, value: Callable[[Mapping[str, Any]], float]) -> dict[str, float | None]:
-    """Language → mean of a value of its rows, 0–100, over seeds."""
+    """Language → mean of a value of its rows over seeds."""
     found: dict[str, list[float]] = defaultdict(list)
     for row in (row for rows in frames for row in rows):
-        found[row["language"]].append(100 * value(row))
+        found[row["language"]].append(value(row))
     return {language: fmean(values) for language, values in found.items()}
