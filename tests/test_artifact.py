@@ -32,6 +32,26 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
     assert os.listdir(tmp_path) == ["deep"]
 
 
+def test_a_file_is_durable_before_it_has_its_name_and_its_name_before_the_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power: what counts is what is asked of the system, and in which order."""
+    asked: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(handle: int) -> None:
+        found = os.fstat(handle)
+        asked.append("fsync of the folder" if stat.S_ISDIR(found.st_mode) else f"fsync of {found.st_size} bytes")
+        fsync(handle)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        asked.append(f"rename to {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    artifact.write_text(tmp_path / "file", "text")
+    assert asked == ["fsync of 4 bytes", "rename to file", "fsync of the folder"]
+
+
 def test_a_file_can_be_read_by_colleagues(tmp_path: Path) -> None:
     artifact.write_text(tmp_path / "file", "x")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644

@@ -60,6 +60,43 @@ def submit(environment: dict[str, str], *arguments: str) -> subprocess.Completed
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
 
 
+START = """
+import sys
+from fiat_ray import cluster
+cluster.connect()
+import ray
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+JOIN = "import ray, sys; ray.init(address=sys.argv[1], logging_level='error', log_to_driver=False); print(len(ray.nodes()))"
+
+
+def joins(address: str, environment: dict[str, str]) -> bool:
+    """Whether a process becomes a driver of the Ray at an address, as one that runs code there does."""
+    try:
+        done = subprocess.run([sys.executable, "-c", JOIN, address], env=environment, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0 and done.stdout.splitlines()[-1:] == ["1"]
+
+
+def test_a_ray_that_is_started_here_lets_nobody_in_without_its_token(tmp_path: Path) -> None:
+    """In an empty HOME, so that no old token helps."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    owner = {**kept, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", START]
+    driver = subprocess.Popen(command, env={**owner, "RAY_ADDRESS": "local"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert driver.stdout is not None
+        address = driver.stdout.readline().strip()
+        assert (tmp_path / ".ray" / "auth_token").is_file(), "it has no token"
+        assert joins(address, {**owner, "RAY_AUTH_MODE": "token"})
+        assert not joins(address, {**owner, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"})
+    finally:
+        driver.communicate(timeout=60)
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_a_submitted_job_runs_a_campaign(head: dict[str, str], tiny: Path, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
+from test_rows import packed
 from test_tasks import DATA, attriqa_tree, qa_tree, real_data, write
 
+from fiat_ray import leaks
 from fiat_ray.errors import UserError
 from fiat_ray.leaks import leaking_rows
 from fiat_ray.render import Renderer
@@ -106,6 +109,17 @@ def test_rows_of_a_csv_file_are_checked(tmp_path: Path, renderer: Renderer) -> N
             writer.writeheader()
             writer.writerows(rows)
     assert len(leaking_rows(folder, None, renderer, ROOMY)) == 24
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_is_copied_into_its_folder_whatever_its_members_are_called(tmp_path: Path, kind: str) -> None:
+    """An archive may name any path."""
+    content = json.dumps({"text": "a"}).encode()
+    archive = packed(tmp_path, kind, {name: content for name in ("../beside.jsonl", "in/../../../above.jsonl", "in/rows.jsonl")})
+    folder = tmp_path / "for" / "copies"
+    folder.mkdir(parents=True)
+    copy = leaks._scrambled_files(archive, folder, dict)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path != archive] == [copy / "in" / "rows.jsonl"]
 
 
 def test_a_cut_that_spares_the_gold_answer_is_caught(tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,13 @@ def test_the_key_comes_from_the_environment(chat: ChatServer, monkeypatch: pytes
     assert chat.requests[0]["authorization"] == f"Bearer {SECRET if key else 'none'}"
 
 
+def test_a_key_that_an_endpoint_repeats_is_taken_out(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(openai.KEY, SECRET)
+    with pytest.raises(UserError, match=r"the endpoint answers 401, Incorrect API key provided: \*\*\*; OPENAI_API_KEY is set") as caught:
+        ask(chat, "key")
+    assert chat.requests[0]["authorization"] == f"Bearer {SECRET}" and SECRET not in str(caught.value)
+
+
 def test_a_key_that_is_none_is_not_repeated(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(openai.KEY, f"{SECRET}\n{SECRET}")
     with pytest.raises(UserError, match="OPENAI_API_KEY: holds spaces") as caught:

@@ -274,6 +274,17 @@ class TestPage:
         assert "</script><script>alert(1)</script>" in examples[0]["rationale"]["text"]
         assert len(examples) == 48
 
+    def test_names_and_words_of_a_run_stay_texts(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "<hostile> run")
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest |= {"command": "<hostile> command", "notes": ["<hostile> note"], "versions": {"<hostile> package": "<hostile> version"}}
+        manifest["models"]["reasoner"]["name"] = "<hostile> model"
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        html = page.build(run).read_text("utf-8")
+        assert "<hostile" not in html
+        for what in ("run", "command", "note", "package", "version", "model"):
+            assert f"&lt;hostile&gt; {what}" in html, what
+
     def test_right_to_left_texts_say_so(self, html: str) -> None:
         found = re.search(r'id="example-data">(.*?)</script>', html, re.S)
         assert found

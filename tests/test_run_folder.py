@@ -212,6 +212,14 @@ def test_a_script_is_kept_and_its_rationales_are_known_again(tmp_path: Path) -> 
     assert prepare(config.load(moved)).requests["own_task"].keys == keys
 
 
+def test_two_drivers_are_not_at_work_in_one_run(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with first.only_one(), pytest.raises(UserError, match="another fiat-ray is at work in this run directory"), second.only_one():
+        raise AssertionError("both are at work")
+    with second.only_one():
+        assert (tmp_path / "run").is_dir()
+
+
 def test_another_tasks_run_is_not_written_over(tmp_path: Path) -> None:
     run = carried_out(tmp_path, {"own_task": Task.from_rows(questions(), target="answer")})
     before = contents(run)

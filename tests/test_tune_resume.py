@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from fiat_ray import artifact, runs
 from fiat_ray import config as configs
-from fiat_ray import runs
 from fiat_ray.campaign import Trial
 from fiat_ray.prepare import prepare
 from fiat_ray.progress import Console
@@ -136,3 +136,23 @@ def test_a_state_that_is_not_as_it_was_written_is_not_loaded(make_run: Any, tiny
     pickled.write_bytes(pickled.read_bytes() + b"\0")
     assert sitting(run, trial) == 2 * STEPS
     assert "goes on" not in (run / "said").read_text() and not list(run.rglob("resume*"))
+
+
+def test_only_a_state_of_this_trial_as_it_was_written_is_found(tmp_path: Path) -> None:
+    def keeper(**changes: Any) -> resume.Keeper:
+        return resume.Keeper(tmp_path, {"fingerprint": "of the trial", "zero": 2, **changes})
+
+    folder = tmp_path / "resume-0-3"
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(b"state")
+    files = resume._hashes(folder)
+    artifact.write_json(tmp_path / resume.RECORD, {"identity": keeper()._identity, "folder": folder.name, "files": files, "progress": {"step": 3}})
+    assert keeper().find() == resume.Kept(folder, {"step": 3})
+    assert keeper(fingerprint="of another").find() is None and keeper(zero=3).find() is None
+    (folder / "more.pt").write_bytes(b"")
+    assert keeper().find() is None
+    (folder / "more.pt").unlink()
+    (folder / "state.pt").write_bytes(b"State")
+    assert keeper().find() is None
+    (tmp_path / resume.RECORD).write_text("{")
+    assert keeper().find() is None
