@@ -1,4 +1,4 @@
-"""What a campaign depends on outside of its own processes, to be broken: an endpoint that is asked, an MLflow server, a node of a cluster."""
+"""What a campaign depends on outside of its own processes, to be broken: an endpoint that is asked, an MLflow server and its database, a node."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import contextlib
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from sqlalchemy import create_engine, text
 
 from benchmarks.fault_kinds import WORKERS, Fault
 from benchmarks.fault_run import Sitting
@@ -36,30 +39,84 @@ def trouble(chat: ChatServer, chance: random.Random) -> None:
     chat.trouble = lambda number: words[number - first] if number - first < len(words) else ""
 
 
-class MlflowServer:
-    """A real one on SQLite, by default on an address that nobody else reaches."""
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._database = folder, folder / "mlflow.db"
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self._port = found.getsockname()[1]
+
+class Postgres:
+    """A real one, reached from this machine only, with a folder of its own. It refuses to run as root, so that root runs it as ``postgres``."""
+
+    def __init__(self) -> None:
+        self._folder, self._port = Path(tempfile.mkdtemp(prefix="postgres")), free_port()
+        self.uri = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, "postgres")
+        self._run("initdb", "--pgdata", str(self._folder), "--username=postgres", "--auth=trust").wait()
+        self.start()
+
+    @staticmethod
+    def programs() -> Path | None:
+        """Where Debian's package puts them; None where that is not installed."""
+        return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+    def start(self) -> None:
+        self._process = self._run("postgres", "-D", str(self._folder), "-p", str(self._port), "-h", "127.0.0.1", "-k", "")
+        wait_for(lambda: self._run("pg_isready", "--host=127.0.0.1", f"--port={self._port}").wait() == 0, self._process, "PostgreSQL")
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGINT)  # connections are closed, nothing is waited for
+        self._process.wait()
+
+    def restart(self, sitting: Sitting, stage: str) -> None:
+        with sitting.run.struck():
+            self.stop()
+            time.sleep(3)
+            self.start()
+            assert sitting.wait() == 0, sitting.said()[-2000:]
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
+
+    def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        programs = self.programs()
+        assert programs is not None, "PostgreSQL is not installed: apt-get install postgresql"
+        user = "postgres" if os.geteuid() == 0 else None
+        silent = subprocess.DEVNULL
+        return subprocess.Popen([str(programs / program), *arguments], user=user, cwd="/", stdout=silent, stderr=silent, start_new_session=True)
+
+
+def wait_for(there: Callable[[], bool], process: subprocess.Popen[bytes], what: str) -> None:
+    deadline = time.monotonic() + 300
+    while not there():
+        assert time.monotonic() < deadline and process.poll() is None, f"{what} does not start"
+        time.sleep(0.2)
+
+
+class MlflowServer:
+    """A real one, by default on SQLite and on an address that nobody else reaches."""
+
+    def __init__(self, folder: Path, database: str = "") -> None:
+        self._folder, self._database = folder, database or f"sqlite:///{folder}/mlflow.db"
+        self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self._database}", "--workers", "1"]
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._database, "--workers", "1"]
         command += ["--artifacts-destination", str(self._folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self._port)]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "mlflow.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        deadline = time.monotonic() + 300
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            assert time.monotonic() < deadline and self._process.poll() is None, "MLflow does not start"
-            time.sleep(0.2)
+        wait_for(self._healthy, self._process, "MLflow")
+
+    def _healthy(self) -> bool:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+            return True
+        return False
 
     def send(self, how: signal.Signals) -> None:
         os.killpg(self._process.pid, how)
@@ -88,8 +145,8 @@ class MlflowServer:
 
     def runs(self) -> int:
         """How many it holds: one for the campaign, one for each trial."""
-        with contextlib.closing(sqlite3.connect(self._database)) as database:
-            return int(database.execute("select count(*) from runs").fetchone()[0])
+        with create_engine(self._database).connect() as database:
+            return int(database.execute(text("select count(*) from runs")).scalar_one())
 
     def faults(self) -> list[Fault]:
         return [Fault("MLflow dies", "report", self.die), Fault("MLflow is slow", "report", self.slow)]

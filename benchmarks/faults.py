@@ -7,6 +7,7 @@ a seed draws. Afterwards the same command runs to its end without a fault, and w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ import yaml
 
 from benchmarks.fault_kinds import Fault, faults, kill_driver, kill_worker, moment, small_disk
 from benchmarks.fault_run import STAGES, Ended, Run, seconds
-from benchmarks.fault_surroundings import TROUBLES, MlflowServer, node_faults, trouble
+from benchmarks.fault_surroundings import TROUBLES, MlflowServer, Postgres, node_faults, trouble
 from tests import chat_server, tiny_model
 
 SCRIPT = """
@@ -145,18 +146,25 @@ def scripted(folder: Path, stages: Sequence[str], chance: random.Random) -> Iter
             with small_disk(folder / "struck") as place:
                 yield from bench.chain(place, kinds[start : start + IN_ONE_RUN], chance)
     if "report" in stages:
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            server = MlflowServer(Path(place))
-            try:
-                yield from bench.chain(Path(place), server.faults(), chance, [f"tracking_uri={server.uri}"])
-                assert server.runs() == 1 + len(list(bench.undisturbed.out.glob("trials/*"))), "MLflow holds something twice, or not at all"
-            finally:
-                server.stop()
+        yield from tracked(bench, folder, chance)
     with node_faults() as nodes:
         for fault in nodes:
             if fault.stage in stages:
                 with tempfile.TemporaryDirectory(dir=folder) as place:
                     yield from bench.chain(Path(place), [fault], chance)
+
+
+def tracked(bench: Bench, folder: Path, chance: random.Random) -> Iterator[Struck]:
+    """Troubles of an MLflow server, with PostgreSQL where that is installed: it holds each run once at the end."""
+    with tempfile.TemporaryDirectory(dir=folder) as place, contextlib.ExitStack() as running:
+        database = Postgres() if Postgres.programs() else None
+        if database:
+            running.callback(database.remove)
+        server = MlflowServer(Path(place), database.uri if database else "")
+        running.callback(server.stop)
+        restarted = [Fault("PostgreSQL restarted", "report", database.restart)] if database else []
+        yield from bench.chain(Path(place), [*server.faults(), *restarted], chance, [f"tracking_uri={server.uri}"])
+        assert server.runs() == 1 + len(list(bench.undisturbed.out.glob("trials/*"))), "MLflow holds something twice, or not at all"
 
 
 def endpoint(folder: Path, chance: random.Random) -> Iterator[Struck]:

@@ -47,7 +47,7 @@ KEEP_AFTER = 20.0
 """Seconds after which a trial's state is kept here, so that it happens in a run of a minute; what it costs is then spread over ``KEEP_SECONDS``."""
 
 METHODS = {"LoRA": "no_cot", "full": "full_instructed"}
-MICRO_BATCHES = {"packed": 1024, "one by one": 1}
+MICRO_BATCHES = {"packed": 2048, "in smaller packs": 1024, "one by one": 1}
 """Tokens that a bare loop takes at once."""
 
 Values = dict[str, Any]

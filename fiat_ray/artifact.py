@@ -82,7 +82,7 @@ def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     try:
         return pa.Table.from_pylist(rows, schema=schema)
     except UnicodeEncodeError:
-        return pa.Table.from_pylist([_valid(row) for row in rows], schema=schema)
+        return pa.Table.from_pylist([valid(row) for row in rows], schema=schema)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
@@ -100,12 +100,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _valid(value: Any) -> Any:
+def valid(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):
-        return {name: _valid(part) for name, part in value.items()}
-    return [_valid(part) for part in value] if isinstance(value, list) else value
+        return {name: valid(part) for name, part in value.items()}
+    return [valid(part) for part in value] if isinstance(value, list) else value
 
 
 def write_folder(path: Path, fill: Callable[[Path], Any]) -> None:

@@ -99,8 +99,6 @@ def _init(parsed: argparse.Namespace) -> None:
 
 def _run(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, runs
-    from fiat_ray.report import estimates
-    from fiat_ray.report.tables import console_table
     from fiat_ray.schedule import STAGES
 
     overrides = list(parsed.override)
@@ -113,6 +111,9 @@ def _run(parsed: argparse.Namespace) -> None:
         loaded, console = config.load(parsed.config, overrides), Console(as_json=parsed.json_log)
         done, outcome = runs.run_config(loaded, out, stages=stages, command=command, console=console)
     if parsed.command == "run":
+        from fiat_ray.report import estimates
+        from fiat_ray.report.tables import console_table
+
         print(console_table(done.path))
         print(estimates.console_table(done.path))
         print(f"\nNext:\n  {_tool()} ui")

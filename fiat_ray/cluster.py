@@ -25,7 +25,7 @@ class Unit:
 
 
 def connect() -> None:
-    """Use the running Ray, or start a local one, which ends with this process."""
+    """Use the running Ray, or start a local one, which ends with this process. Raises ``ConnectionError`` where neither can be had."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -37,7 +37,12 @@ def connect() -> None:
         return
     # Without an address: RAY_ADDRESS, else the cluster that `ray start` started on this machine, else a new one, which has a token and listens on
     # loopback only.
-    ray.init(include_dashboard=False, logging_level="error", log_to_driver=bool(os.environ.get("FIAT_RAY_WORKER_LOGS")))
+    try:
+        ray.init(include_dashboard=False, logging_level="error", log_to_driver=bool(os.environ.get("FIAT_RAY_WORKER_LOGS")))
+    except Exception as error:  # a raylet that does not start in time is a bare one
+        address = os.environ.get("RAY_ADDRESS")
+        said = f"Ray at {address} (RAY_ADDRESS) can't be reached" if address else "Ray did not start; its logs lie in /tmp/ray/session_latest/logs"
+        raise ConnectionError(f"{said} ({' '.join(str(error).split())[:300]})") from error
 
 
 def end_with_raylet() -> None:

@@ -23,6 +23,7 @@ from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.length import Budget, alike
 from fiat_ray.models import Model, find, resolve
+from fiat_ray.output import SUFFIXES, columns, writing
 from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_budget, requests_of
 from fiat_ray.progress import Console, clock
 from fiat_ray.reason.merge import merge
@@ -32,7 +33,7 @@ from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
 from fiat_ray.reason.watch import Watch
 from fiat_ray.recipe import Recipe
-from fiat_ray.rows import Place, jsonl, read_rows, text_field
+from fiat_ray.rows import Place, read_rows, text_field
 from fiat_ray.run_folder import locked, make
 from fiat_ray.runs import Run
 from fiat_ray.schedule.reasoning import window_of
@@ -65,7 +66,7 @@ def infer_rows(run: Run, rows: Rows, trial: str | None = None) -> list[dict[str,
 
 
 def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, console: Console | None = None) -> Inferred:
-    """``infer_rows`` on a ``.jsonl``, ``.parquet`` or ``.csv`` file of any size, into a ``.jsonl`` file, which is there whole or not at all.
+    """``infer_rows`` on a ``.jsonl``, ``.parquet`` or ``.csv`` file of any size, into one of the first two, which is there whole or not at all.
 
     Until then what is done lies in a hidden folder beside it, where a second call goes on. Raises ``UserError`` before anything starts where a row
     is not as the task wants it, or the output can't be written.
@@ -74,10 +75,11 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
     if output.is_dir() or output.resolve() == source.resolve():
         raise UserError(f"--output {output}: is {'a folder' if output.is_dir() else 'the input'}; give another file")
     make(output.resolve().parent, "a file")
-    if output.suffix != ".jsonl":
-        raise UserError(f"--output {output}: answers are written as JSON lines; give it a name that ends in .jsonl")
+    if output.suffix not in SUFFIXES:
+        raise UserError(f"--output {output}: answers are written as JSON lines or Parquet; give it a name that ends in {' or '.join(SUFFIXES)}")
     if next(read_rows(source), None) is None:
         raise UserError(f"{source}: no rows")
+    schema = columns(source, INFERRED) if output.suffix == ".parquet" else None
     folder, before = output.with_name(f".{output.name}.parts"), _state(source)
     job = _Job(run, trial, folder, console)
     folder.mkdir(exist_ok=True)
@@ -89,12 +91,12 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
             if not job.rows:  # nothing was started
                 shutil.rmtree(folder)
             raise
-        lost = []
-        with artifact.replacing(folder / output.name) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for number, ((_, raw), answer) in enumerate(zip(read_rows(source), answers, strict=False), 1):
-                file.write(jsonl([{**raw, **answer}]))
-                if answer.get("status") == "engine_error":
-                    lost.append(number)
+        unset = dict.fromkeys(INFERRED.names) if schema else {}  # every row has a table's columns
+        lost, answered = [], ({**raw, **unset, **answer} for (_, raw), answer in zip(read_rows(source), answers, strict=False))
+        with artifact.replacing(folder / output.name) as temporary, writing(temporary, schema) as write:
+            for start in range(1, job.rows + 1, PIECE):
+                write(piece := list(islice(answered, PIECE)))
+                lost += [number for number, row in enumerate(piece, start) if row.get("status") == "engine_error"]
         if _state(source) != before:
             raise UserError(f"{source}: was changed while its rows were answered; run the command again")
         (folder / output.name).replace(output)

@@ -43,6 +43,7 @@ def plan(config: Config, tasks: Mapping[str, Task] | None = None, *, run: str | 
     Raises ``UserError`` for what can't run, as the run itself would.
     """
     prepared = prepare.prepare(config, tasks)
+    prepare.check_models(prepared)
     if sample:
         measure(prepared, RunFolder(run or ""))
     return of(prepared, run)

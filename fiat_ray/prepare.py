@@ -23,7 +23,7 @@ from fiat_ray.reason.requests import Requests, openai_requests, scripted_request
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 from fiat_ray.recipe import UNTUNED
-from fiat_ray.render import Renderer
+from fiat_ray.render import Renderer, plain_tokenizer
 from fiat_ray.run_folder import RunFolder, place_for
 from fiat_ray.schema import VERSION
 from fiat_ray.task import SPLITS, Task, check_splits, count_by_language, limited
@@ -134,21 +134,42 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
 
 def make_renderer(role: str, folder: Path, instruction_tuned: bool = True) -> Renderer:
     """The renderer of the reasoner, which replies with a rationale, or of a tunable, which replies with the answer."""
-    from transformers import AutoConfig
-
     try:
-        AutoConfig.from_pretrained(folder)
+        if not plain_tokenizer(folder):  # else before a model starts, see ``check_models``
+            _check_config(folder)
         renderer = Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
         renderer.check()
     except Exception as error:  # what is in somebody's files raises OSError, ValueError, TypeError, jinja's own, and more
-        raise UserError(f"model {folder}: its config, tokenizer or chat template can't be used ({' '.join(str(error).split())[:200]})") from None
+        raise _unusable(folder, error) from None
     return renderer
+
+
+def check_models(prepared: Prepared) -> None:
+    """Raises ``UserError`` for a model whose config transformers does not take."""
+    for folder in {budget.renderer.folder for budget in prepared.budgets}:
+        try:
+            _check_config(folder)
+        except Exception as error:
+            raise _unusable(folder, error) from None
+
+
+def _check_config(folder: Path) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.from_pretrained(folder)
+
+
+def _unusable(folder: Path, error: Exception) -> UserError:
+    return UserError(f"model {folder}: its config, tokenizer or chat template can't be used ({' '.join(str(error).split())[:200]})")
 
 
 def context_length(folder: Path) -> int:
     """The sequence length a model was made for, from its config."""
     values = json.loads((folder / "config.json").read_text("utf-8"))
-    return int(values.get("max_position_embeddings") or values.get("text_config", {}).get("max_position_embeddings") or 2048)
+    length = values.get("max_position_embeddings") or values.get("text_config", {}).get("max_position_embeddings") or 2048
+    if not isinstance(length, int):
+        raise UserError(f"model {folder}: max_position_embeddings in its config.json must be a number, not {length!r}")
+    return length
 
 
 def check_full_attention(key: str, folder: Path, length: int) -> None:

@@ -7,6 +7,7 @@ recipe, and training tokens are evaluation tokens up to the target, because both
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,32 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def plain_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint is of Llama's kind and names the class that reads ``tokenizer.json`` as it is, which ``AutoTokenizer`` then takes.
+
+    To import that one brings torch, and takes seconds: most of the time of a command that starts no model.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+        named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))["tokenizer_class"]
+    except (OSError, ValueError, LookupError, TypeError):  # AutoTokenizer says it better
+        return False
+    return bool(kind == "llama" and named in ("TokenizersBackend", "PreTrainedTokenizerFast"))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """What ``AutoTokenizer`` loads."""
+    if plain_tokenizer(folder):
+        from transformers import PreTrainedTokenizerFast
+
+        plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+        return plain
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
 class Renderer:
     """Renders for one checkpoint: its tokenizer, and its chat template where it is instruction-tuned.
 
@@ -85,9 +112,8 @@ class Renderer:
     """
 
     def __init__(self, folder: Path, chat: bool = True, reply: str = "\nanswer:") -> None:
-        from transformers import AutoTokenizer
-
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self.folder = folder
+        self.tokenizer = load_tokenizer(folder)
         self.chat = chat and bool(self.tokenizer.chat_template)
         self.reply = reply
         self._content = lru_cache(maxsize=4096)(self._encode_content)

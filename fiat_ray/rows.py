@@ -235,10 +235,15 @@ def _parquet_rows(name: str, file: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 def table_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows of an Arrow table; classes that ``datasets`` stores as numbers by their names, and None where a number is none of them (-1)."""
-    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = (described.get("info") or {}).get("features") or {}
-    classes = {name: dict(enumerate(of["names"])) for name, of in features.items() if isinstance(of, dict) and of.get("_type") == "ClassLabel"}
+    classes = {name: dict(enumerate(names)) for name, names in class_names(table.schema).items()}
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
         row |= {name: names.get(row[name]) for name, names in classes.items() if name in row}
     return rows
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Column that ``datasets`` stores as numbers → the names of its classes."""
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = (described.get("info") or {}).get("features") or {}
+    return {name: of["names"] for name, of in features.items() if isinstance(of, dict) and of.get("_type") == "ClassLabel"}

@@ -292,6 +292,7 @@ WEIGHTS = "model.safetensors"
         (written("config.json", b"{}"), "Unrecognized model"),
         (edited("config.json", model_type="zzz"), "can't be used"),
         (edited("config.json", max_position_embeddings="many"), "max_position_embeddings"),
+        (edited("config.json", hidden_size="wide"), "hidden_size"),
         (edited("config.json", model_type="zzz", auto_map={"AutoConfig": "x.Y"}), "custom code"),
         (written("tokenizer.json", b"{"), "can't be used"),
         (edited("tokenizer_config.json", eos_token=None), "names no EOS token"),

@@ -1,13 +1,15 @@
-"""A cluster that was started with ``ray start --head``, with a token: a job submitted to it does what a local run does."""
+"""A cluster that was started with ``ray start``, with a token: a job submitted to it does what a local run does."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +17,10 @@ import pandas as pd
 import pytest
 from test_break import write_config
 
+from benchmarks.fault_surroundings import MlflowServer, Postgres, free_port
+
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture
@@ -34,18 +32,28 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     dashboard = free_port()
     environment = {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # socket paths are short
-        ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
-        started = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", *ports], env=started, stdout=subprocess.DEVNULL
-        )
-        try:
-            wait_for(environment)
-            yield environment
-        finally:
-            process.terminate()
-            process.wait(60)
+    gcs = free_port()
+    ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    with contextlib.ExitStack() as running:
+        folder = running.enter_context(tempfile.TemporaryDirectory(prefix="ray", dir="/tmp"))  # socket paths are short
+        running.enter_context(node(environment, ["--head", "--num-cpus=2", f"--temp-dir={folder}", *ports]))
+        wait_for(environment)
+        yield {**environment, "HEAD": f"127.0.0.1:{gcs}"}
+
+
+@contextlib.contextmanager
+def node(environment: dict[str, str], arguments: list[str], before: str = "") -> Iterator[None]:
+    """``ray start`` with its processes below it, which end with it. ``before``: commands that go first, in a mount namespace of its own."""
+    command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", *arguments]
+    if before:
+        command = ["unshare", "--mount", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
+    started = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=started, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def wait_for(environment: dict[str, str]) -> None:
@@ -57,7 +65,7 @@ def wait_for(environment: dict[str, str]) -> None:
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [RAY, "job", "submit", "--", sys.executable, str(ROOT / "jobs" / "run.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
 
 
 START = """
@@ -111,3 +119,41 @@ def test_a_submitted_job_runs_a_campaign(head: dict[str, str], tiny: Path, tmp_p
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "FIAT" in done.stdout
     assert set(pd.read_parquet(out / "scores.parquet").method) == {"majority", "icl", "fiat", "no_cot", "no_peft"}
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(os.geteuid() != 0 or not Postgres.programs(), reason="needs root, for a mount of its own, and Debian's postgresql")
+def test_the_demo_on_two_nodes_tracked_in_postgresql(head: dict[str, str], tmp_path: Path) -> None:
+    """The second node sees another folder where the head sees ``private``."""
+    private, shared = tmp_path / "private", tmp_path / "shared"
+    private.mkdir()
+    ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
+    second = node(head, [f"--address={head['HEAD']}", "--num-cpus=2", *ports], before=f"mount -t tmpfs tmpfs {private}")
+    with second, contextlib.ExitStack() as running:
+        wait_for_nodes(head, 2)
+        with pytest.raises(urllib.error.HTTPError) as stranger:
+            urllib.request.urlopen(f"{head['RAY_ADDRESS']}/api/jobs/")
+        assert stranger.value.code == 401
+
+        database = Postgres()
+        running.callback(database.remove)
+        server = MlflowServer(tmp_path, database.uri)
+        running.callback(server.stop)
+        unseen = submit(head, "demo", "--out", str(private / "demo"), f"tracking_uri={server.uri}")
+        assert unseen.returncode != 0 and "does not see this folder; --out must lie on storage all nodes share" in unseen.stdout
+
+        done = submit(head, "demo", "--out", str(shared / "demo"), f"tracking_uri={server.uri}")
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        assert "FIAT" in done.stdout
+        assert server.runs() == 1 + len(list((shared / "demo").glob("trials/*")))
+
+
+def wait_for_nodes(environment: dict[str, str], count: int) -> None:
+    token = (Path(environment["HOME"]) / ".ray" / "auth_token").read_text().strip()
+    asked = urllib.request.Request(f"{environment['RAY_ADDRESS']}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 90
+    while urllib.request.urlopen(asked).read().count(b'"ALIVE"') < count:
+        assert time.monotonic() < deadline, "the second node did not come up"
+        time.sleep(1)

@@ -143,6 +143,8 @@ def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monk
     assert infer.infer_file(run, source, output, console=Console(quiet=True)) == infer.Inferred(30, [])
     check_answers(output, 30)
     assert run.infer([row(0)])[0]["prediction"] == "question: q0 context: c"
+    infer.infer_file(run, source, output.with_suffix(".parquet"), console=Console(quiet=True))
+    assert pq.read_table(output.with_suffix(".parquet")).to_pylist() == [json.loads(line) | {"score": None} for line in output.open()]
 
 
 @pytest.mark.slow

@@ -201,15 +201,18 @@ def test_a_script_needs_no_tokens(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_starts_nothing(tiny: Path) -> None:
-    """In a fresh process: neither Ray nor an engine is so much as imported."""
+    """In a fresh process: neither Ray nor an engine is so much as imported; nor torch, to read rows and make prompts."""
     code = f"""
 import sys
-from fiat_ray import config, planning
-planning.plan(config.load(dict(task="country_facts", limit=dict(train=2, validation=1, test=2), methods=["icl", "fiat"],
-    reasoner=dict(model={str(tiny)!r}, max_tokens=16), tunables=dict(xs=dict(model={str(tiny)!r})), languages=["el"])))
+from fiat_ray import config, planning, prepare
+asked = config.load(dict(task="country_facts", limit=dict(train=2, validation=1, test=2), methods=["icl", "fiat"],
+    reasoner=dict(model={str(tiny)!r}, max_tokens=16), tunables=dict(xs=dict(model={str(tiny)!r})), languages=["el"]))
+prepare.prepare(asked)
+print([name for name in ("torch", "ray", "vllm", "deepspeed", "mlflow", "scipy") if name in sys.modules])
+planning.plan(asked)
 print([name for name in ("ray", "vllm", "deepspeed", "mlflow") if name in sys.modules])
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["[]", "[]"]
 
 
 def test_thousands_of_real_rows_within_a_minute(data: Path) -> None:

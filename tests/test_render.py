@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,9 +13,10 @@ import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fiat_ray import models
 from fiat_ray.augmented import Example
 from fiat_ray.recipe import RECIPES, Recipe
-from fiat_ray.render import IGNORED, Prompt, Renderer, shown_rationale
+from fiat_ray.render import IGNORED, Prompt, Renderer, load_tokenizer, plain_tokenizer, shown_rationale
 from fiat_ray.task import ANSWER
 from fiat_ray.tune.tunable import supervised
 
@@ -224,3 +227,24 @@ def test_a_rationale_is_bounded_in_the_tunables_own_tokens(chat: Renderer, ratio
 def test_a_rationale_within_its_bound_is_whole(chat: Renderer) -> None:
     size = len(chat.content("rationale", RATIONALE).ids)
     assert shown_rationale(TASK, chat, RATIONALE, Recipe(), size) == RATIONALE
+
+
+def test_tokenizers_are_autotokenizers(tiny: Path) -> None:
+    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, TOKENIZER_MAPPING_NAMES
+
+    assert "llama" not in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS and TOKENIZER_MAPPING_NAMES.get("llama") is None, "it might be another class now"
+    for folder in (tiny, models.find(models.EMBEDDED)):
+        ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+        assert plain_tokenizer(folder) and type(ours) is type(theirs)
+        assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str() and ours.init_kwargs == theirs.init_kwargs
+        assert ours.chat_template == theirs.chat_template and ours.special_tokens_map == theirs.special_tokens_map
+
+
+def test_other_tokenizers_are_left_to_autotokenizer(tiny: Path, tmp_path: Path) -> None:
+    for name, key, value in (("config.json", "model_type", "qwen2"), ("tokenizer_config.json", "tokenizer_class", "LlamaTokenizer")):
+        folder = Path(shutil.copytree(tiny, tmp_path / key))
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: value}))
+        assert not plain_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("{")
+    assert not plain_tokenizer(folder) and not plain_tokenizer(tmp_path / "nowhere")

@@ -27,7 +27,7 @@ class Supervised:
 
 def token_budget(device: torch.device) -> int:
     """Tokens of a micro-batch: enough for matrix products at full speed."""
-    return 16384 if device.type == "cuda" else 1024
+    return 16384 if device.type == "cuda" else 2048
 
 
 def common_start(items: Sequence[Supervised]) -> int:
