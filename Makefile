@@ -43,7 +43,7 @@ bench-campaign: $(TRL)/installed  ## what a whole campaign takes beside a script
 	@.venv/bin/python -m benchmarks.campaigns $(TRL)
 
 test: $(INSTALLED)  ## the tests
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow" --numprocesses=2 --dist=loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	@$(PYTEST) -m slow

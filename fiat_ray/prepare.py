@@ -135,7 +135,7 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
 def make_renderer(role: str, folder: Path, instruction_tuned: bool = True) -> Renderer:
     """The renderer of the reasoner, which replies with a rationale, or of a tunable, which replies with the answer."""
     try:
-        if not plain_tokenizer(folder):  # else before a model starts, see ``check_models``
+        if not plain_tokenizer(folder):  # else where it is needed, see ``check_models``
             _check_config(folder)
         renderer = Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
         renderer.check()

@@ -28,6 +28,10 @@ READ_AT_ONCE = 1024
 """Rows of a Parquet file that are Python objects at one time."""
 
 
+MOST_BYTES = 4 << 30
+"""Of one file in an archive, unpacked; what is more is no table of rows, but something that fills the memory."""
+
+
 class Place(str):
     """Where a row stands, as people look it up: ``train.jsonl, row 12`` (rows count from 1, a CSV header is no row)."""
 
@@ -132,20 +136,27 @@ def text_field(row: dict[str, Any], field: str, place: Place) -> str:
 
 def _zip_members(data: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(data) as archive:
-        for name in sorted(archive.namelist()):
-            if _matches(name, pattern):
-                yield f"{data}:{name}", archive.read(name)
+        for member in sorted(archive.infolist(), key=lambda m: m.filename):
+            if _matches(member.filename, pattern):
+                _check_size(f"{data}:{member.filename}", member.file_size)
+                yield f"{data}:{member.filename}", archive.read(member)  # never more than the size that it states
 
 
 def _tar_members(data: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(data) as archive:
         for member in sorted(archive.getmembers(), key=lambda m: m.name):
             if member.isfile() and _matches(member.name, pattern):
+                _check_size(f"{data}:{member.name}", member.size)
                 content = archive.extractfile(member)
                 assert content is not None  # isfile() holds
                 yield f"{data}:{member.name}", content.read()
         while archive.fileobj is not None and archive.fileobj.read(1 << 20):
             pass  # gzip's checksum stands at its end, where tarfile does not look
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MOST_BYTES:
+        raise UserError(f"{name}: {size:,} bytes unpacked, more than the {MOST_BYTES:,} that are read of one file; share its rows out over several")
 
 
 def _matches(path: str, pattern: str) -> bool:

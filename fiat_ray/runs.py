@@ -18,7 +18,7 @@ from fiat_ray.campaign import on_validation
 from fiat_ray.collect import collect
 from fiat_ray.config import Config
 from fiat_ray.errors import Unfinished, UserError
-from fiat_ray.prepare import Prepared, describe, drawn, prepare
+from fiat_ray.prepare import Prepared, check_models, describe, drawn, prepare
 from fiat_ray.progress import Console
 from fiat_ray.reason.store import Store
 from fiat_ray.run_folder import RunFolder
@@ -52,6 +52,8 @@ def run_config(
     console.status("reading rows and measuring prompts …", "prepare")
     prepared = prepare(config, tasks)
     _announce(prepared, console)
+    if prepared.models != (folder.read_manifest() or {}).get("models"):  # a run that goes on with the models it has was checked when it began
+        check_models(prepared)
     disk.check(prepared, folder)
     if config.store:
         Store(config.store).check_writable()

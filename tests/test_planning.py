@@ -188,7 +188,7 @@ def test_described_in_110_columns(tiny: Path, tmp_path: Path) -> None:
         text = plan_text.describe(planning.plan(asked, towns()))
         assert max(map(len, text.splitlines())) <= WIDTH
         for said in ("towns", f"{keys} stored", "no_peft", "tunables.xs.pretrained", "roughly", costs.MEASURED_ON):
-            assert said in text
+            assert said in " ".join(text.split())  # a long path breaks lines elsewhere
         assert ("reasoning" in text.split("roughly")[1]) == (keys < 6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fiat_ray import rows
 from fiat_ray.errors import UserError
 from fiat_ray.rows import Place, one_file, parse_rows, placed_rows, read_rows, source_files, text_field
 
@@ -164,6 +166,22 @@ def packed(folder: Path, kind: str, files: dict[str, bytes]) -> Path:
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_file_that_unpacks_to_too_much_is_refused_unread(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = packed(tmp_path, kind, {"in/a.jsonl": bytes(10**6), "in/b.jsonl": b"{}"})
+    monkeypatch.setattr(rows, "MOST_BYTES", 10**5)
+    with pytest.raises(UserError, match=r"data.*:in/a.jsonl: 1,000,000 bytes unpacked, more than the 100,000 that are read of one file"):
+        list(source_files(data, "*.jsonl"))
+    assert one_file(data, "b.jsonl")[1] == b"{}", "it is nobody's"
+
+
+def test_an_archive_that_states_too_little_is_not_read_beyond_that(tmp_path: Path) -> None:
+    data = packed(tmp_path, "zip", {"a.jsonl": bytes(1000)})
+    data.write_bytes(data.read_bytes().replace(struct.pack("<L", 1000), struct.pack("<L", 10)))
+    with pytest.raises(UserError, match="cannot be read to its end"):
+        list(source_files(data, "a.jsonl"))
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])

@@ -10,7 +10,7 @@ import shutil
 import uuid
 
 from fiat_ray.cluster import check_shared, connect, resolved, unit
-from fiat_ray.prepare import Prepared, check_models
+from fiat_ray.prepare import Prepared
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.evaluation import Evaluation
@@ -76,7 +76,6 @@ def _left(reasoning: Reasoning, trials: Trials) -> str:
 
 
 def _connect(prepared: Prepared, run: RunFolder, console: Console) -> Hardware:
-    check_models(prepared)
     connect()
     found = unit(prepared.config.where)
     what = f"{found.gpus:g} GPU" if found.gpus else f"{found.cpus:g} CPUs"
