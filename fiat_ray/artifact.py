@@ -101,6 +101,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def valid(value: Any) -> Any:
+    """A JSON-able value; lone surrogates in it, which are no text, become question marks."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):

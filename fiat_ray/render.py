@@ -86,10 +86,11 @@ def plain_tokenizer(folder: Path) -> bool:
     """
     try:
         kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
-        named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))["tokenizer_class"]
+        tokenizer = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        plain = tokenizer["tokenizer_class"] in ("TokenizersBackend", "PreTrainedTokenizerFast") and "auto_map" not in tokenizer
     except (OSError, ValueError, LookupError, TypeError):  # AutoTokenizer says it better
         return False
-    return bool(kind == "llama" and named in ("TokenizersBackend", "PreTrainedTokenizerFast"))
+    return bool(kind == "llama" and plain)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

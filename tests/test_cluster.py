@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import ray
 from test_break import write_config
 
 from benchmarks.fault_surroundings import MlflowServer, Postgres, free_port
+from fiat_ray import cluster
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
@@ -66,6 +68,18 @@ def wait_for(environment: dict[str, str]) -> None:
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [RAY, "job", "submit", "--", sys.executable, str(ROOT / "jobs" / "run.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
+
+
+@pytest.mark.parametrize(("address", "said"), [("", "Ray did not start; its logs"), ("10.0.0.1:6379", r"Ray at 10.0.0.1:6379 \(RAY_ADDRESS\)")])
+def test_a_ray_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str, said: str) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")  # as Ray does
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError, match=rf"^{said}.*\(The current node timed out during startup.\)$"):
+        cluster.connect()
 
 
 START = """

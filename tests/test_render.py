@@ -242,9 +242,10 @@ def test_tokenizers_are_autotokenizers(tiny: Path) -> None:
 
 
 def test_other_tokenizers_are_left_to_autotokenizer(tiny: Path, tmp_path: Path) -> None:
-    for name, key, value in (("config.json", "model_type", "qwen2"), ("tokenizer_config.json", "tokenizer_class", "LlamaTokenizer")):
+    named = "tokenizer_config.json"
+    for name, key, value in (("config.json", "model_type", "qwen2"), (named, "tokenizer_class", "LlamaTokenizer"), (named, "auto_map", {})):
         folder = Path(shutil.copytree(tiny, tmp_path / key))
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: value}))
         assert not plain_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text("{")
+    (folder / named).write_text("{")
     assert not plain_tokenizer(folder) and not plain_tokenizer(tmp_path / "nowhere")
