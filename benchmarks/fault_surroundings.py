@@ -50,7 +50,7 @@ class Postgres:
 
     def __init__(self) -> None:
         self._folder, self._port = Path(tempfile.mkdtemp(prefix="postgres")), free_port()
-        self.uri = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        self.uri = f"postgresql+psycopg2://postgres@127.0.0.1:{self._port}/postgres"
         if os.geteuid() == 0:
             shutil.chown(self._folder, "postgres")
         self._run("initdb", "--pgdata", str(self._folder), "--username=postgres", "--auth=trust").wait()
