@@ -44,6 +44,7 @@ def moment(sitting: Sitting, stage: str, span: float, chance: random.Random) -> 
         before = sitting.answered()
         sitting.until(lambda: sitting.answered() > before, stage)
         span = 2.5
+    span = max(span, 5 * sitting.told.get("fsync", 0.0))
     later = time.monotonic() + chance.uniform(0, span)
     sitting.until(lambda: time.monotonic() >= later, stage)
     if not sitting.begun(stage):
@@ -125,14 +126,17 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 BACK = {"clock": -3600.0}
+SLOW = {"fsync": 0.3}
+"""To seal a set takes milliseconds: too short to be struck, but for a slow disk."""
 STOPS = {"patience": PATIENCE, "evaluator": {"patience": PATIENCE}, "environment": {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(PATIENCE)}}
 
 
 def faults(stage: str) -> list[Fault]:
     """Every kind that can strike ``stage`` of a campaign whose reasoner is a script. Full disks and limits of memory need root."""
-    found = [Fault("driver killed", stage, kill_driver), Fault("clock set back", stage, kill_driver, told=BACK)]
+    slow = SLOW if stage == "seal" else {}
+    found = [Fault("driver killed", stage, kill_driver, told=slow), Fault("clock set back", stage, kill_driver, told={**BACK, **slow})]
     if os.geteuid() == 0:
-        found.append(Fault("disk full", stage, fill_disk))
+        found.append(Fault("disk full", stage, fill_disk, told=slow))
     if stage in WORKERS:
         found.append(Fault("raylet killed", stage, kill_raylet))
         found.append(Fault("worker killed", stage, kill_worker, ends=False))

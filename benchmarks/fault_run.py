@@ -1,7 +1,7 @@
 """A campaign in a folder of its own, to be struck: started, watched, gone on with, and compared with one that nothing disturbed.
 
 ``python -m benchmarks.fault_run CONFIG PLACE`` is one sitting: ``fiat-ray run``. It notes when stages begin and end and when rows
-are answered, and has what the file ``told`` in PLACE says: a wrong clock, little patience, swaps that do not take.
+are answered, and has what the file ``told`` in PLACE says: a wrong clock, a slow disk, little patience, swaps that do not take.
 """
 
 from __future__ import annotations
@@ -219,6 +219,17 @@ def set_clock(seconds: float) -> None:
         time.time_ns = lambda: time.clock_gettime_ns(time.CLOCK_REALTIME) + int(seconds * 1e9)
 
 
+def slow_disk(seconds: float) -> None:
+    """What a file or a folder takes to be durable, in this process."""
+    fsync = os.fsync
+
+    def slow(handle: Any) -> None:
+        time.sleep(seconds)
+        fsync(handle)
+
+    os.fsync = slow
+
+
 def evaluator(deaf: bool = False, patience: float | None = None) -> Any:
     """``deaf``: its engine keeps its weights, whatever is swapped in. ``patience``: in seconds, once it has started."""
     from fiat_ray.evaluate import Evaluator
@@ -250,6 +261,7 @@ def sit(config: str, place: str, *overrides: str) -> int:
     folder = Path(place)
     told = json.loads((folder / "told").read_text())
     set_clock(told.get("clock", 0.0))
+    slow_disk(told.get("fsync", 0.0))
     from fiat_ray import augmented, cli, prepare, runs
     from fiat_ray.reason import stage
     from fiat_ray.schedule import evaluation, reasoning
