@@ -223,9 +223,9 @@ def slow_disk(seconds: float) -> None:
     """What a file or a folder takes to be durable, in this process."""
     fsync = os.fsync
 
-    def slow(handle: Any) -> None:
+    def slow(fd: Any) -> None:
         time.sleep(seconds)
-        fsync(handle)
+        fsync(fd)
 
     os.fsync = slow
 
