@@ -8,7 +8,6 @@ import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from sqlalchemy import create_engine, text
 from benchmarks.fault_kinds import WORKERS, Fault
 from benchmarks.fault_run import Sitting
 from tests.chat_server import ChatServer
+from tests.ports import free_port
 
 TROUBLES = {"429": "rate", "500": "broken", "garbage": "garbage", "half a response": "half", "nothing": "reset"}
 """What an endpoint answers → the word for it in ``tests/chat_server.py``."""
@@ -37,12 +37,6 @@ def trouble(chat: ChatServer, chance: random.Random) -> None:
         words += [""] * chance.randint(1, 5) + [word] * REQUESTS
     first = len(chat.requests)
     chat.trouble = lambda number: words[number - first] if number - first < len(words) else ""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Postgres:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,23 +135,19 @@ def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared
 
 def make_renderer(role: str, folder: Path, instruction_tuned: bool = True) -> Renderer:
     """The renderer of the reasoner, which replies with a rationale, or of a tunable, which replies with the answer."""
-    try:
+    with _usable(folder):
         if not plain_tokenizer(folder):  # else where it is needed, see ``check_models``
             _check_config(folder)
         renderer = Renderer(folder, reply="\n") if role == "reasoner" else Renderer(folder, chat=instruction_tuned)
         renderer.check()
-    except Exception as error:  # what is in somebody's files raises OSError, ValueError, TypeError, jinja's own, and more
-        raise _unusable(folder, error) from None
     return renderer
 
 
 def check_models(prepared: Prepared) -> None:
     """Raises ``UserError`` for a model whose config transformers does not take."""
     for folder in {budget.renderer.folder for budget in prepared.budgets}:
-        try:
+        with _usable(folder):
             _check_config(folder)
-        except Exception as error:
-            raise _unusable(folder, error) from None
 
 
 def _check_config(folder: Path) -> None:
@@ -159,8 +156,12 @@ def _check_config(folder: Path) -> None:
     AutoConfig.from_pretrained(folder)
 
 
-def _unusable(folder: Path, error: Exception) -> UserError:
-    return UserError(f"model {folder}: its config, tokenizer or chat template can't be used ({' '.join(str(error).split())[:200]})")
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # what is in somebody's files raises OSError, ValueError, TypeError, jinja's own, and more
+        raise UserError(f"model {folder}: its config, tokenizer or chat template can't be used ({' '.join(str(error).split())[:200]})") from None
 
 
 def context_length(folder: Path) -> int:

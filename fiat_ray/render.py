@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from fiat_ray.artifact import valid
 from fiat_ray.recipe import Recipe
 from fiat_ray.task import Task, Which, without_answer
 
@@ -71,12 +72,7 @@ def reasoner_turns(task: Task, exemplar_count: int, text: str, language: str, wh
 
 def chat_messages(turns: Sequence[Message]) -> list[dict[str, str]]:
     """Turns as chat endpoints take them, whose servers put their own template around them."""
-    return [{"role": role, "content": _valid("".join(texts))} for role, texts in turns]
-
-
-def _valid(text: str) -> str:
-    """A lone surrogate is no text that a tokenizer or an endpoint takes; it shows as a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return [{"role": role, "content": valid("".join(texts))} for role, texts in turns]
 
 
 def plain_tokenizer(folder: Path) -> bool:
@@ -161,8 +157,7 @@ class Renderer:
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each of many texts takes as content of a prompt; all at once, which is faster than one by one."""
-        valid = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return [len(ids) for ids in self.tokenizer(valid, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+        return [len(ids) for ids in self.tokenizer(valid(list(texts)), add_special_tokens=False, split_special_tokens=True)["input_ids"]]
 
     def target(self, text: str) -> Piece:
         """The supervised tokens: the answer and EOS."""
@@ -184,7 +179,7 @@ class Renderer:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _encode_content(self, text: str) -> tuple[int, ...]:
-        text = _valid(text)
+        text = valid(text)  # what a tokenizer takes
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
 
     @lru_cache(maxsize=256)  # noqa: B019 - a renderer lives as long as its process

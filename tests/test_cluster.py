@@ -16,9 +16,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
+from ports import free_port
 from test_break import write_config
 
-from benchmarks.fault_surroundings import MlflowServer, Postgres, free_port
+from benchmarks.fault_surroundings import MlflowServer, Postgres
 from fiat_ray import cluster
 
 ROOT = Path(__file__).parent.parent
@@ -65,9 +66,9 @@ def wait_for(environment: dict[str, str]) -> None:
         time.sleep(1)
 
 
-def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def submit(environment: dict[str, str], *arguments: str, seconds: float = 280) -> subprocess.CompletedProcess[str]:
     command = [RAY, "job", "submit", "--", sys.executable, str(ROOT / "jobs" / "run.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
 
 
 @pytest.mark.parametrize(("address", "said"), [("", "Ray did not start; its logs"), ("10.0.0.1:6379", r"Ray at 10.0.0.1:6379 \(RAY_ADDRESS\)")])
@@ -158,7 +159,7 @@ def test_the_demo_on_two_nodes_tracked_in_postgresql(head: dict[str, str], tmp_p
         unseen = submit(head, "demo", "--out", str(private / "demo"), f"tracking_uri={server.uri}")
         assert unseen.returncode != 0 and "does not see this folder; --out must lie on storage all nodes share" in unseen.stdout
 
-        done = submit(head, "demo", "--out", str(shared / "demo"), f"tracking_uri={server.uri}")
+        done = submit(head, "demo", "--out", str(shared / "demo"), f"tracking_uri={server.uri}", seconds=1100)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         assert "FIAT" in done.stdout
         assert server.runs() == 1 + len(list((shared / "demo").glob("trials/*")))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+from ports import free_port
 from pyarrow import fs
 from test_store import FEW, answered, finished, key, read
 
@@ -30,9 +31,7 @@ pytest.importorskip("moto", reason="the S3 server of the tests; `make setup` ins
 
 class Server:
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        self.port = free_port()
         self.log = folder / "requests.log"
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.log.open("w"))
