@@ -39,6 +39,9 @@ _ON_ANY: dict[str, dict[str, Any]] = {
 }
 _ON_GPU: dict[str, dict[str, Any]] = {
     "no checkpointing, Liger": {**PLAIN, "use_liger_kernel": True},
+    "no checkpointing, Liger, grouped by length": {**PLAIN, "use_liger_kernel": True, "train_sampling_strategy": "group_by_length"},
+    "no checkpointing, Liger, padding-free": {**PLAIN, "use_liger_kernel": True, "padding_free": True},
+    "no checkpointing, Liger, half at once": {**PLAIN, "use_liger_kernel": True, "at_once": 32},
     "no checkpointing, compiled": {**PLAIN, "torch_compile": True},
     "no checkpointing, padding-free, flash attention": {**PLAIN, "padding_free": True, "attention": "flash_attention_2"},
 }
@@ -67,6 +70,10 @@ class Work:
     @property
     def steps(self) -> int:
         return -(-len(self.rows) // self.batch)
+
+    def step(self, number: int) -> list[Supervised]:
+        """Its rows; the loss is the mean over its supervised tokens."""
+        return _supervised(self.rows[number * self.batch : (number + 1) * self.batch])
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
@@ -102,13 +109,15 @@ def bare(work: Work, at_once: int) -> list[Mark]:
     model = checkpoints.load(folder, precision(folder))
     if work.lora:
         model = checkpoints.add_lora(model, work.lora, work.seed)
+    if device.type == "cuda":
+        checkpoints.compile_layers(model)
     loss_of = SupervisedLoss(model.to(device).train())
     tuned = [p for p in model.parameters() if p.requires_grad]
     masters = [p.detach().float() for p in tuned]  # the same memory where parameters are float32
     optimizer = torch.optim.AdamW(masters, lr=work.learning_rate, weight_decay=0.0, fused=True)
     marks = [Mark(0.0, 0, 0, 0.0)]
     for step in range(work.steps):
-        items = _supervised(work.rows[step * work.batch : (step + 1) * work.batch])
+        items = work.step(step)
         total = torch.zeros((), device=device)
         shared = common_start(items)
         for batch in micro_batches(items, at_once, shared):
@@ -132,7 +141,6 @@ def bare(work: Work, at_once: int) -> list[Mark]:
 
 
 def _supervised(rows: Sequence[dict[str, list[int]]]) -> list[Supervised]:
-    """Rows of one step, whose loss is the mean over its supervised tokens."""
     starts = [row["labels"].count(IGNORED) for row in rows]
     pieces = [
         (Piece("input", "", tuple(row["input_ids"][:at])), Piece("target", "", tuple(row["input_ids"][at:])))

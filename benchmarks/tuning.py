@@ -5,6 +5,7 @@
     bare_loop_ratio    the same ÷ a bare PyTorch loop's, LoRA or full tuning, whichever is worse: what Ray, DeepSpeed and keeping a resumable
                        state cost (MLflow is written to after tuning, by the driver)
     loss_parity        largest relative difference from TRL's loss in 100 steps of a tiny model, LoRA or full tuning
+    mfu                on a GPU: FLOPs that full tuning of a model of 0.6 billion parameters really needs (``benchmarks.flops``), a second, ÷ ``PEAK``
 
 Cross-lingual QA, the embedded model, ``BATCH`` rows in a step; one sequence of rows for all, on as many threads as there are CPUs, long enough for
 the fastest to take ``SECONDS`` after the first step, which does not count. Rows are read from the folder that ``FIAT_DATA`` names (default
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks.baselines import VARIANTS, Mark, Work, bare, environment, trl
+from benchmarks.flops import flops_of_step
 from benchmarks.reasoning import DATA
 from fiat_ray import config as configs
 from fiat_ray import models, runs
@@ -36,10 +41,13 @@ from fiat_ray.predict import shown_rationales
 from fiat_ray.prepare import Prepared, prepare
 from fiat_ray.progress import Console
 from fiat_ray.render import Renderer
+from fiat_ray.tune.memory import FULL_SPEED
 from fiat_ray.tune.resume import KEEP_SECONDS, MOST_SHARE
 from fiat_ray.tune.tunable import supervised
 
-SECONDS, ROUNDS, BATCH = 60, 3, 8
+SECONDS, ROUNDS = 60, 3
+ON_GPU = torch.cuda.is_available()
+BATCH = 64 if ON_GPU else 8
 TRIED_STEPS = 2
 """Of each way that is tried, the first one not counted."""
 PARITY_STEPS = 100
@@ -47,8 +55,24 @@ KEEP_AFTER = 20.0
 """Seconds after which a trial's state is kept here, so that it happens in a run of a minute; what it costs is then spread over ``KEEP_SECONDS``."""
 
 METHODS = {"LoRA": "no_cot", "full": "full_instructed"}
-MICRO_BATCHES = {"packed": 2048, "in smaller packs": 1024, "one by one": 1}
+MOST = FULL_SPEED["cuda" if ON_GPU else "cpu"]
+MICRO_BATCHES = {"packed": MOST, "in smaller packs": MOST // 2, "one by one": 1}
 """Tokens that a bare loop takes at once."""
+
+PEAK = 989e12
+"""FLOP/s of an H100 or H200 in bfloat16, as its data sheet has it for dense products."""
+SHAPE = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+"""Of Qwen3-0.6B."""
+MFU_BATCH, MFU_STEPS = 256, 60
 
 Values = dict[str, Any]
 """A config's."""
@@ -119,12 +143,14 @@ def main(trl: Path) -> int:
         print(f"compared over 1 + {steps - 1} steps of {BATCH} rows: TRL's {best!r}, the loop's {loop!r}", flush=True)
         rates = _compare(bench, place, steps, loop, best)
         parity = max(_parity(bench, place, how) for how in METHODS)
+        mfu = _mfu(bench, place) if ON_GPU else None
     ratio = rates["LoRA ours"] / rates["LoRA trl"]
     figures = {
         "trl_best_ratio": ratio,
         "trl_default_ratio": ratio * tried[best].rate / tried["defaults"].rate,
         "bare_loop_ratio": min(rates[f"{how} ours"] / rates[f"{how} bare"] for how in METHODS),
         "loss_parity": parity,
+        **({"mfu": mfu} if mfu else {}),
     }
     print(json.dumps(figures))
     return 0
@@ -236,6 +262,22 @@ def _parity(bench: Bench, place: Path, how: str) -> float:
     ours, theirs = ([mark.loss for mark in run.marks] for run in found.values())
     print(f"loss, {how}: {theirs[0]:.4f} to {theirs[-1]:.4f}; largest difference from TRL's {largest_difference(ours, theirs):.2%}", flush=True)
     return largest_difference(ours, theirs)
+
+
+def _mfu(bench: Bench, place: Path) -> float:
+    """Full tuning of random weights of ``SHAPE``, with the embedded model's tokenizer."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    folder, embedded = place / "0.6b", models.find(models.EMBEDDED)
+    config = Qwen3Config(**SHAPE, dtype=torch.bfloat16)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    for path in embedded.iterdir():
+        if path.suffix == ".jinja" or path.name.startswith("tokenizer"):
+            shutil.copy(path, folder)
+    given = _write(place, "mfu", config_of("full", MFU_STEPS, str(folder)) | {"batch_size": MFU_BATCH})
+    work, found = Work.read(given["work"]), bench.must("ours", "trial", given["config"])
+    needed = sum(flops_of_step(config, work.step(step)) for step in range(1, work.steps))
+    return needed / (found.marks[-1].clock - found.marks[0].clock - sum(found.kept)) / PEAK
 
 
 def _ours(values: Values) -> Found:

@@ -314,6 +314,7 @@ def _check_numbers(config: Config) -> None:
         "validation.rows": config.validation.rows,
         "where.replicas": config.where.replicas,
         "where.workers": config.where.workers,
+        "where.tunings_per_gpu": config.where.tunings_per_gpu,
         "where.gpu_hour_price": config.where.gpu_hour_price,
         "max_gpu_hours": config.max_gpu_hours,
         "max_cost": config.max_cost,

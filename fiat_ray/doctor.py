@@ -170,7 +170,13 @@ def cluster() -> Iterator[Finding]:
 
 
 def compiler() -> Iterator[Finding]:
-    yield Finding("ok", f"C++ compiler: {'there' if shutil.which('g++') else 'none'}, and none is needed")
+    import torch
+
+    there, needed = bool(shutil.which("gcc") or shutil.which("clang")), torch.cuda.is_available()
+    if needed and not there:
+        yield Finding("FAIL", "no C compiler, and kernels for GPUs are built at their first use", "install gcc")
+    else:
+        yield Finding("ok", f"C compiler: {'there' if there else 'none'}{'' if needed else ', and without a GPU none is needed'}")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

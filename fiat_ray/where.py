@@ -28,6 +28,8 @@ class Where:
     """Reasoner engines side by side."""
     workers: int = 1
     """Workers of one tuning, data-parallel."""
+    tunings_per_gpu: int = 1
+    """Tunings of one worker side by side on one GPU: small ones leave most of it idle."""
     zero: Literal[0, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
     throughput: Throughput | None = None

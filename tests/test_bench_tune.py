@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+import torch
 
 from benchmarks import tuning
 from benchmarks.baselines import Mark, Work, environment
+from benchmarks.flops import flops_of_step
 from benchmarks.tuning import Found, check_same, config_of, largest_difference, work_of
 from fiat_ray import config as configs
 from fiat_ray import runs
@@ -23,11 +25,37 @@ from fiat_ray.prepare import prepare
 from fiat_ray.progress import Console
 from fiat_ray.render import IGNORED, Renderer
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.tune.batches import common_start
 from fiat_ray.tune.tunable import supervised
 
 STEPS = 3
 TRL = Path(sys.prefix) / "bench"
 """Where ``make bench-tune`` puts it."""
+
+
+def test_flops_of_a_step_are_those_of_its_products() -> None:
+    """Counted by torch in a forward and backward pass of each prompt alone; then what all begin with is taken off."""
+    from test_memory import items
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = Qwen3Config(**sizes, vocab_size=60)
+    model = Qwen3ForCausalLM(config)
+    rows = items([30, 50])
+    start = common_start(rows)
+    assert start == 4
+    with FlopCounterMode(display=False) as counter:
+        for row in rows:
+            ids = torch.tensor([row.prompt.ids])
+            model(ids, use_cache=False, logits_to_keep=row.tokens).logits.sum().backward()
+    linear = counter.get_flop_counts()["Global"]
+    products = sum(flops for kind, flops in linear.items() if kind in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    weights = sum(p.numel() for name, p in model.model.layers.named_parameters() if p.ndim == 2)
+    twice = 6 * weights * start  # of the second prompt, whose start is the first one's
+    pairs = start * (start + 1) // 2 + sum(n * start + n * (n + 1) // 2 for n in (30 - start, 50 - start))
+    attention = 3 * 4 * 3 * 4 * 16 * pairs
+    assert flops_of_step(config, rows) == products - twice + attention
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def test_this_environment_is_fit_and_nothing_is_started() -> None:
     assert lines.pop() == f"[] {sum(line.startswith('FAIL') for line in lines)}"
     assert lines.pop().startswith(f"{len(lines)} checks:")
     assert all(line.startswith(("ok   ", "warn ", "FAIL ")) for line in lines)
-    for said in ("Python 3.11", "packages", "CPU core", "memory", "free in", "/dev/shm", "GPU", "embedded model", "Ray", "C++"):
+    for said in ("Python 3.11", "packages", "CPU core", "memory", "free in", "/dev/shm", "GPU", "embedded model", "Ray", "C compiler"):
         assert any(said in line for line in lines), said
 
 

@@ -24,7 +24,9 @@ from fiat_ray.reason.reasoners import ScriptedReasoner
 from fiat_ray.reason.stage import reason
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.spending import Spending
+from fiat_ray.schedule.tuning import Tuning
 from fiat_ray.tune.lane import Board
+from fiat_ray.where import Where
 
 bench = test_reason_stage.bench
 
@@ -47,6 +49,32 @@ def test_what_counts_is_time_in_use_times_gpus(gpus: int, weight: int) -> None:
     used = hardware.gpu_seconds
     time.sleep(0.05)
     assert hardware.gpu_seconds == used
+
+
+def test_tunings_that_share_a_gpu_fill_it_and_count_once() -> None:
+    hardware, done = Hardware(Unit(1, 1, 1)), threading.Event()
+
+    def work() -> object:
+        done.wait(10)
+        return lambda: None
+
+    for _ in range(3):
+        assert hardware.free(1 / 3)
+        hardware.start(1 / 3, work)  # type: ignore[arg-type]
+    assert not hardware.free(1 / 3) and not hardware.free(1)
+    start = hardware.gpu_seconds
+    time.sleep(0.2)
+    assert hardware.gpu_seconds - start == pytest.approx(0.2, rel=0.3)
+    done.set()
+    while hardware.busy:
+        assert hardware.deal_with_next()
+    assert hardware.free(1)
+
+
+@pytest.mark.parametrize(("unit", "where", "share"), [(Unit(1, 1, 4), {}, 0.25), (Unit(1, 1, 4), {"workers": 2}, 1), (Unit(2, 0, 1), {}, 1)])
+def test_only_tunings_of_one_worker_share_a_gpu(unit: Unit, where: dict[str, int], share: float) -> None:
+    tuning = Tuning(None, None, None, None, Where(tunings_per_gpu=4, **where), Path())  # type: ignore[arg-type]
+    assert tuning.share(Hardware(unit)) == share
 
 
 def spending(path: Path, **limits: object) -> Spending:

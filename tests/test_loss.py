@@ -23,6 +23,8 @@ from fiat_ray.tune.tunable import supervised
 from fiat_ray.tune.validate import answer, label_losses, validate
 
 CPU = torch.device("cpu")
+BUDGET = 2048
+"""Tokens that go through a model at once."""
 TASK = tiny_model.task()
 INPUTS = ["short", "question: কোন শহর? context: " + "The town lies at the river. " * 8, "question: x context: " + "two roads " * 20, "q"]
 TARGETS = ["yes", "two roads meet", "no", "the town at the river"]
@@ -129,7 +131,7 @@ def test_answers_are_those_of_transformers_own_generation(tmp_path: Path, bos: b
         done = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=renderer.eos)
         expected.append(renderer.decode(done[0, len(prompt.ids) :].tolist()))
     with torch.no_grad():
-        found, loss = answer(ours, renderer, prompts, TARGETS, 12)
+        found, loss = answer(ours, renderer, prompts, TARGETS, 12, BUDGET)
         gold = [plain_loss(plain, prompt + [renderer.target(text)]) for prompt, text in zip(prompts, TARGETS, strict=True)]
     assert found == expected and any(expected)
     assert loss == pytest.approx(sum(float(losses.sum()) for losses in gold), abs=1e-3)
@@ -150,7 +152,7 @@ def test_an_answer_ends_at_eos(tiny: Path, renderer: Renderer) -> None:
     hook = model.lm_head.register_forward_hook(say)
     try:
         with torch.no_grad():
-            found, _ = answer(model, renderer, prompts, TARGETS, 4)
+            found, _ = answer(model, renderer, prompts, TARGETS, 4, BUDGET)
     finally:
         hook.remove()
     assert found == [renderer.decode(ids) for ids in ([70, 71], [], [75], [80, 81, 82, 83])]
@@ -160,7 +162,7 @@ def test_label_losses_are_those_of_each_label_alone(packed_model: Any, plain_mod
     labels = ["no", "yes", "the town at the river"]  # of different numbers of tokens
     prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
     with torch.no_grad():
-        found = label_losses(packed_model, renderer, prompts, labels)
+        found = label_losses(packed_model, renderer, prompts, labels, BUDGET)
         expected = [[float(plain_loss(plain_model, prompt + [renderer.target(label)]).sum()) for label in labels] for prompt in prompts]
     assert found.shape == (len(prompts), len(labels))
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -171,7 +173,7 @@ def test_labels_of_one_token_are_compared_by_it_alone(packed_model: Any, plain_m
     assert [len(ids) for ids in tokens] == [1, 1]
     prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
     with torch.no_grad():
-        found = label_losses(packed_model, renderer, prompts, ["a", "b"])
+        found = label_losses(packed_model, renderer, prompts, ["a", "b"], BUDGET)
         last = torch.stack([plain_model(torch.tensor([prompt.ids])).logits[0, -1] for prompt in prompts])
     np.testing.assert_allclose(found, -last.log_softmax(-1)[:, [ids[0] for ids in tokens]], atol=1e-4)
 
@@ -204,13 +206,13 @@ def test_validation_scores_what_test_will_and_leaves_the_model_in_training(tiny:
     model = checkpoints.load(tiny, torch.float32).train()
     task = tiny_model.task(labels=labels)
     rows = examples({"bn": 4, "hi": 4}, labels or ("two roads",))
-    found = validate(model, renderer, task, RECIPES["fiat"], rows, {rows[0].id: "because"}, 6)
+    found = validate(model, renderer, task, RECIPES["fiat"], rows, {rows[0].id: "because"}, 6, BUDGET)
     assert model.training and found.metric == ("auc_pr" if labels else "f1")
     assert found.value is not None and 0 <= found.value <= 100
     prompts = [renderer.tunable_prompt(task, e.input, "because" if e is rows[0] else None, RECIPES["fiat"]) for e in rows]
     with torch.no_grad():
         if labels:
-            expected = label_losses(model, renderer, prompts, labels)[range(len(rows)), [labels.index(e.targets[0]) for e in rows]].mean()
+            expected = label_losses(model, renderer, prompts, labels, BUDGET)[range(len(rows)), [labels.index(e.targets[0]) for e in rows]].mean()
         else:
             gold = [prompt + [renderer.target(e.targets[0])] for prompt, e in zip(prompts, rows, strict=True)]
             expected = torch.cat([token_losses(model, pack([Supervised(prompt, 1.0)], CPU))[0] for prompt in gold]).mean().item()

@@ -58,7 +58,7 @@ def deepspeed_curves(rank: int, workers: int, folder: Path) -> None:
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{workers}", rank=rank, world_size=workers)
     _quiet_deepspeed()
-    tunables.token_budget = lambda _: BUDGET
+    tunables.memory.FULL_SPEED["cpu"] = BUDGET
     found: Curves = {}
     for method, zero, dtype in product(METHODS, (0, 2, 3), (torch.float32, torch.bfloat16)):
         tunables.precision = lambda _, dtype=dtype: dtype

@@ -15,7 +15,7 @@ from fiat_ray.cluster import Unit
 class Hardware:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
-        self.busy = 0
+        self.busy = 0.0
         """Units in use."""
         self._gpu_seconds, self._counted = 0.0, time.monotonic()
         self._ended: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -26,11 +26,11 @@ class Hardware:
         self._occupy(0)
         return self._gpu_seconds
 
-    def free(self, units: int) -> bool:
+    def free(self, units: float) -> bool:
         """Whether so many units are free; something may always run, also where a tuning wants more than there is at once."""
-        return self.busy == 0 or self.busy + units <= self.unit.count
+        return self.busy == 0 or round(self.busy + units, 6) <= self.unit.count
 
-    def start(self, units: int, work: Callable[..., Callable[[], None]], *arguments: Any) -> None:
+    def start(self, units: float, work: Callable[..., Callable[[], None]], *arguments: Any) -> None:
         """Run ``work`` in a thread; what it returns, or its error, is dealt with by the deciding thread (see ``deal_with_next``)."""
         self._occupy(units)
 
@@ -52,15 +52,15 @@ class Hardware:
         after()
         return True
 
-    def _end(self, units: int, after: Callable[[], None]) -> None:
+    def _end(self, units: float, after: Callable[[], None]) -> None:
         self._occupy(-units)
         after()
 
-    def _occupy(self, units: int) -> None:
+    def _occupy(self, units: float) -> None:
         now = time.monotonic()
         self._gpu_seconds += (now - self._counted) * self.busy * max(1.0, self.unit.gpus)
         self._counted = now
-        self.busy += units
+        self.busy = round(self.busy + units, 6)  # thirds of a unit add up to it
 
 
 def _raise(error: BaseException) -> None:

@@ -48,11 +48,16 @@ class Tuning:
             ray.get(self._board.add.remote(ready))
             self._trials.to_tune = [t for t in self._trials.to_tune if t not in ready]
             self._waiting += len(ready)
-        while self._waiting and hardware.free(self._where.workers):
+        units = self._where.workers * self.share(hardware)
+        while self._waiting and hardware.free(units):
             self._waiting -= 1  # a lane for each, as long as there is room; what more it takes is seen when it ends
             name = f"lane-{uuid.uuid4().hex[:8]}"
             self._lanes.add(name)
-            hardware.start(self._where.workers, self._lane, hardware, name)
+            hardware.start(units, self._lane, hardware, name)
+
+    def share(self, hardware: Hardware) -> float:
+        """Of a unit, for one worker."""
+        return 1 / self._where.tunings_per_gpu if hardware.unit.gpus and self._where.workers == 1 else 1.0
 
     def stop(self) -> None:
         """Lanes end with the trial they are at."""
@@ -80,7 +85,7 @@ class Tuning:
     def _lane(self, hardware: Hardware, name: str) -> Callable[[], None]:
         from fiat_ray.tune.lane import run_lane
 
-        workers, unit = self._where.workers, hardware.unit
+        workers, unit, share = self._where.workers, hardware.unit, self.share(hardware)
         self._console.line(f"tune: starting {name} with {workers} worker(s)", "tune", workers=workers)
         error: str | None = None
         try:
@@ -89,8 +94,8 @@ class Tuning:
                 self._board,
                 self._run.path,
                 workers=workers,
-                cpus=unit.cpus,
-                gpus=min(1, unit.gpus),
+                cpus=unit.cpus * share,
+                gpus=min(1, unit.gpus) * share,
                 zero=self._where.zero,
                 storage=self._storage,
             )

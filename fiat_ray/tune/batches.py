@@ -6,10 +6,12 @@ import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 
 from fiat_ray.render import Prompt
+from fiat_ray.tune.attention import plan
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,6 @@ class Supervised:
     @property
     def tokens(self) -> int:
         return len(self.prompt.pieces[-1].ids)
-
-
-def token_budget(device: torch.device) -> int:
-    """Tokens of a micro-batch: enough for matrix products at full speed."""
-    return 16384 if device.type == "cuda" else 2048
 
 
 def common_start(items: Sequence[Supervised]) -> int:
@@ -71,6 +68,12 @@ class Packed:
     """Where prompts begin, and the end."""
     shared: int
     """So many tokens of the first prompt stand before each of the others too."""
+
+    def attention(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What ``tune.attention`` is to be told, for a model of this precision."""
+        if self.input_ids.is_cuda and dtype == torch.bfloat16:
+            return {"plan": plan(self.bounds, self.shared, self.input_ids.device)}
+        return {"bounds": self.bounds, "shared": self.shared}
 
 
 def pack(batch: Sequence[Supervised], device: torch.device, shared: int = 0) -> Packed:

@@ -75,7 +75,7 @@ def run_lane(name: str, board: Any, run: Path, *, workers: int, cpus: float, gpu
     resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"lane": name, "board": board, "run": str(run), "zero": zero, "threads": int(max(1, cpus))},
+        train_loop_config={"lane": name, "board": board, "run": str(run), "zero": zero, "threads": int(max(1, cpus)), "share": gpus or 1.0},
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
         # A name of its own: Ray Train resumes a run whose name it has seen.
         run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
@@ -112,7 +112,7 @@ def _work(config: dict[str, Any]) -> None:
         if trial is None:
             return
         try:
-            run_trial(trial, run, config["zero"], say(trial))
+            run_trial(trial, run, config["zero"], config["share"], say(trial))
             end = Report(trial.name, "tuned", ended=True)
         except Exception as error:
             if dist.get_world_size() > 1:

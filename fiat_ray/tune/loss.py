@@ -30,6 +30,6 @@ def token_losses(model: nn.Module, batch: Packed) -> tuple[torch.Tensor, torch.T
     """
     positions = (batch.labels != IGNORED).nonzero(as_tuple=True)[0]
     before = positions - 1  # the token before predicts the token
-    packing = {"position_ids": batch.position_ids, "bounds": batch.bounds, "shared": batch.shared}
-    output = model(input_ids=batch.input_ids, **packing, use_cache=False, logits_to_keep=before)
+    packing = batch.attention(model.dtype)
+    output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **packing, use_cache=False, logits_to_keep=before)
     return cross_entropy(output.logits[0].float(), batch.labels[positions], reduction="none"), positions

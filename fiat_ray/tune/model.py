@@ -40,6 +40,16 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     return add_up_in_product(get_peft_model(model, lora_config(lora), autocast_adapter_dtype=False))
 
 
+def compile_layers(model: Any) -> None:
+    """Norms, rotation, SwiGLU and sums of each layer become few kernels, forward and back: they are passes over memory, and launches, which a GPU
+    waits for more than for products. All layers share what is compiled; sizes are left open."""
+    from torch.fx.experimental import _config
+
+    _config.use_duck_shape = False  # type: ignore[attr-defined]  # else two sizes that happen to be equal once are taken to be always
+    for layer in model.get_decoder().layers:
+        layer.compile(dynamic=True)
+
+
 def lora_config(lora: Lora) -> Any:
     """The same in PEFT's words."""
     from peft import LoraConfig

@@ -45,17 +45,19 @@ class Best:
     state: dict[str, torch.Tensor]
 
 
-def run_trial(trial: Trial, run: RunFolder, zero: int, progress: Progress) -> None:
+def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: Progress) -> None:
     """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, ``validation.parquet``, and last ``trial.json``.
 
-    All workers of a trial run this together. One that was broken off goes on from where it was kept (see ``tune.resume``).
+    All workers of a trial run this together; ``share``: of a GPU, for each. One that was broken off goes on from where it was kept (see
+    ``tune.resume``).
     """
     task = run.load_task(trial.task)
     renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
     examples = run.examples(trial.task, with_rationales=trial.recipe.cot != "none")
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
     seal = augmented.read_seal(run.augmented(trial.task)) if trial.recipe.cot != "none" else None
-    session = _Session(trial, task, renderer, examples, rationales, seal["fingerprint"] if seal else None, run.trial(trial.name), zero, progress)
+    fingerprint = seal["fingerprint"] if seal else None
+    session = _Session(trial, task, renderer, examples, rationales, fingerprint, run.trial(trial.name), zero, share, progress)
     for learning_rate in trial.learning_rates:
         session.tune(learning_rate)
     if dist.get_rank() == 0:
@@ -76,11 +78,12 @@ class _Session:
         seal: str | None,
         folder: Path,
         zero: int,
+        share: float,
         progress: Progress,
     ) -> None:
         """``seal``: fingerprint of the augmented set that is trained on; None without CoT."""
         self.trial, self.task, self.renderer, self.rationales, self.seal = trial, task, renderer, rationales, seal
-        self.folder, self.zero, self.progress = folder, zero, progress
+        self.folder, self.zero, self.share, self.progress = folder, zero, share, progress
         self.train = train_subset([e for e in examples if e.split == "train"], trial.train_size)
         self.validation = validation_subset([e for e in examples if e.split == "validation"], trial.validation_rows)
         self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
@@ -103,7 +106,7 @@ class _Session:
             return  # done with before the break-off
         self.kept = None
         trial, done = self.trial, kept.progress["tunable"]["step"] if kept else 0
-        tunable = DeepSpeedTunable(trial, self.task, self.renderer, models.find(trial.model), learning_rate, self.steps, self.zero, kept)
+        tunable = DeepSpeedTunable(trial, self.task, self.renderer, models.find(trial.model), learning_rate, self.steps, self.zero, self.share, kept)
         batches = islice(steps_of(self.train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix), done, None)
         start = time.perf_counter() - (kept.progress["seconds_of_rate"] if kept else 0)
         validated = {round(at * self.steps / self.trial.validations) for at in range(self.trial.validations + 1)}
@@ -133,7 +136,8 @@ class _Session:
         if step == 0 and self.history:  # the same model as under the first learning rate
             self.history.append(self.history[0] | {"learning_rate": learning_rate})
             return
-        found = validate(tunable.model, self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)
+        asked = (self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)
+        found = validate(tunable.model, *asked, tunable.passes.without_gradients)
         agreed = [found]  # rounding may differ between GPUs, and all workers must keep the same step
         dist.broadcast_object_list(agreed)
         found = agreed[0]

@@ -15,8 +15,9 @@ from fiat_ray.campaign import Trial
 from fiat_ray.recipe import Recipe
 from fiat_ray.render import Renderer
 from fiat_ray.task import Task
+from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
-from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack, token_budget
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.resume import Kept
 
@@ -35,11 +36,20 @@ PROGRESS = ("step", "losses", "tokens", "supervised_tokens")
 
 class DeepSpeedTunable:
     def __init__(
-        self, trial: Trial, task: Task, renderer: Renderer, folder: Path, learning_rate: float, steps: int, zero: int, kept: Kept | None = None
+        self,
+        trial: Trial,
+        task: Task,
+        renderer: Renderer,
+        folder: Path,
+        learning_rate: float,
+        steps: int,
+        zero: int,
+        share: float = 1.0,
+        kept: Kept | None = None,
     ) -> None:
-        """``kept``: where to go on from; ``tunable`` of its progress is what ``progress`` gave."""
+        """``share``: of a GPU's memory. ``kept``: where to go on from; ``tunable`` of its progress is what ``progress`` gave."""
         self.trial, self.task, self.renderer = trial, task, renderer
-        self._folder, self._learning_rate, self._steps, self._zero, self._kept = folder, learning_rate, steps, zero, kept
+        self._folder, self._learning_rate, self._steps, self._zero, self._share, self._kept = folder, learning_rate, steps, zero, share, kept
         self.step = 0
         """Updates so far."""
         self.losses: list[float] = []
@@ -57,9 +67,14 @@ class DeepSpeedTunable:
         if self.trial.recipe.peft:
             self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
+        self.passes = self._passes(sum(p.numel() for p in tuned))
+        if self.passes.checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if torch.cuda.is_available() and self._zero != 3:  # whose hooks gather weights layer by layer
+            checkpoints.compile_layers(self.model)
         # torch's AdamW: DeepSpeed's own compiles C++ on first use.
         optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0, fused=True)
-        self.engine, *_ = deepspeed.initialize(model=SupervisedLoss(self.model), optimizer=optimizer, config=self._deepspeed_config())
+        self.engine, *_ = deepspeed.initialize(model=SupervisedLoss(self.model.train()), optimizer=optimizer, config=self._deepspeed_config())
         self.device = self.engine.device
         if self._kept:
             for name in PROGRESS:
@@ -82,7 +97,7 @@ class DeepSpeedTunable:
         self.tokens += sum(len(item.prompt) for item in items)
         self.supervised_tokens += sum(item.tokens for item in items)
         shared = common_start(items)
-        batches = micro_batches(items, token_budget(self.device), shared)
+        batches = micro_batches(items, self.passes.tokens, shared)
         idle = [Supervised(batches[-1][-1].prompt, 0.0)]
         batches += [idle] * (-len(batches) % world)
         mine = batches[rank::world]
@@ -121,6 +136,13 @@ class DeepSpeedTunable:
         if hasattr(self, "engine"):
             self.engine.destroy()
             del self.engine
+
+    def _passes(self, tuned: int) -> memory.Passes:
+        dtype, device = self.model.dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        frozen = sum(p.numel() for p in self.model.parameters()) - tuned
+        state = memory.state_bytes(frozen, tuned, dtype == torch.bfloat16, dist.get_world_size())
+        room = int(memory.of_device(device, self._share) * memory.USABLE) - state
+        return memory.passes(self.model.config, dtype, room, self.trial.max_length, memory.FULL_SPEED[device.type])
 
     def _deepspeed_config(self) -> dict[str, Any]:
         half = self.model.dtype == torch.bfloat16

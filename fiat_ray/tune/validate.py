@@ -18,7 +18,7 @@ from fiat_ray.recipe import Recipe
 from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.scoring import score_predictions
 from fiat_ray.task import Task
-from fiat_ray.tune.batches import Supervised, micro_batches, pack, token_budget
+from fiat_ray.tune.batches import Supervised, micro_batches, pack
 from fiat_ray.tune.loss import token_losses
 
 
@@ -48,17 +48,39 @@ def _or_less(value: float | None) -> float:
 
 @torch.no_grad()
 def validate(
-    model: Any, renderer: Renderer, task: Task, recipe: Recipe, examples: Sequence[Example], rationales: Mapping[str, str], max_tokens: int
+    model: Any,
+    renderer: Renderer,
+    task: Task,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    rationales: Mapping[str, str],
+    max_tokens: int,
+    at_once: int,
+) -> Validation:
+    """``at_once``: most tokens that go through the model together."""
+    with torch.compiler.set_stance("force_eager"):  # what is compiled is compiled for gradients
+        return _validate(model, renderer, task, recipe, examples, rationales, max_tokens, at_once)
+
+
+def _validate(
+    model: Any,
+    renderer: Renderer,
+    task: Task,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    rationales: Mapping[str, str],
+    max_tokens: int,
+    at_once: int,
 ) -> Validation:
     model.eval()
     prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), recipe) for e in examples]
     gold = [e.targets[0] for e in examples]
     if task.labels:
-        losses = label_losses(model, renderer, prompts, task.labels)
+        losses = label_losses(model, renderer, prompts, task.labels, at_once)
         loss = losses[np.arange(len(gold)), [task.labels.index(label) for label in gold]].sum()
         predictions = label_predictions(-losses, task.labels)
     else:
-        answers, loss = answer(model, renderer, prompts, gold, max_tokens)
+        answers, loss = answer(model, renderer, prompts, gold, max_tokens, at_once)
         predictions = [Prediction(text, None) for text in answers]
     model.train()
     units = len(gold) if task.labels else sum(len(renderer.target(text).ids) for text in gold)
@@ -69,12 +91,12 @@ def validate(
     return Validation(selecting_metric(task.metric, task.labels), named, float(loss) / max(1, units), rows)
 
 
-def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int) -> tuple[list[str], float]:
+def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int, at_once: int) -> tuple[list[str], float]:
     """Greedy answers, in order, and Σ cross-entropy of the gold answers. One pass over a prompt serves both."""
     items = [Supervised(prompt + [renderer.target(text)], 1.0) for prompt, text in zip(prompts, gold, strict=True)]
     answers: list[str] = []
     total = 0.0
-    for batch in micro_batches(items, 4 * token_budget(model.device)):
+    for batch in micro_batches(items, at_once):
         found, loss = _answer_batch(model, renderer.eos, batch, max_tokens)
         answers += [renderer.decode(ids) for ids in found]
         total += loss
@@ -85,7 +107,7 @@ def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens:
     """Prompts and gold answers pass packed, without padding; then the prompts' part of the cache is laid out for decoding side by side."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     packed = pack(batch, model.device)
-    output = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, bounds=packed.bounds, use_cache=True)
+    output = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, **packed.attention(causal.dtype), use_cache=True)
     positions = (packed.labels != IGNORED).nonzero(as_tuple=True)[0]
     loss = cross_entropy(causal.lm_head(output.last_hidden_state[0, positions - 1]).float(), packed.labels[positions], reduction="sum")
     lengths = [len(item.prompt) - item.tokens for item in batch]
@@ -124,28 +146,29 @@ def _side_by_side(packed: Any, bounds: Sequence[int], lengths: Sequence[int]) ->
     return cache, torch.tensor(seen, device=packed.layers[0].keys.device)
 
 
-def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labels: Sequence[str]) -> np.ndarray:
+def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labels: Sequence[str], at_once: int) -> np.ndarray:
     """−log P(label | prompt), shape (prompts, labels), as the engine scores labels: see ``predict.one_token_each``."""
     answers = [renderer.answer_ids(label) for label in labels]
     if one_token_each(answers):
-        return _next_token_losses(model, prompts, [ids[0] for ids in answers])
+        return _next_token_losses(model, prompts, [ids[0] for ids in answers], at_once)
     endings = [renderer.target(label) for label in labels]
     items = [Supervised(prompt + [ending], 1.0) for prompt in prompts for ending in endings]
     sums: list[float] = []
-    for batch in micro_batches(items, token_budget(model.device)):
+    for batch in micro_batches(items, at_once):
         losses, positions = token_losses(model, pack(batch, model.device))
         at = torch.tensor(list(accumulate(len(item.prompt) for item in batch)), device=model.device)
         sums += torch.zeros(len(batch), device=model.device).index_add(0, torch.bucketize(positions, at, right=True), losses).tolist()
     return np.array(sums).reshape(len(prompts), len(labels))
 
 
-def _next_token_losses(model: Any, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:
+def _next_token_losses(model: Any, prompts: Sequence[Prompt], tokens: Sequence[int], at_once: int) -> np.ndarray:
     """−log P(token | prompt), shape (prompts, tokens), from one pass over each prompt."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     rows: list[list[float]] = []
-    for batch in micro_batches([Supervised(prompt, 1.0) for prompt in prompts], token_budget(model.device)):
+    for batch in micro_batches([Supervised(prompt, 1.0) for prompt in prompts], at_once):
         packed = pack(batch, model.device)
-        hidden = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, bounds=packed.bounds, use_cache=False).last_hidden_state
+        packing = packed.attention(causal.dtype)
+        hidden = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, **packing, use_cache=False).last_hidden_state
         last = torch.tensor(packed.bounds[1:], device=model.device) - 1
         rows += (-torch.log_softmax(causal.lm_head(hidden[0, last]).float(), dim=-1)[:, list(tokens)]).tolist()
     return np.array(rows).reshape(len(prompts), len(tokens))

@@ -1,0 +1,69 @@
+"""What tuning takes of a device's memory: how many tokens go through the model together, and whether their activations are computed twice.
+
+An estimate from a model's shape, so that the same hardware always takes the same micro-batches; what is free at the moment decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+FULL_SPEED = {"cuda": 32768, "cpu": 2048}
+"""Tokens of a micro-batch at which matrix products reach their speed, and a GPU waits for no launch of a kernel."""
+
+ENOUGH = 1024
+"""So few are slower, but not as slow as computing activations twice."""
+
+USABLE = 0.85
+"""Share of a device's memory: the rest is the framework's own, and lost between allocations."""
+
+
+class Passes(NamedTuple):
+    """How prompts pass through the model."""
+
+    tokens: int
+    """Most that go through together."""
+    checkpointing: bool
+    """Whether activations are thrown away and computed again in the backward pass."""
+
+    @property
+    def without_gradients(self) -> int:
+        """Most tokens where no backward pass follows."""
+        return self.tokens if self.checkpointing else 4 * self.tokens
+
+
+def of_device(device: torch.device, share: float = 1.0) -> int:
+    """Bytes. ``share``: of a GPU that several tunings use."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * share)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def state_bytes(frozen: int, tuned: int, half: bool, shards: int) -> int:
+    """Weights, gradients and AdamW's state of so many parameters. ``half``: weights are bfloat16, with float32 masters; ``shards``: workers that
+    masters and moments are spread over."""
+    weights = 2 if half else 4
+    return frozen * weights + tuned * (2 * weights + 4) + tuned * (12 if half else 8) // shards
+
+
+def passes(config: Any, dtype: torch.dtype, room: int, longest: int, most: int) -> Passes:
+    """``config``: the model's; ``room``: bytes for activations; ``longest``: tokens of the longest prompt; ``most``: tokens wanted at once."""
+    kept, kept_of_layer = activation_bytes(config, dtype)
+    tokens = room // kept
+    if tokens >= min(most, max(longest, ENOUGH)):
+        return Passes(min(most, tokens), False)
+    return Passes(max(1, min(most, room // kept_of_layer)), True)
+
+
+def activation_bytes(config: Any, dtype: torch.dtype) -> tuple[int, int]:
+    """Of one token: all that the backward pass reads; and with activations computed again, of each layer its input, and all of one layer."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    size = getattr(config, "head_dim", None) or hidden // heads
+    asked, answered = heads * size, 2 * (getattr(config, "num_key_value_heads", None) or heads) * size
+    # Of two norms and two sums what goes in and what comes out; q, k, v before and after rotation, attention's output; gate, its SiLU, up, their
+    # product. Compiled layers keep two thirds of it.
+    elements = 8 * hidden + 2 * (asked + answered) + asked + 4 * config.intermediate_size
+    layer, layers = elements * dtype.itemsize, config.num_hidden_layers
+    return layer * layers, hidden * dtype.itemsize * layers + layer

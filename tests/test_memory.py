@@ -1,0 +1,88 @@
+"""What tuning takes of memory: tokens at once, and when activations are computed twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_model
+import torch
+
+from fiat_ray.config import Lora
+from fiat_ray.render import Piece, Prompt
+from fiat_ray.tune import memory
+from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.attention import _WithStart, plan
+from fiat_ray.tune.batches import Supervised, common_start, pack
+from fiat_ray.tune.loss import SupervisedLoss
+
+SHAPE = SimpleNamespace(hidden_size=1024, num_attention_heads=16, num_key_value_heads=8, head_dim=128, intermediate_size=3072, num_hidden_layers=28)
+"""Of a model of 0.6 billion parameters."""
+
+GIB = 2**30
+
+
+def items(lengths: list[int], target: int = 3) -> list[Supervised]:
+    """Prompts that begin with the same four tokens."""
+    rows = [[5, 6, 7, 8, *(9 + (number + at) % 40 for at in range(length - 4))] for number, length in enumerate(lengths)]
+    pieces = [(Piece("input", "", tuple(row[:-target])), Piece("target", "", tuple(row[-target:]))) for row in rows]
+    return [Supervised(Prompt(piece), 1 / (target * len(rows))) for piece in pieces]
+
+
+def test_a_large_gpu_takes_full_speed_and_computes_nothing_twice() -> None:
+    assert memory.passes(SHAPE, torch.bfloat16, 60 * GIB, 2048, 32768) == (32768, False)
+
+
+def test_a_smaller_one_takes_fewer_tokens_before_it_computes_anything_twice() -> None:
+    tokens, checkpointing = memory.passes(SHAPE, torch.bfloat16, 12 * GIB, 2048, 16384)
+    assert 2048 <= tokens < 16384 and not checkpointing
+
+
+def test_activations_are_computed_twice_where_a_prompt_would_not_fit_otherwise() -> None:
+    room = 12 * GIB
+    kept, _ = memory.activation_bytes(SHAPE, torch.bfloat16)
+    tokens, checkpointing = memory.passes(SHAPE, torch.bfloat16, room, room // kept + 1, 16384)
+    assert checkpointing and tokens > room // kept
+    assert not memory.passes(SHAPE, torch.bfloat16, room, room // kept, 16384).checkpointing
+
+
+def test_without_room_a_prompt_is_tried_all_the_same() -> None:
+    assert memory.passes(SHAPE, torch.bfloat16, -GIB, 2048, 16384) == (1, True)
+
+
+@pytest.mark.parametrize(("half", "expected"), [(True, 2 * 10 + 20 * 4), (False, 4 * 10 + 20 * 4)])
+def test_state(half: bool, expected: int) -> None:
+    """A tuned parameter in bfloat16: 2 weight, 2 gradient, 4 sum of gradients, 4 master, 8 moments; in float32: 4, 4, 4, 8."""
+    assert memory.state_bytes(10, 4, half, 1) == expected
+    assert memory.state_bytes(10, 4, half, 2) == expected - 4 * (12 if half else 8) // 2
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+def test_activations_computed_twice_give_the_same_loss_and_gradients(tmp_path: Path, lora: Lora | None) -> None:
+    found = []
+    rows = items([20, 31, 12])
+    for checkpointing in (False, True):
+        model = checkpoints.load(tiny_model.write(tmp_path / "tiny"), torch.float32)
+        if lora:
+            model = checkpoints.add_lora(model, lora, 0)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = SupervisedLoss(model.train())(pack(rows, torch.device("cpu"), common_start(rows)))
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
+    (loss, gradients), (again, of_again) = found
+    assert loss == again
+    assert gradients and all(torch.equal(a, b) for a, b in zip(gradients, of_again, strict=True))
+
+
+def test_keys_of_the_one_kernel_begin_with_the_start_and_their_gradient_is_the_plain_one() -> None:
+    """(T,) tokens in prompts of 7, 2 and 3, the last two without the 4 that all begin with."""
+    made = plan((0, 7, 9, 12), 4, torch.device("cpu"))
+    assert made.sources.tolist() == [*range(7), *range(4), 7, 8, *range(4), 9, 10, 11]
+    assert made.queries.tolist() == [0, 7, 9, 12] and made.keys.tolist() == [0, 7, 13, 20] and made.longest == 256
+    tokens, factors = torch.randn(12, 2, 3, requires_grad=True), torch.randn(20, 2, 3)
+    (_WithStart.apply(tokens, made.sources, made.places, made.starts) * factors).sum().backward()
+    found, tokens.grad = tokens.grad, None
+    (tokens[made.sources] * factors).sum().backward()
+    assert found is not None and tokens.grad is not None and torch.allclose(found, tokens.grad, atol=1e-6)
