@@ -61,7 +61,7 @@ def kill_raylet(sitting: Sitting, stage: str) -> None:
     raylet = _found(sitting, "raylet/raylet", stage)
     with sitting.run.struck():
         os.kill(raylet, signal.SIGKILL)
-        sitting.wait()
+        assert sitting.wait(120) in (0, 1), sitting.said()[-2000:]  # 0: nothing was left to be done by Ray
 
 
 def kill_worker(sitting: Sitting, stage: str) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from fiat_ray.arguments import build, parse
-from fiat_ray.errors import Unfinished, UserError
+from fiat_ray.errors import RayEnded, Unfinished, UserError
 from fiat_ray.progress import Console, as_object
 
 COMPARED = 50
@@ -38,10 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except RayEnded as error:
+        _leave(_failed(error, 1, as_json))
     except OSError as error:  # a file or folder of the user's that can't be read or written
         return _failed(error, 2 if error.filename else 1, as_json)
     except KeyboardInterrupt:
-        return _interrupted(as_json)
+        said = "interrupted; what is finished is kept, and the same command goes on from there"
+        print(as_object(said, "end", exit_code=130) if as_json else f"\nfiat-ray: {said}", file=sys.stderr)
+        _leave(130)
 
 
 def _failed(error: Exception, code: int, as_json: bool) -> int:
@@ -51,12 +56,11 @@ def _failed(error: Exception, code: int, as_json: bool) -> int:
     return code
 
 
-def _interrupted(as_json: bool) -> int:
-    """Leave at once: threads that wait for Ray would keep the process alive. A local Ray that was started here ends with its driver."""
-    said = "interrupted; what is finished is kept, and the same command goes on from there"
-    print(as_object(said, "end", exit_code=130) if as_json else f"\nfiat-ray: {said}", file=sys.stderr, flush=True)
+def _leave(code: int) -> NoReturn:
+    """At once: threads that wait for Ray would keep the process alive. A local Ray that was started here ends with its driver."""
+    sys.stderr.flush()
     sys.stdout.flush()
-    os._exit(130)
+    os._exit(code)
 
 
 def _data_fetch(parsed: argparse.Namespace) -> None:

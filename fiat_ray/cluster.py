@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 from fiat_ray.config import Config
-from fiat_ray.errors import UserError
+from fiat_ray.errors import RayEnded, UserError
 from fiat_ray.where import Where
 
 
@@ -43,6 +45,53 @@ def connect() -> None:
         address = os.environ.get("RAY_ADDRESS")
         said = f"Ray at {address} (RAY_ADDRESS) can't be reached" if address else "Ray did not start; its logs lie in /tmp/ray/session_latest/logs"
         raise ConnectionError(f"{said} ({' '.join(str(error).split())[:300]})") from error
+
+
+class Raylet:
+    """A driver's watch on the process through which it reaches Ray: without that, Ray waits for ever, or ends the driver without a word.
+
+    The kernel closes a connection when the process at its other end is gone, at once, and not while anything is busy or stopped.
+    """
+
+    def __init__(self) -> None:
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        [address] = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == here]
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(address)
+
+    def watch(self) -> NoReturn:
+        """Wait for its end. Raises ``RayEnded``."""
+        while True:
+            self._check()
+
+    def result(self, reference: Any) -> Any:
+        """What ``ray.get`` gives. Raises ``RayEnded`` where the raylet ends before."""
+        import ray
+
+        ready: list[Any] = []
+        while not ready:
+            self._check(socket.MSG_DONTWAIT)
+            ready, _ = ray.wait([reference], timeout=0.3)
+        return ray.get(reference)
+
+    def close(self) -> None:
+        self._connection.shutdown(socket.SHUT_RDWR)  # wakes `watch`
+        self._connection.close()
+
+    def _check(self, flags: int = 0) -> None:
+        try:
+            if self._connection.recv(1, flags):
+                return
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            pass
+        raise RayEnded(
+            "Ray's raylet on this machine has ended (killed, as systems do with what takes too much memory?); what is finished is kept, and the same "
+            "command goes on from there"
+        )
 
 
 def end_with_raylet() -> None:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -229,14 +230,14 @@ class _Job:
         self._console.line(said, "answer", pieces=self._pieces, missing=len(waiting))
         progress, asked = _Progress(sum(map(self._size, waiting))), deque[tuple[int, list[Example], Any]]()
         try:
-            with self._console.watching(progress, "answer"):
+            with self._console.watching(progress, "answer"), closing(cluster.Raylet()) as raylet:
                 for at, number in enumerate(waiting):
                     if len(asked) == 2 * len(actors):
-                        progress.done += self._write(*asked.popleft())
+                        progress.done += self._write(*asked.popleft(), raylet)
                     examples = self._examples(number)
                     asked.append((number, examples, actors[at % len(actors)].infer.remote(self._spec, self._task, examples)))
                 while asked:
-                    progress.done += self._write(*asked.popleft())
+                    progress.done += self._write(*asked.popleft(), raylet)
         finally:
             for one in actors:
                 ray.kill(one)
@@ -253,12 +254,10 @@ class _Job:
             for row, of in zip(rows, found, strict=True)
         ]
 
-    def _write(self, number: int, examples: list[Example], predicted: Any) -> int:
-        import ray
-
+    def _write(self, number: int, examples: list[Example], predicted: Any, raylet: cluster.Raylet) -> int:
         rows = [
             {"prediction": p["prediction"], "score": p["score"], "rationale": e.rationale, "status": e.status}
-            for e, p in zip(examples, ray.get(predicted), strict=True)
+            for e, p in zip(examples, raylet.result(predicted), strict=True)
         ]
         artifact.write_rows(self._piece("answers", number), rows, INFERRED)
         return len(rows)

@@ -15,7 +15,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from run_directory import note_as_tuned
 
+from benchmarks.fault_kinds import descendants
 from fiat_ray import config as configs
 from fiat_ray import runs
 from fiat_ray.progress import Console
@@ -83,6 +85,11 @@ def interrupt(config: Path, out: Path, when: Callable[[], bool], how: signal.Sig
     return process.returncode
 
 
+def raylet_of(driver: int) -> int:
+    """Ray's own process, below the driver that started it."""
+    return next(child for child in descendants(driver) if Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"))
+
+
 def stored(out: Path) -> pd.DataFrame:
     """All rows of the parts that count: those that were merged into another one stay for a while."""
     parts = [pd.read_parquet(path) for path in Store(out / "rationales").parts()]
@@ -117,6 +124,25 @@ def test_killed_while_it_tunes(tmp_path: Path, tiny: Path, ray_local: None) -> N
         assert (out / path).read_bytes() == other.read_bytes()
     for path in undisturbed.glob("trials/*/validation.parquet"):
         pd.testing.assert_frame_equal(pd.read_parquet(out / path.relative_to(undisturbed)), pd.read_parquet(path), check_exact=True)
+
+
+@pytest.mark.parametrize("stage", ["reason", "tune", "evaluate"])
+def test_a_raylet_that_is_killed_ends_the_command_at_once(tmp_path: Path, tiny: Path, stage: str) -> None:
+    """Ray alone would wait for ever while an engine evaluates, and end the driver without a word in the other stages."""
+    config, out = write_config(tmp_path, tiny, methods=["icl" if stage == "reason" else "no_cot"]), tmp_path / "out"
+    if stage == "evaluate":
+        runs.run_config(configs.load(config), out, stages=(), console=Console(quiet=True))
+        note_as_tuned(out, cot="none")
+    process = start(config, out, stage)
+    assert process.stderr is not None
+    try:
+        assert any(b"starting " in line for line in process.stderr), "it ended before it was struck"
+        time.sleep(1)
+        os.kill(raylet_of(process.pid), signal.SIGKILL)
+        assert process.wait(60) == 1
+        assert process.stderr.read().count(b"fiat-ray: Ray's raylet on this machine has ended") == 1
+    finally:
+        process.kill()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray import cloudpickle
 from run_directory import note_as_tuned
+from test_break import raylet_of
 from test_cli import config_file, own_task
 
 from benchmarks.interruption import FLUSHED_AFTER
@@ -123,6 +124,22 @@ def test_killed_while_reasoning_and_while_answering(tmp_path: Path, tiny: Path) 
     assert len(counts) == 10 and sum(counts.values()) <= 10 + 2, "two pieces were in flight"
     asked = {line.rpartition(" ")[0] for line in lines(run / "calls")}
     assert asked == {row(number)["question"] for number in range(rows)}
+
+
+def test_a_raylet_that_is_killed_while_it_answers(tmp_path: Path, tiny: Path) -> None:
+    run, source, output = make_run(tmp_path / "it", tiny, 0), tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    source.write_text("".join(json.dumps(row(number)) + "\n" for number in range(80)))
+    driver = sitting(run, source, output, piece=4)
+    while len(list((tmp_path / ".answers.jsonl.parts").glob("answers-*.parquet"))) < 3:
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.02)
+    os.kill(raylet_of(driver.pid), signal.SIGKILL)
+    said = driver.communicate(timeout=60)[1]
+    assert driver.returncode == 1 and said.count("fiat-ray: Ray's raylet on this machine has ended") == 1, said
+    assert not output.exists()
+    last = sitting(run, source, output, piece=4)
+    assert "0 of 20 pieces" not in last.communicate()[1] and last.returncode == 0
+    check_answers(output, 80)
 
 
 def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:

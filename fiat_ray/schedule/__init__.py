@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import uuid
 
-from fiat_ray.cluster import check_shared, connect, resolved, unit
+from fiat_ray.cluster import Raylet, check_shared, connect, resolved, unit
 from fiat_ray.prepare import Prepared
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
@@ -24,7 +24,7 @@ STAGES = ("reason", "tune", "evaluate")
 
 
 def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[str, ...] = STAGES) -> Outcome:
-    """Do what is missing of the given stages. Starts no Ray where nothing is."""
+    """Do what is missing of the given stages. Starts no Ray where nothing is. Raises ``RayEnded`` where it ends before."""
     trials = Trials(prepared.trials, run, stages, console)
     reasoning = Reasoning(prepared, run, trials, console, wanted="reason" in stages)
     trials.refresh()
@@ -37,6 +37,8 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
         trials.outcome.stopped = f"{spending.reached}; {_left(reasoning, trials)}"
         return trials.outcome
     hardware = _connect(prepared, run, console)
+    raylet = Raylet()
+    hardware.start(0, raylet.watch)
     storage = run.path / f".ray-train-{uuid.uuid4().hex[:8]}"
     where = resolved(prepared.config.where, hardware.unit)
     tuning = Tuning(run, trials, reasoning, console, where, storage)
@@ -58,6 +60,7 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
                 reasoning.show_progress()
                 tuning.show_progress()
     finally:
+        raylet.close()
         spending.update(hardware.gpu_seconds, reasoning.charged, last=True)
         run.stop.unlink(missing_ok=True)
         shutil.rmtree(storage, ignore_errors=True)
