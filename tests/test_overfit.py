@@ -257,7 +257,7 @@ def test_label_probabilities_agree_with_transformers(engine, tiny: Path) -> None
     prompts = [renderer.tunable_prompt(task, task.text(row.fields), None, config.RECIPES["no_cot"]) for row in task.rows[:6]]
     labels = ["amber birch", "delta", "a long label of words"]
     found = engine.label_logprobs([p.ids for p in prompts], [renderer.answer_ids(label) for label in labels], renderer.eos)
-    own = -label_losses(model.load(tiny).eval(), renderer, prompts, labels)
+    own = -label_losses(model.load(tiny).eval(), renderer, prompts, labels, 2048)
     assert np.allclose(found, own, rtol=2e-3)
 
 
