@@ -17,8 +17,12 @@ from run_directory import write_run
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import ABLATIONS, TITLES
 from fiat_ray.report import figures, page, per_language, published, tables
+from fiat_ray.report.intervals import Curve, forest, log_chart
+from fiat_ray.report.picture import picture
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
+from fiat_ray.report.tables import Table
+from fiat_ray.significance import Comparison
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +330,23 @@ class TestPage:
     def test_a_folder_that_is_no_run_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no manifest\.json"):
             page.build(tmp_path)
+
+
+HOSTILE = '</text><script>alert(1)</script>&"'
+
+
+def test_pictures_hold_what_they_are_given_as_text() -> None:
+    table = Table("t", f"{HOSTILE} title", pd.DataFrame({f"{HOSTILE} column": [f"{HOSTILE} cell"]}), [f"{HOSTILE} note"])
+    difference = Comparison(1.0, 0.5, 1.5, 0.01, 10, 10, (1, 1), "")
+    drawn = {
+        ("title", "column", "cell", "note"): picture(table),
+        ("title", "x", "row"): forest(f"{HOSTILE} title", f"{HOSTILE} x", [f"{HOSTILE} row"], {"series": {f"{HOSTILE} row": difference}}),
+        ("title", "x", "y", "curve"): log_chart(
+            f"{HOSTILE} title", f"{HOSTILE} x", f"{HOSTILE} y", [Curve(f"{HOSTILE} curve", [(1.0, 2.0), (10.0, 3.0)])]
+        ),
+    }
+    for names, svg in drawn.items():
+        tree = ElementTree.fromstring(svg)
+        assert not [node for node in tree.iter() if "script" in node.tag.lower()]
+        said = re.sub(r"\s+", "", "".join(tree.itertext()))
+        assert all(re.sub(r"\s+", "", f"{HOSTILE} {name}") in said for name in names), (names, said)

@@ -243,3 +243,15 @@ def test_a_run_that_was_made_by_an_older_version_is_refused_with_words(tmp_path:
     (run / "task" / "own_task" / DRAWN).unlink()
     with pytest.raises(UserError, match="no task 'own_task' in this run, or one that an older version wrote; run its config again"):
         fiat.open_run(run).folder.load_task("own_task")
+
+
+def test_what_a_killed_run_left_half_written_goes_and_nothing_else(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    left = [".ray-train-1/lane/x", ".evaluation-stalled.tmp", "trials/a/.adapter-1234/weights", "trials/a/.scores.json.tmp", "tasks/t/.rows.tmp"]
+    stays = ["manifest.json", "trials/a/adapter/weights", "trials/a/scores.json", "tasks/t/rows.parquet", "store/part-0.parquet"]
+    for name in [*left, *stays, run.stop.relative_to(tmp_path)]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    run.sweep()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(stays)
