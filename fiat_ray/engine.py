@@ -154,10 +154,11 @@ class Engine:
             self._loaded = tensors_sum(self._model)
         return self._loaded
 
-    def first_logprobs(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Log-probabilities of ``tokens`` as the first output token: compared with the tuned model's own, they show that a swap took."""
-        output = self.submit(prompt, _params(max_tokens=1, logprob_token_ids=list(tokens))).result()
-        return [output.outputs[0].logprobs[0][token].logprob for token in tokens]
+    def first_logprobs(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of each prompt's ``tokens`` as its first output: compared with the tuned model's own, they show that a swap took."""
+        asked = [self.submit(prompt, _params(max_tokens=1, logprob_token_ids=list(of))) for prompt, of in zip(prompts, tokens, strict=True)]
+        found = [output.result().outputs[0].logprobs[0] for output in asked]
+        return [[logprobs[token].logprob for token in of] for logprobs, of in zip(found, tokens, strict=True)]
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache, as a swap does."""
@@ -287,6 +288,8 @@ def set_up_process() -> None:
     import torch
 
     if not _on_gpu():
+        # vLLM compiles small functions in spite of `enforce_eager`: seconds at a first use, and an error without a C++ compiler.
+        torch._dynamo.config.disable = True
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 

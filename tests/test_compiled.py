@@ -31,6 +31,7 @@ def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: 
     return scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)[0].transpose(0, 1)
 
 
+@torch._dynamo.config.patch(disable=False)  # an engine that ran in this process has set it
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])
 def test_compiled_once_with_the_same_loss_and_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None) -> None:
     monkeypatch.setattr(attention, "_flash", dense)

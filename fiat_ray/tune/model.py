@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,24 @@ def merge(base: Path, trial: Path, folder: Path) -> Path:
 
 def merged(base: Any, adapter: Path) -> Any:
     """θ'_τ ← θ_τ ⊕ θ_τ^PEFT, with θ_τ in memory, which stays as it is. Merged in float32, then cast to the base's dtype."""
+    check_adapter(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    names = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors}
+    whole: nn.Module = copy.deepcopy(base)
+    if config["use_dora"] or not all(isinstance(whole.get_submodule(name), nn.Linear) for name in names):
+        return _merged_by_peft(whole.float(), adapter).to(base.dtype)
+    # W + scale · B A: PEFT's own merging, which makes an adapter's layers first, takes five times as long.
+    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
+    for name in names:
+        a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
+        weight = whole.get_submodule(name).weight
+        weight.data = torch.addmm(weight.float(), b, a, alpha=scale).to(weight.dtype)  # type: ignore[operator, arg-type]
+    return whole
+
+
+def _merged_by_peft(model: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
-    check_adapter(adapter)
-    whole: nn.Module = copy.deepcopy(base).float()
     # On the meta device first, PEFT draws no numbers that the adapter's own replace.
-    whole = PeftModel.from_pretrained(whole, adapter, low_cpu_mem_usage=True).merge_and_unload()  # type: ignore[arg-type, operator]
-    return whole.to(base.dtype)
+    return PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True).merge_and_unload()  # type: ignore[operator]
