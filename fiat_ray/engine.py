@@ -12,11 +12,9 @@ import queue
 import re
 import threading
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +23,7 @@ import numpy as np
 from fiat_ray.predict import one_token_each
 
 if TYPE_CHECKING:
+    import torch
     from vllm import SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -80,8 +79,6 @@ class Engine:
         self._options = options
         self.progress: Callable[[], object] = lambda: None
         """Called whenever a prompt is done."""
-        self._loaded: str | None = None
-        """See ``loaded``."""
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True, name="engine")
         self._thread.start()
@@ -132,27 +129,29 @@ class Engine:
         rows = [[_ending_logprob(f.result(), ending) for f, ending in zip(row, endings, strict=True)] for row in futures]
         return np.array(rows).reshape(-1, len(labels))
 
-    def swap(self, weights: Path) -> None:
-        """Load another checkpoint of the same architecture into the running engine, after checking names, shapes and dtypes.
+    def swap(self, weights: Path | Mapping[str, torch.Tensor]) -> None:
+        """Load other weights of the same architecture into the running engine: a checkpoint's folder, or tensors by the checkpoint's names.
 
-        vLLM only logs tensors that a checkpoint lacks and keeps the old ones, so a checkpoint that is not whole raises ``ValueError`` here.
+        vLLM only logs tensors that are lacking and keeps the old ones, so weights that are not whole raise ``ValueError`` here.
         """
-        check_same_tensors(self._model, weights)
+        if isinstance(weights, Path):
+            check_same_tensors(self._model, weights)
+        elif not self.takes(weights):
+            raise ValueError(f"the tensors given are not those of {self._model}, or the engine runs in several processes")
 
         def reload(engine: LLMEngine) -> None:
-            engine.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
+            given = {"weights_path": str(weights)} if isinstance(weights, Path) else {"weights_iterator": iter(weights.items())}
+            engine.collective_rpc("reload_weights", kwargs=given)
             if not _on_gpu():
                 engine.apply_model(_repack_tied_head)
             engine.reset_prefix_cache()
 
         self._call(reload)
-        self._loaded = tensors_sum(weights)
 
-    def loaded(self) -> str:
-        """Checksums of the weights that were loaded last (see ``tensors_sum``)."""
-        if self._loaded is None:
-            self._loaded = tensors_sum(self._model)
-        return self._loaded
+    def takes(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Whether ``swap`` takes them as they lie in memory: the engine runs in one process, and names and shapes are those of its checkpoint."""
+        expected = {name: shape for name, (_, shape) in _tensors(self._model).items() if name not in _tied_head(self._model)}
+        return self._options.tensor_parallel == 1 and expected == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def first_logprobs(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of each prompt's ``tokens`` as its first output: compared with the tuned model's own, they show that a swap took."""
@@ -222,26 +221,6 @@ def check_same_tensors(expected: Path, given: Path) -> None:
     if wrong:
         name = wrong[0]
         raise ValueError(f"{given}: {len(wrong)} tensors differ from {expected} (first: {name}: {theirs.get(name)} instead of {ours.get(name)})")
-
-
-def tensors_sum(folder: Path) -> str:
-    """Checksums of a checkpoint's tensors, whatever files they stand in: enough to tell whether two hold the same."""
-    files = sorted(folder.glob("*.safetensors"))
-    return _tensors_sum(folder, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
-@lru_cache(maxsize=2)  # a swap is checked before and noted after, on the same files
-def _tensors_sum(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
-    import torch
-    from safetensors import safe_open
-
-    found: list[str] = []
-    for name, _, _ in files:
-        with safe_open(folder / name, framework="pt") as file:
-            for tensor in set(file.keys()) - _tied_head(folder):
-                content = file.get_tensor(tensor).contiguous().reshape(-1).view(torch.uint8).numpy()
-                found.append(f"{tensor} {zlib.crc32(content)}")  # seven times as fast as sha256, and nobody cheats here
-    return "\n".join(sorted(found))
 
 
 def _tied_head(folder: Path) -> set[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +11,15 @@ from fiat_ray import artifact, models
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
 from fiat_ray.cluster import end_with_raylet
-from fiat_ray.engine import Engine, EngineOptions, tensors_sum
+from fiat_ray.engine import Engine, EngineOptions
 from fiat_ray.predict import EngineTuned, Usage, predict, shown_rationales
 from fiat_ray.reason.watchdog import PATIENCE, Watchdog
 from fiat_ray.render import Renderer
-from fiat_ray.run_folder import ADAPTER, CHECKPOINT, RunFolder
+from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import PREDICTIONS
 from fiat_ray.scoring import score_predictions
+from fiat_ray.swap import Swaps
 from fiat_ray.task import Task
-from fiat_ray.tune import model as checkpoints
-
-SWAP_TOLERANCE = 0.25
-"""Largest mean difference, in nats, between the engine's and transformers' log-probabilities of likely first tokens. Rounding to bfloat16, in which
-vLLM runs checkpoints by default, makes about 0.1; weights before and after tuning differ by one and more."""
-
-
-PROBE = 32
-"""Tokens of a prompt's end that are enough to tell weights apart; transformers computes them anew for every trial."""
 
 
 def stalled(run: RunFolder) -> Path:
@@ -45,14 +35,13 @@ class Evaluator:
         self._run, self._model = RunFolder(run), models.find(model)
         self._watch(PATIENCE)
         self._gpus = tensor_parallel if torch.cuda.is_available() else 0
-        self._base: Any = None
-        """The checkpoint in memory, once a trial's adapter is to be added to it."""
         self._renderers: dict[bool, Renderer] = {}
         self.usage = Usage()
         """Of the last predictions."""
         self._swapped = ""
         """The trial whose weights the engine has."""
         self.engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
+        self._swaps = Swaps(self.engine, self._model)
         self.engine.progress = lambda: self._watchdog.tell(busy=True)
         self._watchdog.tell(busy=False)
 
@@ -90,57 +79,10 @@ class Evaluator:
         renderer = self._renderers[chat]
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
         if trial.name != self._swapped:
-            probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids[-PROBE:] for e in examples[:2]]
+            probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids for e in examples[:2]]
             self._swapped = ""  # should the swap fail, nobody knows whose weights the engine has
-            self._swap(self._run.trial(trial.name), probes)
+            self._swaps.swap(self._run.trial(trial.name), probes)
             self._swapped = trial.name
         tuned = EngineTuned(self.engine, renderer, task, trial.recipe, trial.answer_tokens)
         self.usage = tuned.usage
         return predict(tuned, examples, rationales, trial.recipe)
-
-    def _swap(self, trial: Path, probes: list[list[int]]) -> None:
-        if (trial / CHECKPOINT).is_dir():
-            checked_swap(self.engine, trial / CHECKPOINT, probes)
-            return
-        if self._base is None:
-            self._base = checkpoints.load(self._model)
-        tuned = checkpoints.merged(self._base, trial / ADAPTER)
-        with tempfile.TemporaryDirectory() as folder:
-            tuned.save_pretrained(folder)
-            checked_swap(self.engine, Path(folder), probes, tuned)
-
-
-def checked_swap(engine: Engine, weights: Path, prompts: Sequence[Sequence[int]], tuned: Any = None) -> None:
-    """Swap weights. Raises ``RuntimeError`` unless the engine's log-probabilities of likely first tokens are then the new model's own, computed by
-    transformers, and no longer those from before the swap: checkpoints that are close to each other differ in some last bit.
-
-    ``tuned``: the model that ``weights`` hold, where it is in memory.
-    """
-    own = _first_token_logprobs(checkpoints.load(weights) if tuned is None else tuned, prompts)
-    likeliest = own.topk(8).indices
-
-    def engines() -> torch.Tensor:
-        return torch.tensor(engine.first_logprobs(prompts, likeliest.tolist()))
-
-    def apart(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float((a - b).abs().mean())
-
-    others = tensors_sum(weights) != engine.loaded()
-    own, before = own.gather(1, likeliest), engines()
-    engine.swap(weights)
-    after = engines()
-    took = apart(after, own) <= SWAP_TOLERANCE
-    nearer = apart(own, before) > SWAP_TOLERANCE and apart(after, before) < apart(after, own)
-    stayed = others and (nearer or bool((after == before).all()))
-    if not took or stayed:
-        raise RuntimeError(
-            f"weight swap did not take: log-probabilities differ by {apart(after, own):.2f} nats from the tuned model's own ({weights})"
-        )
-
-
-@torch.no_grad()
-def _first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """transformers' own, shape (prompts, vocabulary)."""
-    model = (model if torch.cuda.is_available() else model.float()).eval()  # CPUs may be slow at bfloat16
-    logits = [model(input_ids=torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].float() for prompt in prompts]
-    return torch.log_softmax(torch.stack(logits), dim=-1)

@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from fiat_ray.progress import Console
 from fiat_ray.runs import Run
 from fiat_ray.task import Exemplar, Row, Task
 
+Tensors = dict[str, torch.Tensor]
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "iris", "jade", "kelp", "lotus", "maple", "north", "onyx", "pearl"]
 
 
@@ -186,45 +187,76 @@ def engine(tiny: Path) -> Iterator[object]:
     running.close()
 
 
+def changed(base: Path, trial: Path, change: Callable[[Tensors], Tensors]) -> Path:
+    """A trial's folder with a full checkpoint, which holds the base's tensors otherwise."""
+    shutil.copytree(base, trial / "checkpoint")
+    save_file(change(load_file(base / "model.safetensors")), trial / "checkpoint" / "model.safetensors", metadata={"format": "pt"})
+    return trial
+
+
 @pytest.mark.vllm
 def test_swap_takes_and_is_checked(engine, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from fiat_ray.evaluate import checked_swap
     from fiat_ray.render import Renderer
+    from fiat_ray.swap import Swaps
 
-    merged = trial_folder(run, "no_peft") / "checkpoint"
-    task = memory_task()
+    engine.swap(tiny)
+    swaps, task, trials = Swaps(engine, tiny), memory_task(), [trial_folder(run, method) for method in ("no_peft", "no_cot", "no_peft")]
     prompt = Renderer(tiny).tunable_prompt(task, task.text(task.rows[0].fields), None, config.RECIPES["no_peft"]).ids
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="did not take"):
+    with monkeypatch.context() as patch:
         patch.setattr(engine, "swap", lambda weights: None)
-        checked_swap(engine, merged, [prompt])
-    checked_swap(engine, merged, [prompt])
-
-    lacking = tmp_path / "lacking"
-    shutil.copytree(merged, lacking)
-    tensors = load_file(lacking / "model.safetensors")
-    tensors.pop(sorted(tensors)[-1])
-    save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
+        for trial in trials:  # also when asked again
+            with pytest.raises(RuntimeError, match="did not take"):
+                swaps.swap(trial, [prompt])
+    for trial in trials:
+        swaps.swap(trial, [prompt])
+    lacking = changed(tiny, tmp_path / "lacking", lambda tensors: dict(sorted(tensors.items())[:-1]))
     with pytest.raises(ValueError, match="tensors differ"):
-        engine.swap(lacking)
+        swaps.swap(lacking, [prompt])
+    with pytest.raises(ValueError, match="tensors differ"):
+        engine.swap(lacking / "checkpoint")
+    tensors = load_file(lacking / "checkpoint" / "model.safetensors")
+    with pytest.raises(ValueError, match="the tensors given are not those"):
+        engine.swap(tensors)
+
+
+@pytest.mark.vllm
+def test_swapped_weights_answer_as_those_of_a_checkpoint_read_from_disk(
+    engine, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    """From memory, and by a folder where the engine cannot take them from there: the same to the last bit."""
+    from fiat_ray.swap import Swaps
+    from fiat_ray.tune import model
+
+    prompts, tokens = [list(range(5, 40)), list(range(40, 60))], [[7, 8, 9], [10, 11, 12]]
+    trial = trial_folder(run, "no_cot")
+    engine.swap(model.merge(tiny, trial, tmp_path / "merged"))
+    expected = engine.first_logprobs(prompts, tokens)
+    for in_memory in (True, False):
+        engine.swap(tiny)
+        assert engine.first_logprobs(prompts, tokens) != expected
+        with monkeypatch.context() as patch:
+            if not in_memory:
+                patch.setattr(engine, "takes", lambda tensors: False)
+            Swaps(engine, tiny).swap(trial, prompts)
+        assert engine.first_logprobs(prompts, tokens) == expected
 
 
 @pytest.mark.vllm
 def test_a_swap_between_close_checkpoints_is_checked(engine, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """As those of two seeds after a few steps are. The same tensors in another file are no other checkpoint: a trial may keep step 0."""
-    from fiat_ray.evaluate import checked_swap
+    from fiat_ray.swap import Swaps
 
     prompt = list(range(5, 40))
     engine.swap(tiny)
-    close, same = (Path(shutil.copytree(tiny, tmp_path / name)) for name in ("close", "same"))
-    tensors = load_file(tiny / "model.safetensors")
-    save_file({name: t + 0.01 * t.abs().mean() for name, t in tensors.items()}, close / "model.safetensors", metadata={"format": "pt"})
-    save_file(dict(reversed(tensors.items())), same / "model.safetensors", metadata={"format": "pt", "written": "anew"})
+    swaps = Swaps(engine, tiny)
+    close = changed(tiny, tmp_path / "close", lambda tensors: {name: t + 0.01 * t.abs().mean() for name, t in tensors.items()})
+    same = changed(tiny, tmp_path / "same", lambda tensors: dict(reversed(tensors.items())))
     with monkeypatch.context() as patch:
         patch.setattr(engine, "swap", lambda weights: None)
-        checked_swap(engine, same, [prompt])
+        swaps.swap(same, [prompt])
         with pytest.raises(RuntimeError, match="did not take"):
-            checked_swap(engine, close, [prompt])
-    checked_swap(engine, close, [prompt])
+            swaps.swap(close, [prompt])
+    swaps.swap(close, [prompt])
     engine.swap(tiny)
 
 
@@ -232,15 +264,15 @@ def test_a_swap_between_close_checkpoints_is_checked(engine, tiny: Path, tmp_pat
 @pytest.mark.parametrize("part", ["embed_tokens", "self_attn", "mlp", "norm"])
 def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) -> None:  # type: ignore[no-untyped-def]
     """The output layer too, which is tied to the embedding here."""
-    from fiat_ray.evaluate import checked_swap
+    from fiat_ray.swap import Swaps
 
-    other = tmp_path / "other"
-    shutil.copytree(tiny, other)
-    tensors = load_file(other / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
-    changed = {name: t + 0.3 * torch.randn(t.shape, generator=generator) for name, t in tensors.items() if part in name}
-    save_file(tensors | changed, other / "model.safetensors", metadata={"format": "pt"})
-    checked_swap(engine, other, [list(range(5, 40))])
+
+    def noise(tensors: Tensors) -> Tensors:
+        return tensors | {name: t + 0.3 * torch.randn(t.shape, generator=generator) for name, t in tensors.items() if part in name}
+
+    engine.swap(tiny)
+    Swaps(engine, tiny).swap(changed(tiny, tmp_path / "other", noise), [list(range(5, 40))])
 
 
 @pytest.mark.vllm

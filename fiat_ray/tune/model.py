@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,30 +115,36 @@ def merge(base: Path, trial: Path, folder: Path) -> Path:
     """θ'_τ ← θ_τ ⊕ θ_τ^PEFT: the folder with a whole checkpoint, which is ``folder`` where a trial has an adapter."""
     if (trial / CHECKPOINT).is_dir():
         return trial / CHECKPOINT
-    merged(load(base), trial / ADAPTER).save_pretrained(folder)
+    model = load(base)
+    for name, tensor in merged(model, trial / ADAPTER):
+        model.get_parameter(name).data = tensor
+    model.save_pretrained(folder)
     return folder
 
 
-def merged(base: Any, adapter: Path) -> Any:
-    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT, with θ_τ in memory, which stays as it is. Merged in float32, then cast to the base's dtype."""
+@torch.no_grad()
+def merged(base: Any, adapter: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT, with θ_τ in memory, which stays as it is: the parameters that the adapter changes (perhaps others too), by name and one
+    after another, merged in float32 and cast to the base's dtype."""
     check_adapter(adapter)
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     tensors = load_file(adapter / "adapter_model.safetensors")
     names = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors}
-    whole: nn.Module = copy.deepcopy(base)
-    if config["use_dora"] or not all(isinstance(whole.get_submodule(name), nn.Linear) for name in names):
-        return _merged_by_peft(whole.float(), adapter).to(base.dtype)
+    if config["use_dora"] or not all(isinstance(base.get_submodule(name), nn.Linear) for name in names):
+        yield from _merged_by_peft(base, adapter)
+        return
     # W + scale · B A: PEFT's own merging, which makes an adapter's layers first, takes five times as long.
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
-    for name in names:
+    for name in sorted(names):
         a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
-        weight = whole.get_submodule(name).weight
-        weight.data = torch.addmm(weight.float(), b, a, alpha=scale).to(weight.dtype)  # type: ignore[operator, arg-type]
-    return whole
+        weight = base.get_submodule(name).weight
+        yield f"{name}.weight", torch.addmm(weight.float(), b, a, alpha=scale).to(weight.dtype)
 
 
-def _merged_by_peft(model: Any, adapter: Path) -> Any:
+def _merged_by_peft(base: Any, adapter: Path) -> Iterator[tuple[str, torch.Tensor]]:
     from peft import PeftModel
 
+    whole: Any = copy.deepcopy(base).float()
     # On the meta device first, PEFT draws no numbers that the adapter's own replace.
-    return PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True).merge_and_unload()  # type: ignore[operator]
+    whole = PeftModel.from_pretrained(whole, adapter, low_cpu_mem_usage=True).merge_and_unload()  # type: ignore[operator]
+    yield from ((name, parameter.to(base.dtype)) for name, parameter in whole.named_parameters())
