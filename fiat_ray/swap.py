@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ class Swaps:
     def __init__(self, engine: Engine, base: Path) -> None:
         self._engine, self._folder = engine, base
         self._base: Any = None
-        """θ_τ in memory, for adapters to be added to."""
+        """θ_τ in memory, for adapters to be added to, once there is a trial."""
         self._own: Any = None
         """transformers' model, with the weights that the engine should have."""
         self._tuned: set[str] = set()
@@ -64,12 +65,15 @@ class Swaps:
         self._lost = False
 
     def _begin(self) -> None:
+        if self._base is None:
+            self._base = checkpoints.load(self._folder).eval()
         if self._lost:
             self._engine.swap(self._folder)
             self._own = None
         if self._own is None:
+            own = copy.deepcopy(self._base)
             # CPUs may be slow at bfloat16; what is rounded to it is so in float32 too.
-            self._own = checkpoints.load(self._folder, "auto" if torch.cuda.is_available() else torch.float32).eval()
+            self._own = own if torch.cuda.is_available() else own.float()
             self._tuned = set()
 
     @torch.no_grad()
@@ -90,8 +94,6 @@ class Swaps:
             check_same_tensors(self._folder, trial / CHECKPOINT)  # transformers, as vLLM, would put up with one that is not whole
             yield from checkpoints.load(trial / CHECKPOINT).named_parameters()
             return
-        if self._base is None:
-            self._base = checkpoints.load(self._folder)
         before = self._tuned
         for name, tensor in checkpoints.merged(self._base, trial / ADAPTER):
             before = before - {name}

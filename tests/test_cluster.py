@@ -120,6 +120,29 @@ def test_a_ray_that_is_started_here_lets_nobody_in_without_its_token(tmp_path: P
         driver.communicate(timeout=60)
 
 
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    """As a raylet does that is killed: its workers would write on beside the next run's."""
+    worker = "import os, time; from fiat_ray.cluster import end_with_raylet; end_with_raylet(); print(os.getpid(), flush=True); time.sleep(60)"
+    starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        number = int(process.stdout.readline())
+        os.kill(number, 0)
+        process.kill()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and alive(number):
+        time.sleep(0.05)
+    assert not alive(number)
+
+
+def alive(number: int) -> bool:
+    """A zombie, whom nobody has waited for, is not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_a_submitted_job_runs_a_campaign(head: dict[str, str], tiny: Path, tmp_path: Path) -> None:

@@ -1,13 +1,23 @@
-"""An engine that stands still while it evaluates; what evaluation does with real engines see in test_overfit."""
+"""An engine that stands still while it evaluates, and the order in which results are written; with real engines see test_overfit."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from fiat_ray.evaluate import stalled
+import pytest
+from run_directory import write_run
+
+from fiat_ray import artifact
+from fiat_ray.evaluate import Evaluator, stalled
+from fiat_ray.predict import Usage
+from fiat_ray.recipe import RECIPES
 from fiat_ray.run_folder import RunFolder
 
 PROGRAM = """
@@ -35,3 +45,32 @@ def test_an_engine_that_stands_still_while_it_evaluates_is_killed(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "idle\n"), done.stderr
     assert stalled(RunFolder(tmp_path)).read_text() == "it made no progress for 1 seconds"
+
+
+def test_scores_which_say_that_a_trial_is_done_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(write_run(tmp_path / "run", methods=["no_cot"]))
+    [folder] = (run.path / "trials").iterdir()
+    predictions = artifact.read_rows(folder / "predictions.parquet")
+
+    # The task's own files, and rows, are of no use without an engine.
+    monkeypatch.setattr(RunFolder, "load_task", lambda *_: SimpleNamespace(metric="f1", labels=()))
+    monkeypatch.setattr(RunFolder, "examples", lambda *_, **__: [])
+
+    class Answering(Evaluator):
+        def __init__(self) -> None:
+            self._run, self._gpus, self.usage = run, 0, Usage()
+
+        def infer(self, *_: Any) -> list[dict[str, Any]]:
+            return predictions
+
+    written: list[str] = []
+
+    def write(through: Callable[..., None], path: Path, *arguments: Any) -> None:
+        through(path, *arguments)
+        written.append(path.name)
+
+    for name in ("write_rows", "write_json"):
+        monkeypatch.setattr(artifact, name, partial(write, getattr(artifact, name)))
+    scores = Answering().evaluate(SimpleNamespace(name=folder.name, task="rivers", recipe=RECIPES["no_cot"]))  # type: ignore[arg-type]
+    assert written == ["predictions.parquet", "evaluation.json", "scores.json"]
+    assert scores == artifact.read_json(folder / "scores.json") and len(scores) > 4

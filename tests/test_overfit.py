@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +21,7 @@ from test_run_folder import check_rerun
 
 from fiat_ray import artifact, config, runs, schedule
 from fiat_ray.artifact import read_rows
+from fiat_ray.engine import Engine, EngineOptions
 from fiat_ray.errors import UserError
 from fiat_ray.progress import Console
 from fiat_ray.runs import Run
@@ -179,9 +183,7 @@ def test_compare_has_an_interval(run: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Path) -> Iterator[object]:
-    from fiat_ray.engine import Engine, EngineOptions
-
+def engine(tiny: Path) -> Iterator[Engine]:
     running = Engine(tiny, EngineOptions(max_length=512))
     yield running
     running.close()
@@ -195,7 +197,7 @@ def changed(base: Path, trial: Path, change: Callable[[Tensors], Tensors]) -> Pa
 
 
 @pytest.mark.vllm
-def test_swap_takes_and_is_checked(engine, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_swap_takes_and_is_checked(engine: Engine, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fiat_ray.render import Renderer
     from fiat_ray.swap import Swaps
 
@@ -219,30 +221,46 @@ def test_swap_takes_and_is_checked(engine, run: Run, tiny: Path, tmp_path: Path,
         engine.swap(tensors)
 
 
+FRESH = """
+import json, sys
+from pathlib import Path
+from fiat_ray.engine import Engine, EngineOptions
+engine = Engine(Path(sys.argv[1]), EngineOptions(max_length=512))
+prompts, tokens = json.loads(sys.argv[2])
+print(json.dumps([engine.first_logprobs(prompts, tokens), [c.text for c in engine.generate(prompts, 8)]]))
+engine.close()
+"""
+
+
 @pytest.mark.vllm
-def test_swapped_weights_answer_as_those_of_a_checkpoint_read_from_disk(
-    engine, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
-    """From memory, and by a folder where the engine cannot take them from there: the same to the last bit."""
+def test_swapped_weights_answer_as_a_fresh_engine_that_was_started_with_them(
+    engine: Engine, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swapped from memory, and by a folder where the engine cannot take them from there."""
+    from fiat_ray.render import Renderer
     from fiat_ray.swap import Swaps
     from fiat_ray.tune import model
 
-    prompts, tokens = [list(range(5, 40)), list(range(40, 60))], [[7, 8, 9], [10, 11, 12]]
-    trial = trial_folder(run, "no_cot")
-    engine.swap(model.merge(tiny, trial, tmp_path / "merged"))
-    expected = engine.first_logprobs(prompts, tokens)
+    task, renderer, trial = memory_task(), Renderer(tiny), trial_folder(run, "no_cot")
+    prompts = [renderer.tunable_prompt(task, task.text(row.fields), None, config.RECIPES["no_cot"]).ids for row in task.split("test")]
+    tokens = [[7, 8, 9]] * len(prompts)
+    merged = model.merge(tiny, trial, Path(shutil.copytree(tiny, tmp_path / "merged")))
+    asked = [str(merged), json.dumps([prompts, tokens])]
+    logprobs, answers = json.loads(subprocess.run([sys.executable, "-c", FRESH, *asked], check=True, capture_output=True).stdout.splitlines()[-1])
     for in_memory in (True, False):
         engine.swap(tiny)
-        assert engine.first_logprobs(prompts, tokens) != expected
+        assert not np.allclose(engine.first_logprobs(prompts, tokens), logprobs, atol=0.1)
         with monkeypatch.context() as patch:
             if not in_memory:
                 patch.setattr(engine, "takes", lambda tensors: False)
             Swaps(engine, tiny).swap(trial, prompts)
-        assert engine.first_logprobs(prompts, tokens) == expected
+        assert np.allclose(engine.first_logprobs(prompts, tokens), logprobs, atol=1e-3)
+        differing = [own for own, fresh in zip(engine.generate(prompts, 8), answers, strict=True) if own.text != fresh]
+        assert not differing, f"{len(differing)} of {len(answers)}"
 
 
 @pytest.mark.vllm
-def test_a_swap_between_close_checkpoints_is_checked(engine, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_swap_between_close_checkpoints_is_checked(engine: Engine, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of two seeds after a few steps are. The same tensors in another file are no other checkpoint: a trial may keep step 0."""
     from fiat_ray.swap import Swaps
 
@@ -262,7 +280,7 @@ def test_a_swap_between_close_checkpoints_is_checked(engine, tiny: Path, tmp_pat
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("part", ["embed_tokens", "self_attn", "mlp", "norm"])
-def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) -> None:  # type: ignore[no-untyped-def]
+def test_swap_reaches_every_part(engine: Engine, tiny: Path, tmp_path: Path, part: str) -> None:
     """The output layer too, which is tied to the embedding here."""
     from fiat_ray.swap import Swaps
 
@@ -276,10 +294,8 @@ def test_swap_reaches_every_part(engine, tiny: Path, tmp_path: Path, part: str) 
 
 
 @pytest.mark.vllm
-def test_label_probabilities_agree_with_transformers(engine, tiny: Path) -> None:  # type: ignore[no-untyped-def]
+def test_label_probabilities_agree_with_transformers(engine: Engine, tiny: Path) -> None:
     """One token a label, and several: both are the product over tokens, the latter with EOS."""
-    import numpy as np
-
     from fiat_ray.render import Renderer
     from fiat_ray.tune import model
     from fiat_ray.tune.validate import label_losses
