@@ -166,6 +166,7 @@ class Engine:
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join()
+        self._broken = self._broken or RuntimeError("it was closed")
 
     def _check_alive(self) -> None:
         if self._broken is not None:

@@ -28,7 +28,7 @@ from fiat_ray.tune.batches import micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 
 METHODS = ("no_cot", "no_peft")
-STEPS, ROWS, BUDGET = 20, 4, 96
+STEPS, ROWS, BUDGET = 50, 4, 96
 """The budget makes several micro-batches of a step, whose gradients are accumulated; with two workers some have nothing left."""
 RATE = 1e-3
 
