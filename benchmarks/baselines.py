@@ -19,6 +19,7 @@ import torch
 from fiat_ray.config import Lora
 from fiat_ray.render import IGNORED, Piece, Prompt
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.adapter import add_lora, lora_config
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.tunable import precision, rate_share
@@ -106,9 +107,9 @@ def environment(trl: Path | None = None) -> dict[str, str]:
 def bare(work: Work, at_once: int) -> list[Mark]:
     """A loop around the model, with a trial's packing, attention and loss and nothing else. ``at_once``: most tokens that go through it together."""
     folder, device = Path(work.model), _device()
-    model = checkpoints.load(folder, precision(folder))
+    model = checkpoints.load(folder, precision(folder, work.lora is not None, workers=1))
     if work.lora:
-        model = checkpoints.add_lora(model, work.lora, work.seed)
+        model = add_lora(model, work.lora, work.seed)
     if device.type == "cuda":
         checkpoints.compile_layers(model)
     loss_of = SupervisedLoss(model.to(device).train())
@@ -183,7 +184,7 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
             trainer.loss = 0.0
 
     folder = Path(work.model)
-    dtype, tokenizer = precision(folder), AutoTokenizer.from_pretrained(folder)
+    dtype, tokenizer = precision(folder, work.lora is not None, workers=1), AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as output:
         trainer = Watched(
             AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention),
@@ -205,7 +206,7 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
             ),
             train_dataset=Dataset.from_list(work.rows),
             processing_class=tokenizer,
-            peft_config=checkpoints.lora_config(work.lora) if work.lora else None,
+            peft_config=lora_config(work.lora) if work.lora else None,
             callbacks=[Watch()],
         )
         trainer.train()

@@ -72,13 +72,14 @@ def _make(place: Path) -> None:
     import torch
 
     from fiat_ray.tune import model as checkpoints
+    from fiat_ray.tune.adapter import add_lora
 
     config = _config()
     runs.run_config(config, place / "run", stages=("reason",), console=Console(quiet=True))
     base = models.find(models.EMBEDDED)
     run, trials = RunFolder(place / "run"), prepare(config).trials
     for trial in trials:
-        model = checkpoints.add_lora(checkpoints.load(base, torch.float32), trial.lora, trial.seed)
+        model = add_lora(checkpoints.load(base, torch.float32), trial.lora, trial.seed)
         state = {name: torch.randn_like(p) * 0.01 for name, p in model.named_parameters() if p.requires_grad}
         checkpoints.save(model, state, True, torch.float32, run.trial(trial.name) / ADAPTER)
     rows = len([row for row in run.examples(trials[0].task, with_rationales=False) if row.split == "test"])

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiat_ray import cpu
 from fiat_ray.predict import one_token_each
 
 if TYPE_CHECKING:
@@ -257,10 +257,6 @@ def _on_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _cpu_has_bfloat16() -> bool:
-    return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", Path("/proc/cpuinfo").read_text()))
-
-
 def set_up_process() -> None:
     """How vLLM runs in a process of ours; to be called before it is imported."""
     for name, value in ENVIRONMENT.items():
@@ -276,7 +272,7 @@ def set_up_process() -> None:
 def arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
     """vLLM's arguments for an engine on this machine."""
     on_gpu = _on_gpu()
-    dtype = "float32" if options.dtype == "auto" and not on_gpu and not _cpu_has_bfloat16() else options.dtype
+    dtype = "float32" if options.dtype == "auto" and not on_gpu and not cpu.has("avx512_bf16", "amx_bf16", "bf16") else options.dtype
     if on_gpu:
         where: dict[str, Any] = {"gpu_memory_utilization": options.gpu_memory}
     else:

@@ -12,6 +12,7 @@ from test_memory import SHAPE, items
 from fiat_ray.config import Lora
 from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import common_start, pack
 from fiat_ray.tune.loss import SupervisedLoss
 
@@ -42,7 +43,7 @@ def expected(folder: Path) -> dict[bool, tuple[float, dict[str, Any]]]:
 def tuned(folder: Path, device: str, dtype: torch.dtype, shared: bool, compiled: bool, lora: Lora | None = None) -> tuple[float, dict[str, Any]]:
     model = checkpoints.load(folder, dtype)
     if lora:
-        model = checkpoints.add_lora(model, lora, 0)
+        model = add_lora(model, lora, 0)
     if compiled:
         checkpoints.compile_layers(model)
     rows = items(LENGTHS)

@@ -17,6 +17,7 @@ from fiat_ray.config import Lora
 from fiat_ray.recipe import RECIPES
 from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
 from fiat_ray.tune.tunable import supervised
@@ -102,7 +103,7 @@ def test_only_the_target_counts(packed_model: Any, items: list[Supervised]) -> N
 
 
 def test_an_adapter_has_the_same_loss_and_only_it_gets_gradients(tiny: Path, plain_model: Any, items: list[Supervised]) -> None:
-    model = checkpoints.add_lora(checkpoints.load(tiny, torch.float32), Lora(rank=4), 0)
+    model = add_lora(checkpoints.load(tiny, torch.float32), Lora(rank=4), 0)
     loss = SupervisedLoss(model)(pack(items, CPU))
     assert loss.item() == pytest.approx(sum(plain_loss(plain_model, each.prompt).sum().item() * each.weight for each in items), abs=1e-5)
     loss.backward()

@@ -13,6 +13,7 @@ from fiat_ray.config import Lora
 from fiat_ray.render import Piece, Prompt
 from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.attention import _WithStart, plan
 from fiat_ray.tune.batches import Supervised, common_start, pack
 from fiat_ray.tune.loss import SupervisedLoss
@@ -65,7 +66,7 @@ def test_activations_computed_twice_give_the_same_loss_and_gradients(tmp_path: P
     for checkpointing in (False, True):
         model = checkpoints.load(tiny_model.write(tmp_path / "tiny"), torch.float32)
         if lora:
-            model = checkpoints.add_lora(model, lora, 0)
+            model = add_lora(model, lora, 0)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         loss = SupervisedLoss(model.train())(pack(rows, torch.device("cpu"), common_start(rows)))

@@ -163,9 +163,10 @@ def test_disk_is_what_is_not_there_yet(tiny: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_takes_what_was_planned(tiny: Path, tmp_path: Path) -> None:
     from fiat_ray.tune import model as checkpoints
+    from fiat_ray.tune.adapter import add_lora
 
     lora = configs.Lora(rank=4)
-    model = checkpoints.add_lora(checkpoints.load(tiny), lora, 0)
+    model = add_lora(checkpoints.load(tiny), lora, 0)
     state = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     checkpoints.save(model, state, True, checkpoints.dtype_of(tiny), tmp_path)
     taken = (tmp_path / "adapter_model.safetensors").stat().st_size

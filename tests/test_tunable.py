@@ -24,6 +24,7 @@ from fiat_ray.prepare import prepare
 from fiat_ray.render import Renderer
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune import tunable as tunables
+from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 
@@ -61,7 +62,7 @@ def deepspeed_curves(rank: int, workers: int, folder: Path) -> None:
     tunables.memory.FULL_SPEED["cpu"] = BUDGET
     found: Curves = {}
     for method, zero, dtype in product(METHODS, (0, 2, 3), (torch.float32, torch.bfloat16)):
-        tunables.precision = lambda _, dtype=dtype: dtype
+        tunables.precision = lambda *_, dtype=dtype: dtype
         tuned = tunables.DeepSpeedTunable(trial(folder, method), memory_task(), Renderer(folder), folder, RATE, STEPS, zero)
         tuned.initialize()
         for x in batches():
@@ -79,7 +80,7 @@ def plain_curve(folder: Path, method: str, dtype: torch.dtype) -> list[float]:
     of = trial(folder, method)
     model = checkpoints.load(folder, dtype)
     if of.recipe.peft:
-        model = checkpoints.add_lora(model, of.lora, of.seed)
+        model = add_lora(model, of.lora, of.seed)
     tuned = [p for p in model.parameters() if p.requires_grad]
     masters = [p.detach().float().clone().requires_grad_() for p in tuned]
     optimizer, loss_of = torch.optim.AdamW(masters, lr=RATE, weight_decay=0.0), SupervisedLoss(model)
@@ -131,3 +132,11 @@ def test_one_loss_curve(curves: Curves, folder: Path, method: str, dtype: torch.
     assert expected[-1] < 0.9 * expected[0]
     for zero in (0, 2, 3):
         assert curves[method, zero, dtype] == pytest.approx(expected, rel=1e-3 if dtype == torch.float32 else 0.05), zero
+
+
+def test_only_lora_is_tuned_in_bfloat16_on_a_cpu_and_only_where_products_are_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    single, half = (tiny_model.write(tmp_path / dtype, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    for amx in (True, False):
+        monkeypatch.setattr(tunables.cpu, "has", lambda *_, amx=amx: amx)
+        found = [tunables.precision(folder, peft, workers) for folder in (single, half) for peft, workers in ((True, 1), (True, 2), (False, 1))]
+        assert [dtype == torch.bfloat16 for dtype in found] == [False, False, False, amx, False, False]

@@ -1,4 +1,4 @@
-"""Checkpoints and adapters: load θ_τ, add θ_τ^PEFT, save what was tuned, merge (θ'_τ ← θ_τ ⊕ θ_τ^PEFT)."""
+"""Checkpoints and adapters on disk: load θ_τ, save what was tuned, merge (θ'_τ ← θ_τ ⊕ θ_τ^PEFT)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fiat_ray.config import Lora
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT
 from fiat_ray.tune import attention
+from fiat_ray.tune.rounding import rounded
 
 
 def dtype_of(folder: Path) -> torch.dtype:
@@ -33,15 +33,6 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention.NAME)
 
 
-def add_lora(model: Any, lora: Lora, seed: int) -> Any:
-    """θ_τ^PEFT ← INIT(θ_τ): B is zero, A is drawn from ``seed``; only A and B are tuned."""
-    from peft import get_peft_model
-
-    torch.manual_seed(seed)
-    # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
-    return add_up_in_product(get_peft_model(model, lora_config(lora), autocast_adapter_dtype=False))
-
-
 def compile_layers(model: Any) -> None:
     """Norms, rotation, SwiGLU and sums of each layer become few kernels, forward and back: they are passes over memory, and launches, which a GPU
     waits for more than for products. All layers share what is compiled; sizes are left open."""
@@ -52,41 +43,6 @@ def compile_layers(model: Any) -> None:
         layer.compile(dynamic=True)
 
 
-def lora_config(lora: Lora) -> Any:
-    """The same in PEFT's words."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=lora.targets,
-        lora_dropout=0.0,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-        task_type="CAUSAL_LM",
-    )
-
-
-def add_up_in_product(model: Any) -> Any:
-    """Let LoRA layers compute W x + scale · B A x with that sum, and that factor, inside the product with B: they are no passes over memory of their
-    own then, forward and back. Returns ``model``. DoRA's layers stay as PEFT has them."""
-    from peft.tuners.lora.layer import Linear, LoraVariant
-
-    class InProduct(LoraVariant):
-        @staticmethod
-        def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **_: Any) -> torch.Tensor:
-            low, b, scale = module.lora_A[active_adapter](x), module.lora_B[active_adapter], module.scaling[active_adapter]
-            if hasattr(b.weight, "ds_id"):  # ZeRO-3, which gathers the weights of a layer when that layer is called
-                return result + b(low) * scale
-            return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), b.weight.t(), alpha=scale).view_as(result)
-
-    for layer in model.modules():
-        if isinstance(layer, Linear):
-            for adapter in layer.lora_A.keys() - layer.lora_variant.keys():
-                layer.lora_variant[adapter] = InProduct()
-    return model
-
-
 def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dtype, folder: Path) -> None:
     """Write an adapter, in the precision it was tuned in, or a full checkpoint in ``dtype``. ``state``: the tuned parameters by name."""
     if peft:
@@ -94,7 +50,7 @@ def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dt
             if isinstance(config.target_modules, set):  # whose order differs from process to process
                 config.target_modules = sorted(config.target_modules)
     else:
-        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        state = {name: rounded(tensor, dtype) for name, tensor in state.items()}
         model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=state)
     if peft:
@@ -138,7 +94,7 @@ def merged(base: Any, adapter: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for name in sorted(names):
         a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
         weight = base.get_submodule(name).weight
-        yield f"{name}.weight", torch.addmm(weight.float(), b, a, alpha=scale).to(weight.dtype)
+        yield f"{name}.weight", rounded(torch.addmm(weight.float(), b, a, alpha=scale), weight.dtype)
 
 
 def _merged_by_peft(base: Any, adapter: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -147,4 +103,4 @@ def _merged_by_peft(base: Any, adapter: Path) -> Iterator[tuple[str, torch.Tenso
     whole: Any = copy.deepcopy(base).float()
     # On the meta device first, PEFT draws no numbers that the adapter's own replace.
     whole = PeftModel.from_pretrained(whole, adapter, low_cpu_mem_usage=True).merge_and_unload()  # type: ignore[operator]
-    yield from ((name, parameter.to(base.dtype)) for name, parameter in whole.named_parameters())
+    yield from ((name, rounded(parameter, base.dtype)) for name, parameter in whole.named_parameters())

@@ -23,7 +23,7 @@ from fiat_ray.schema import HISTORY, VALIDATED
 from fiat_ray.task import Task
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.resume import Keeper, Kept
-from fiat_ray.tune.tunable import DeepSpeedTunable
+from fiat_ray.tune.tunable import DeepSpeedTunable, precision
 from fiat_ray.tune.validate import Validation, validate
 
 RECORDED = ("name", "task", "method", "tunable", "seed", "train_size", "fingerprint", "answer_tokens")
@@ -94,7 +94,9 @@ class _Session:
         self.tokens = self.supervised_tokens = 0
         self.model: Any = None
         self.start = time.perf_counter()
-        self.keeper = Keeper(folder, {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": dist.get_world_size()})
+        workers = dist.get_world_size()
+        dtype = str(precision(models.find(trial.model), trial.recipe.peft, workers))
+        self.keeper = Keeper(folder, {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": workers, "dtype": dtype})
         self.kept = self.keeper.find()
         if self.kept:
             self._go_on(self.kept)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fiat_ray import cpu
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
 from fiat_ray.recipe import Recipe
@@ -17,6 +18,7 @@ from fiat_ray.render import Renderer
 from fiat_ray.task import Task
 from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.resume import Kept
@@ -63,9 +65,9 @@ class DeepSpeedTunable:
         import deepspeed
 
         torch.manual_seed(self.trial.seed)
-        self.model = checkpoints.load(self._folder, precision(self._folder))
+        self.model = checkpoints.load(self._folder, precision(self._folder, self.trial.recipe.peft, dist.get_world_size()))
         if self.trial.recipe.peft:
-            self.model = checkpoints.add_lora(self.model, self.trial.lora, self.trial.seed)
+            self.model = add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
         self.passes = self._passes(sum(p.numel() for p in tuned))
         if self.passes.checkpointing:
@@ -166,13 +168,14 @@ def rate_share(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm_up, (steps - step) / max(1, steps - warm_up + 1))
 
 
-def precision(folder: Path) -> torch.dtype:
+def precision(folder: Path, peft: bool, workers: int) -> torch.dtype:
     """What a checkpoint is tuned in: bfloat16 on a GPU, unless it is stored in float32; DeepSpeed keeps float32 masters.
 
-    On a CPU float32: bfloat16 would be faster by a half at most, and rounds the small updates of a short tuning away.
+    On a CPU float32; but LoRA in bfloat16 where one worker's processor has AMX, whose products are eight times as fast (measured), and twice the
+    tuning. Its updates are not lost (see ``model.OneSum``); those of full tuning, which move weights by less than bfloat16 tells apart, would be.
     """
-    half = torch.cuda.is_available() and checkpoints.dtype_of(folder) != torch.float32
-    return torch.bfloat16 if half else torch.float32
+    fast = torch.cuda.is_available() or (peft and cpu.has("amx_bf16") and workers == 1)
+    return torch.bfloat16 if fast and checkpoints.dtype_of(folder) != torch.float32 else torch.float32
 
 
 def supervised(renderer: Renderer, task: Task, recipe: Recipe, x: Sequence[Example], y_beta: Sequence[str | None]) -> list[Supervised]:
