@@ -44,7 +44,7 @@ def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, bas
 def _what_is_here(trial: Trial, base_name: models.PublicName) -> str:
     parts = ["`model/` is the whole model, for transformers and `vllm serve model`."]
     if trial.recipe.peft:
-        parts.append("`adapter/` is the same as a LoRA adapter, for PEFT on the base model.")
+        parts.append("`adapter/` is the same as a LoRA adapter, for PEFT on the base model in float32 (in bfloat16 its sum loses part of it).")
     if trial.model == models.EMBEDDED:
         parts.append("The base is a copy in 4 bits, whose folder `fiat_ray.models.find('embedded')` gives.")
     elif trial.recipe.peft and not base_name.commit:
