@@ -124,10 +124,15 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def no_field(row: Mapping[str, Any], field: str, place: Place) -> UserError:
+    has = ", ".join(map(str, row)) or "none"
+    return UserError(f"{place}: no field '{field}' (this row has: {has if len(has) < 300 else has[:300] + ' …'})")
+
+
 def text_field(row: dict[str, Any], field: str, place: Place) -> str:
     """``row[field]`` as text; ``UserError`` naming file, row and field where it is absent or no text."""
     if field not in row:
-        raise UserError(f"{place}: no field '{field}' (this row has: {', '.join(map(str, row)) or 'none'})")
+        raise no_field(row, field, place)
     value = row[field]
     if not isinstance(value, str):
         raise UserError(f"{place}: field '{field}' must be text, not {type(value).__name__}")

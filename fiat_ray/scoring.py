@@ -12,7 +12,7 @@ import numpy as np
 
 from fiat_ray.errors import UserError
 from fiat_ray.metrics import averaged_languages, label_scores, macro_f1, named_averages, shown_metrics, text_scores
-from fiat_ray.rows import Place, read_rows, text_field
+from fiat_ray.rows import Place, no_field, read_rows, text_field
 from fiat_ray.task import Row, by_language
 from fiat_ray.task_folder import BUILT_IN, read_task_yaml
 
@@ -179,7 +179,7 @@ def _text(row: dict[str, Any], place: Place) -> dict[str, Any]:
 def _label(row: dict[str, Any], place: Place, labels: Sequence[str]) -> dict[str, Any]:
     for field in LABEL_FIELDS:
         if field not in row:
-            raise UserError(f"{place}: no field '{field}' (this row has: {', '.join(row) or 'none'})")
+            raise no_field(row, field, place)
     label, score = row["label"], row["score"]
     known = LABELS | {text.casefold(): plain for text, plain in zip(labels, ("no", "yes"), strict=False)}
     gold = known.get(str(int(label) if label in (0.0, 1.0) else label).casefold())
