@@ -133,15 +133,13 @@ def main(trl: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="fiat-bench-tune-") as folder:
         place = Path(folder)
         bench = Bench(place, trl)
-        given = _write(place, "tried", config_of("LoRA", TRIED_STEPS))
-        loops = bench.fastest("bare", list(MICRO_BATCHES), given["work"])
-        tried = bench.fastest("trl", list(VARIANTS), given["work"])
-        if not (loops and "defaults" in tried):
+        given = {how: _write(place, f"tried, {how}", config_of(how, TRIED_STEPS))["work"] for how in METHODS}
+        loops = {how: bench.fastest("bare", list(MICRO_BATCHES), work) for how, work in given.items()}
+        tried = bench.fastest("trl", list(VARIANTS), given["LoRA"])
+        if not (all(loops.values()) and "defaults" in tried):
             raise SystemExit("what is compared with did not run; see above")
-        loop, best = next(iter(loops)), next(iter(tried))
-        steps = 1 + math.ceil(SECONDS / _seconds_a_step(loops[loop]))
-        print(f"compared over 1 + {steps - 1} steps of {BATCH} rows: TRL's {best!r}, the loop's {loop!r}", flush=True)
-        rates = _compare(bench, place, steps, loop, best)
+        best = next(iter(tried))
+        rates = _compare(bench, place, {how: next(iter(found.items())) for how, found in loops.items()}, best)
         parity = max(_parity(bench, place, how) for how in METHODS)
         mfu = _mfu(bench, place) if ON_GPU else None
     ratio = rates["LoRA ours"] / rates["LoRA trl"]
@@ -228,15 +226,19 @@ def _seconds_a_step(found: Found) -> float:
     return (found.marks[-1].clock - found.marks[0].clock) / (len(found.marks) - 1)
 
 
-def _compare(bench: Bench, place: Path, steps: int, loop: str, best: str) -> dict[str, float]:
-    """Tokens a second of each system, medians."""
-    given = {how: _write(place, how, config_of(how, steps)) for how in METHODS}
+def _compare(bench: Bench, place: Path, loops: Mapping[str, tuple[str, Found]], best: str) -> dict[str, float]:
+    """Tokens a second of each system, medians. ``loops``: the fastest bare loop for LoRA and for full tuning; ``best``: the fastest of TRL's ways."""
+    given = {}
+    for how, (loop, tried) in loops.items():
+        steps = 1 + math.ceil(SECONDS / _seconds_a_step(tried))
+        given[how] = _write(place, how, config_of(how, steps))
+        print(f"{how}: compared over 1 + {steps - 1} steps of {BATCH} rows; the loop's {loop!r}, TRL's {best!r}", flush=True)
     systems = {f"{how} {system}": (system, how) for how in METHODS for system in ("ours", "bare", "trl") if (system, how) != ("trl", "full")}
-    ways = {"ours": "trial", "bare": loop, "trl": best}
     found: dict[str, list[Found]] = {name: [] for name in systems}
     for _ in range(ROUNDS):
         for name, (system, how) in systems.items():
-            found[name].append(bench.must(system, ways[system], given[how]["config" if system == "ours" else "work"]))
+            way = {"ours": "trial", "bare": loops[how][0], "trl": best}[system]
+            found[name].append(bench.must(system, way, given[how]["config" if system == "ours" else "work"]))
             now = found[name][-1]
             kept = f", its state kept in {mean(now.kept):.2f} s" if now.kept else ""
             print(f"{name}: {now.rate:.1f} tokens/s in {now.marks[-1].clock - now.marks[0].clock:.1f} s{kept}", flush=True)
