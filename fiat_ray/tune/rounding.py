@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -16,10 +16,13 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if (tensor.dtype, dtype) != (torch.float32, torch.bfloat16):
         return tensor.to(dtype)
     # bfloat16 lacks the lower half of a float32's bits; a random number below 2**16, added to them, carries as often as they are large.
-    bits = tensor.detach().contiguous().view(torch.int32) + _dither(tensor.shape)
-    return bits.bitwise_and_(~0xFFFF).view(torch.float32).to(dtype)
+    bits, dither = tensor.detach().flatten().clone().view(torch.int32), _dither()
+    for part in bits.split(len(dither)):
+        part += dither[: len(part)]
+    return bits.bitwise_and_(~0xFFFF).view(torch.float32).view(tensor.shape).to(dtype)
 
 
-@lru_cache(maxsize=4)
-def _dither(shape: torch.Size) -> torch.Tensor:
-    return torch.randint(0, 2**16, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+@cache
+def _dither() -> torch.Tensor:
+    """As many as stay in a processor's cache. They serve again for the weights that follow; a prime number of them, so that no two rows get the same."""
+    return torch.randint(0, 2**16, (262_139,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
