@@ -24,5 +24,5 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @cache
 def _dither() -> torch.Tensor:
-    """As many as stay in a processor's cache. They serve again for the weights that follow; a prime number of them, so that no two rows get the same."""
+    """As many as stay in a processor's cache. They serve again for the weights that follow; a prime number, so that no two rows get the same."""
     return torch.randint(0, 2**16, (262_139,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
