@@ -76,7 +76,7 @@ def stop_worker(sitting: Sitting, stage: str) -> None:
     worker = _found(sitting, WORKERS[stage] + at_work, stage)
     with sitting.run.struck():
         os.kill(worker, signal.SIGSTOP)
-        sitting.until(lambda: not _command(worker), seconds=300, every=0.1)
+        sitting.until(lambda: not command_line(worker), seconds=300, every=0.1)
 
 
 def starve_worker(sitting: Sitting, stage: str) -> None:
@@ -86,7 +86,7 @@ def starve_worker(sitting: Sitting, stage: str) -> None:
     (group / "memory.limit_in_bytes").write_text("65536")
     with sitting.run.struck():
         (group / "cgroup.procs").write_text(str(worker))
-        sitting.until(lambda: not _command(worker), seconds=120, every=0.1)
+        sitting.until(lambda: not command_line(worker), seconds=120, every=0.1)
     group.rmdir()
 
 
@@ -152,12 +152,12 @@ def _found(sitting: Sitting, name: str, stage: str) -> int:
     """The process of a sitting in whose command line ``name`` stands, as soon as there is one."""
 
     def look() -> int | None:
-        return next((process for process in descendants(sitting.process.pid) if name in _command(process)), None)
+        return next((process for process in descendants(sitting.process.pid) if name in command_line(process)), None)
 
     return int(sitting.until(look, stage, every=0.05))
 
 
-def _command(process: int) -> str:
+def command_line(process: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""

@@ -94,11 +94,11 @@ class Swaps:
             check_same_tensors(self._folder, trial / CHECKPOINT)  # transformers, as vLLM, would put up with one that is not whole
             yield from checkpoints.load(trial / CHECKPOINT).named_parameters()
             return
-        before = self._tuned
+        left = set(self._tuned)
         for name, tensor in checkpoints.merged(self._base, trial / ADAPTER):
-            before = before - {name}
+            left.discard(name)
             yield name, tensor
-        for name in before:
+        for name in left:
             yield name, self._base.get_parameter(name)
 
     def _put(self) -> None:

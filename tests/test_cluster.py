@@ -19,6 +19,7 @@ import ray
 from ports import free_port
 from test_break import write_config
 
+from benchmarks.fault_kinds import command_line
 from benchmarks.fault_surroundings import MlflowServer, Postgres
 from fiat_ray import cluster
 
@@ -127,20 +128,12 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         number = int(process.stdout.readline())
-        os.kill(number, 0)
+        assert command_line(number)
         process.kill()
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and alive(number):
+    while time.monotonic() < deadline and command_line(number):
         time.sleep(0.05)
-    assert not alive(number)
-
-
-def alive(number: int) -> bool:
-    """A zombie, whom nobody has waited for, is not."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert not command_line(number)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: 
 def test_compiled_once_with_the_same_loss_and_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None, dtype: torch.dtype
 ) -> None:
-    exact = 1e-5 if dtype == torch.float32 else 0.02
+    of_loss, of_gradient = (1e-5, {"atol": 1e-4}) if dtype == torch.float32 else (0.02, {"atol": 0.2, "rtol": 0.2})
     monkeypatch.setattr(attention, "_flash", dense)
     monkeypatch.setattr(batches.Packed, "attention", lambda self, _: {"plan": attention.plan(self.bounds, self.shared, CPU)})
     torch._dynamo.reset()
@@ -51,10 +51,10 @@ def test_compiled_once_with_the_same_loss_and_gradients(
         rows = items(lengths)
         batch = pack(rows, CPU, common_start(rows))
         losses = [SupervisedLoss(model)(batch) for model in (plain, compiled)]
-        assert losses[0].item() == pytest.approx(losses[1].item(), abs=exact)
+        assert losses[0].item() == pytest.approx(losses[1].item(), abs=of_loss)
         for loss in losses:
             loss.backward()
     for (name, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
-        assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, atol=10 * exact, rtol=10 * exact), name
+        assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, **of_gradient), name
     # With an adapter the first layer's input has no gradient, that of the others has.
     assert counters["stats"]["unique_graphs"] == (2 if lora else 1) and not counters["graph_break"], (counters["stats"], counters["graph_break"])

@@ -88,24 +88,24 @@ def check(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> 
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-@often
-@given(st.sampled_from(["train.jsonl", "test.jsonl", "exemplars.jsonl"]), bytes_changed() | rows_changed())
-def test_rows_and_exemplars(capsys: pytest.CaptureFixture[str], name: str, change: Change) -> None:
+def check_task(capsys: pytest.CaptureFixture[str], name: str, change: Change) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         path = own_task(folder) / name
         path.write_bytes(change(path.read_bytes()))
         check(capsys, folder, "plan", str(config_file(folder, task=str(path.parent), limit={})))
+
+
+@often
+@given(st.sampled_from(["train.jsonl", "test.jsonl", "exemplars.jsonl"]), bytes_changed() | rows_changed())
+def test_rows_and_exemplars(capsys: pytest.CaptureFixture[str], name: str, change: Change) -> None:
+    check_task(capsys, name, change)
 
 
 @often
 @given(st.sampled_from(["task.yaml", "i_beta.txt", "i_tau.txt"]), bytes_changed())
 def test_a_task_s_other_files(capsys: pytest.CaptureFixture[str], name: str, change: Change) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        path = own_task(folder) / name
-        path.write_bytes(change(path.read_bytes()))
-        check(capsys, folder, "plan", str(config_file(folder, task=str(path.parent), limit={})))
+    check_task(capsys, name, change)
 
 
 @often

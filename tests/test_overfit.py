@@ -247,6 +247,7 @@ def test_swapped_weights_answer_as_a_fresh_engine_that_was_started_with_them(
     merged = model.merge(tiny, trial, Path(shutil.copytree(tiny, tmp_path / "merged")))
     asked = [str(merged), json.dumps([prompts, tokens])]
     logprobs, answers = json.loads(subprocess.run([sys.executable, "-c", FRESH, *asked], check=True, capture_output=True).stdout.splitlines()[-1])
+    found = []
     for in_memory in (True, False):
         engine.swap(tiny)
         assert not np.allclose(engine.first_logprobs(prompts, tokens), logprobs, atol=0.1)
@@ -254,9 +255,11 @@ def test_swapped_weights_answer_as_a_fresh_engine_that_was_started_with_them(
             if not in_memory:
                 patch.setattr(engine, "takes", lambda tensors: False)
             Swaps(engine, tiny).swap(trial, prompts)
-        assert np.allclose(engine.first_logprobs(prompts, tokens), logprobs, atol=1e-3)
+        found.append(engine.first_logprobs(prompts, tokens))
+        assert np.allclose(found[-1], logprobs, atol=1e-3)
         differing = [own for own, fresh in zip(engine.generate(prompts, 8), answers, strict=True) if own.text != fresh]
         assert not differing, f"{len(differing)} of {len(answers)}"
+    assert found[0] == found[1]
 
 
 @pytest.mark.vllm
@@ -290,7 +293,10 @@ def test_swap_reaches_every_part(engine: Engine, tiny: Path, tmp_path: Path, par
         return tensors | {name: t + 0.3 * torch.randn(t.shape, generator=generator) for name, t in tensors.items() if part in name}
 
     engine.swap(tiny)
-    Swaps(engine, tiny).swap(changed(tiny, tmp_path / "other", noise), [list(range(5, 40))])
+    prompts, tokens = [list(range(5, 40))], [[7, 8, 9]]
+    before = engine.first_logprobs(prompts, tokens)
+    Swaps(engine, tiny).swap(changed(tiny, tmp_path / "other", noise), prompts)
+    assert not np.allclose(engine.first_logprobs(prompts, tokens), before, atol=0.01)
 
 
 @pytest.mark.vllm

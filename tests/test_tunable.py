@@ -62,8 +62,7 @@ def deepspeed_curves(rank: int, workers: int, folder: Path) -> None:
     tunables.memory.FULL_SPEED["cpu"] = BUDGET
     found: Curves = {}
     for method, zero, dtype in product(METHODS, (0, 2, 3), (torch.float32, torch.bfloat16)):
-        tunables.precision = lambda *_, dtype=dtype: dtype
-        tuned = tunables.DeepSpeedTunable(trial(folder, method), memory_task(), Renderer(folder), folder, RATE, STEPS, zero)
+        tuned = tunables.DeepSpeedTunable(trial(folder, method), memory_task(), Renderer(folder), folder, RATE, STEPS, zero, dtype)
         tuned.initialize()
         for x in batches():
             tuned.gradient(x, [None] * len(x))

@@ -23,7 +23,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     return adapted
 
 
-def lora_config(lora: Lora) -> Any:
+def lora_config(lora: Lora) -> LoraConfig:
     """The same in PEFT's words."""
     return LoraConfig(
         r=lora.rank,

@@ -94,9 +94,10 @@ class _Session:
         self.tokens = self.supervised_tokens = 0
         self.model: Any = None
         self.start = time.perf_counter()
-        workers = dist.get_world_size()
-        dtype = str(precision(models.find(trial.model), trial.recipe.peft, workers))
-        self.keeper = Keeper(folder, {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": workers, "dtype": dtype})
+        self.base, workers = models.find(trial.model), dist.get_world_size()
+        self.dtype = precision(self.base, trial.recipe.peft, workers)
+        identity = {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": workers, "dtype": str(self.dtype)}
+        self.keeper = Keeper(folder, identity)
         self.kept = self.keeper.find()
         if self.kept:
             self._go_on(self.kept)
@@ -108,7 +109,7 @@ class _Session:
             return  # done with before the break-off
         self.kept = None
         trial, done = self.trial, kept.progress["tunable"]["step"] if kept else 0
-        tunable = DeepSpeedTunable(trial, self.task, self.renderer, models.find(trial.model), learning_rate, self.steps, self.zero, self.share, kept)
+        tunable = DeepSpeedTunable(trial, self.task, self.renderer, self.base, learning_rate, self.steps, self.zero, self.dtype, self.share, kept)
         batches = islice(steps_of(self.train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix), done, None)
         start = time.perf_counter() - (kept.progress["seconds_of_rate"] if kept else 0)
         validated = {round(at * self.steps / self.trial.validations) for at in range(self.trial.validations + 1)}

@@ -46,12 +46,15 @@ class DeepSpeedTunable:
         learning_rate: float,
         steps: int,
         zero: int,
+        dtype: torch.dtype,
         share: float = 1.0,
         kept: Kept | None = None,
     ) -> None:
-        """``share``: of a GPU's memory. ``kept``: where to go on from; ``tunable`` of its progress is what ``progress`` gave."""
+        """``dtype``: what ``precision`` gave. ``share``: of a GPU's memory. ``kept``: where to go on from; ``tunable`` of its progress is what
+        ``progress`` gave."""
         self.trial, self.task, self.renderer = trial, task, renderer
         self._folder, self._learning_rate, self._steps, self._zero, self._share, self._kept = folder, learning_rate, steps, zero, share, kept
+        self._dtype = dtype
         self.step = 0
         """Updates so far."""
         self.losses: list[float] = []
@@ -65,7 +68,7 @@ class DeepSpeedTunable:
         import deepspeed
 
         torch.manual_seed(self.trial.seed)
-        self.model = checkpoints.load(self._folder, precision(self._folder, self.trial.recipe.peft, dist.get_world_size()))
+        self.model = checkpoints.load(self._folder, self._dtype)
         if self.trial.recipe.peft:
             self.model = add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
@@ -172,7 +175,7 @@ def precision(folder: Path, peft: bool, workers: int) -> torch.dtype:
     """What a checkpoint is tuned in: bfloat16 on a GPU, unless it is stored in float32; DeepSpeed keeps float32 masters.
 
     On a CPU float32; but LoRA in bfloat16 where one worker's processor has AMX, whose products are eight times as fast (measured), and twice the
-    tuning. Its updates are not lost (see ``model.OneSum``); those of full tuning, which move weights by less than bfloat16 tells apart, would be.
+    tuning. Its updates are not lost (see ``adapter.OneSum``); those of full tuning, which move weights by less than bfloat16 tells apart, would be.
     """
     fast = torch.cuda.is_available() or (peft and cpu.has("amx_bf16") and workers == 1)
     return torch.bfloat16 if fast and checkpoints.dtype_of(folder) != torch.float32 else torch.float32
