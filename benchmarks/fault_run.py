@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.interruption import FLUSHED_AFTER
-from fiat_ray.reason.store import Store
+from fiat_ray.reason.store import Store, is_final
 
 STAGES = ("reason", "seal", "tune", "evaluate", "report")
 COLUMNS = ["status", "text", "finish_reason"]
@@ -80,9 +82,14 @@ class Run:
         struck = [(start - FLUSHED_AFTER, end + FLUSHED_AFTER) for start, end in self._struck]
         over = sum(not any(start < first < end and start < second for start, end in struck) for first, second in again)
         trials = [path for path, identity in self._finished.items() if path.is_file() and _identity(path) != identity]
-        stored = [key for part in Store(self.out / "rationales").parts() for key in pd.read_parquet(part, columns=["key"])["key"]]
+        stored = self._answers_stored()
         rows = sum(len(pd.read_parquet(path.with_name("predictions.parquet"))) for path in trials)
         return over + len(stored) - len(set(stored)) + rows
+
+    def _answers_stored(self) -> list[str]:
+        """The keys of all parts, without tries that failed: what they asked is asked again."""
+        parts = [pq.read_table(part, columns=["key", "status", "tries"]) for part in Store(self.out / "rationales").parts()]
+        return [key for part in parts for key in part["key"].filter(pa.array(is_final(part))).to_pylist()]
 
     def lost(self, undisturbed: Run, exact: bool = True) -> int:
         """Rows of the undisturbed run that are not there, or are others; and rows that were there and changed. Not ``exact``: texts may differ."""

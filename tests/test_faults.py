@@ -6,9 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
+from test_store import answered
 
 from benchmarks.fault_kinds import Fault, faults, kill_driver, kill_worker
 from benchmarks.faults import Bench, Run
+from fiat_ray.reason.store import Store
 
 SCRIPTED = {"kind": "scripted", "script": "script.py", "max_tokens": 48}
 
@@ -28,6 +30,16 @@ def test_struck_while_it_reasons(tmp_path: Path) -> None:
     for part in parts:
         part.unlink()
     assert run.repeated_over() > 0 and run.lost(bench.undisturbed) == 52 and run.scores_differ(bench.undisturbed)
+
+
+def test_an_answer_stored_twice_is_repeated_and_a_failed_try_is_not(tmp_path: Path) -> None:
+    run = Run(tmp_path / "config.yaml", tmp_path)
+    store = Store(run.out / "rationales")
+    store.write([answered("a", "engine_error", "")])
+    store.write([answered("a", tries=2), answered("b")])
+    assert run.repeated_over() == 0
+    store.write([answered("b")])
+    assert run.repeated_over() == 1
 
 
 @pytest.mark.slow
