@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tiny_model
 import torch
+from test_lora import kept
 from test_overfit import memory_task
 
 from fiat_ray import config as configs
@@ -131,6 +132,38 @@ def test_one_loss_curve(curves: Curves, folder: Path, method: str, dtype: torch.
     assert expected[-1] < 0.9 * expected[0]
     for zero in (0, 2, 3):
         assert curves[method, zero, dtype] == pytest.approx(expected, rel=1e-3 if dtype == torch.float32 else 0.05), zero
+
+
+def what_a_step_moves(folder: Path, found: Path) -> None:
+    """In a process of its own: full tuning in bfloat16 at a small rate; the base's weights, the masters' and the model's."""
+    import torch.distributed as dist
+
+    from fiat_ray.tune.lane import _quiet_deepspeed
+
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("gloo", init_method=f"file://{found}.meeting", rank=0, world_size=1)
+    _quiet_deepspeed()
+    arguments = (trial(folder, "no_peft"), memory_task(), Renderer(folder), folder, 2e-5, 4, 2, torch.bfloat16)
+    tuned = tunables.DeepSpeedTunable(*arguments)
+    tuned.initialize()
+    base = tuned.engine.optimizer.fp32_groups_flat_partition[0].clone()
+    for x, _ in zip(batches(), range(3), strict=False):
+        tuned.gradient(x, [None] * len(x))
+        tuned.update()
+    torch.save({"base": base, "masters": tuned.engine.optimizer.fp32_groups_flat_partition[0], "weights": tuned.state()}, found)
+
+
+def test_full_tuning_in_bfloat16_moves_weights_by_less_than_it_tells_apart(tmp_path: Path) -> None:
+    folder, found = tiny_model.write(tmp_path / "tiny", dtype="bfloat16"), tmp_path / "found"
+    process = get_context("spawn").Process(target=what_a_step_moves, args=(folder, found))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    base, masters, weights = torch.load(found, weights_only=True).values()
+    flat = torch.cat([weight.flatten() for weight in weights.values()]).float()
+    base, masters = base[: len(flat)], masters[: len(flat)]
+    assert kept(masters - base, masters.bfloat16().float() - base) < 0.8
+    assert kept(masters - base, flat - base) == pytest.approx(1, abs=0.1)
 
 
 def test_only_lora_is_tuned_in_bfloat16_on_a_cpu_and_only_where_products_are_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
