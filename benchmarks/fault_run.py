@@ -245,7 +245,7 @@ def evaluator(deaf: bool = False, patience: float | None = None) -> Any:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             if deaf:
-                self.engine.swap = lambda weights: None  # type: ignore[method-assign]
+                self.engine.swap = lambda weights, changed=None: None  # type: ignore[method-assign]
             if patience is not None:
                 self._watch(patience)
 

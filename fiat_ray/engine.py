@@ -9,11 +9,13 @@ import itertools
 import json
 import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +131,11 @@ class Engine:
         rows = [[_ending_logprob(f.result(), ending) for f, ending in zip(row, endings, strict=True)] for row in futures]
         return np.array(rows).reshape(-1, len(labels))
 
-    def swap(self, weights: Path | Mapping[str, torch.Tensor]) -> None:
+    def swap(self, weights: Path | Mapping[str, torch.Tensor], changed: Collection[str] | None = None) -> None:
         """Load other weights of the same architecture into the running engine: a checkpoint's folder, or tensors by the checkpoint's names.
 
         vLLM only logs tensors that are lacking and keeps the old ones, so weights that are not whole raise ``ValueError`` here.
+        ``changed``: the engine has all others already, which are left out.
         """
         if isinstance(weights, Path):
             check_same_tensors(self._model, weights)
@@ -140,8 +143,13 @@ class Engine:
             raise ValueError(f"the tensors given are not those of {self._model}, or the engine runs in several processes")
 
         def reload(engine: LLMEngine) -> None:
-            given = {"weights_path": str(weights)} if isinstance(weights, Path) else {"weights_iterator": iter(weights.items())}
-            engine.collective_rpc("reload_weights", kwargs=given)
+            if isinstance(weights, Path):
+                engine.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
+            else:
+                # vLLM makes one tensor of several that belong together (q, k and v; gate and up; experts), never beyond a layer.
+                parts = {_layer(name) for name in (weights if changed is None else changed)}
+                given = {name: tensor for name, tensor in weights.items() if _layer(name) in parts}
+                engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(given.items())})
             if not _on_gpu():
                 engine.apply_model(_repack_tied_head)
             engine.reset_prefix_cache()
@@ -150,8 +158,12 @@ class Engine:
 
     def takes(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Whether ``swap`` takes them as they lie in memory: the engine runs in one process, and names and shapes are those of its checkpoint."""
-        expected = {name: shape for name, (_, shape) in _tensors(self._model).items() if name not in _tied_head(self._model)}
-        return self._options.tensor_parallel == 1 and expected == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return self._options.tensor_parallel == 1 and self._shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its checkpoint's tensors, by name."""
+        return {name: shape for name, (_, shape) in _tensors(self._model).items() if name not in _tied_head(self._model)}
 
     def first_logprobs(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of each prompt's ``tokens`` as its first output: compared with the tuned model's own, they show that a swap took."""
@@ -241,6 +253,12 @@ def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                 part = file.get_slice(name)
                 found[name] = (part.get_dtype(), tuple(part.get_shape()))
     return found
+
+
+def _layer(name: str) -> str:
+    """The layer of the stack that a tensor is part of, by name; a tensor outside of the stack stands for itself."""
+    found = re.match(r".*?\.\d+\.", name)
+    return found.group() if found else name
 
 
 def _repack_tied_head(model: Any) -> None:

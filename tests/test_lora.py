@@ -55,8 +55,9 @@ def test_merged_weights_answer_as_the_tuned_model_and_the_base_stays_as_it_was(t
     base = checkpoints.load(folder, torch.float32)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     merged = checkpoints.load(checkpoints.merge(folder, tmp_path, tmp_path / "merged"), torch.float32)
-    for name, tensor in checkpoints.merged(base, tmp_path / "adapter"):
-        assert torch.equal(merged.get_parameter(name), tensor)
+    model = checkpoints.load(folder, torch.float32)
+    for name in checkpoints.merge_into(model, base, tmp_path / "adapter", torch.float32):
+        assert torch.equal(merged.get_parameter(name), model.get_parameter(name))
     with torch.no_grad():
         found, expected, untuned = (model(input_ids=torch.arange(24).view(2, 12)).logits for model in (merged, tuned, base))
     assert torch.allclose(found, expected, atol=1e-4)

@@ -205,7 +205,7 @@ def test_swap_takes_and_is_checked(engine: Engine, run: Run, tiny: Path, tmp_pat
     swaps, task, trials = Swaps(engine, tiny), memory_task(), [trial_folder(run, method) for method in ("no_peft", "no_cot", "no_peft")]
     prompt = Renderer(tiny).tunable_prompt(task, task.text(task.rows[0].fields), None, config.RECIPES["no_peft"]).ids
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "swap", lambda weights: None)
+        patch.setattr(engine, "swap", lambda weights, changed=None: None)
         for trial in trials:  # also when asked again
             with pytest.raises(RuntimeError, match="did not take"):
                 swaps.swap(trial, [prompt])
@@ -263,6 +263,32 @@ def test_swapped_weights_answer_as_a_fresh_engine_that_was_started_with_them(
 
 
 @pytest.mark.vllm
+def test_a_swap_leaves_nothing_of_the_trial_before(engine: Engine, tiny: Path, tmp_path: Path) -> None:
+    """Each adapter changes other parts of layers that the engine keeps as one, and no trial's stay; a full checkpoint changes all."""
+    from fiat_ray.swap import Swaps
+    from fiat_ray.tune import model
+    from fiat_ray.tune.adapter import add_lora
+
+    def adapted(target: str) -> Path:
+        tuned = add_lora(model.load(tiny, torch.float32), config.Lora(rank=4, targets=[target]), 0)
+        state = {name: torch.randn_like(p) * 0.3 for name, p in tuned.named_parameters() if p.requires_grad}
+        model.save(tuned, state, True, torch.float32, tmp_path / target / "adapter")
+        return tmp_path / target
+
+    def noise(tensors: Tensors) -> Tensors:
+        return {name: t + 0.1 * torch.randn(t.shape) for name, t in tensors.items()}
+
+    torch.manual_seed(0)
+    engine.swap(tiny)
+    swaps, prompts, tokens = Swaps(engine, tiny), [list(range(5, 40))], [[7, 8, 9]]
+    for trial in (adapted("q_proj"), adapted("up_proj"), changed(tiny, tmp_path / "full", noise), tmp_path / "q_proj"):
+        swaps.swap(trial, prompts)
+        found = engine.first_logprobs(prompts, tokens)
+        engine.swap(model.merge(tiny, trial, Path(shutil.copytree(tiny, tmp_path / "merged", dirs_exist_ok=True))))
+        assert found == engine.first_logprobs(prompts, tokens), trial.name
+
+
+@pytest.mark.vllm
 def test_a_swap_between_close_checkpoints_is_checked(engine: Engine, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of two seeds after a few steps are. The same tensors in another file are no other checkpoint: a trial may keep step 0."""
     from fiat_ray.swap import Swaps
@@ -273,7 +299,7 @@ def test_a_swap_between_close_checkpoints_is_checked(engine: Engine, tiny: Path,
     close = changed(tiny, tmp_path / "close", lambda tensors: {name: t + 0.01 * t.abs().mean() for name, t in tensors.items()})
     same = changed(tiny, tmp_path / "same", lambda tensors: dict(reversed(tensors.items())))
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "swap", lambda weights: None)
+        patch.setattr(engine, "swap", lambda weights, changed=None: None)
         swaps.swap(same, [prompt])
         with pytest.raises(RuntimeError, match="did not take"):
             swaps.swap(close, [prompt])

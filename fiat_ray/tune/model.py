@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT
 from fiat_ray.tune import attention
-from fiat_ray.tune.rounding import rounded
+from fiat_ray.tune.rounding import round_, rounded
 
 
 def dtype_of(folder: Path) -> torch.dtype:
@@ -54,17 +53,18 @@ def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dt
         model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=state)
     if peft:
-        check_adapter(folder)
+        read_adapter(folder)
 
 
-def check_adapter(folder: Path) -> None:
-    """Raise ``ValueError`` for an adapter without tensors, which ZeRO-3 can leave behind, or with values that are not finite."""
+def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """An adapter's tensors by name. Raises ``ValueError`` where there are none, which ZeRO-3 can leave behind, or values that are not finite."""
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path) if path.is_file() else {}
     if not tensors or any(t.numel() == 0 for t in tensors.values()):
         raise ValueError(f"{folder}: the adapter holds no weights")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
         raise ValueError(f"{folder}: the adapter holds values that are not finite")
+    return tensors
 
 
 def merge(base: Path, trial: Path, folder: Path) -> Path:
@@ -72,35 +72,39 @@ def merge(base: Path, trial: Path, folder: Path) -> Path:
     if (trial / CHECKPOINT).is_dir():
         return trial / CHECKPOINT
     model = load(base)
-    for name, tensor in merged(model, trial / ADAPTER):
-        model.get_parameter(name).data = tensor
+    merge_into(model, model, trial / ADAPTER, model.dtype)
     model.save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
-def merged(base: Any, adapter: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT, with θ_τ in memory, which stays as it is: the parameters that the adapter changes (perhaps others too), by name and one
-    after another, merged in float32 and cast to the base's dtype."""
-    check_adapter(adapter)
+def merge_into(model: Any, base: Any, adapter: Path, dtype: torch.dtype) -> set[str]:
+    """θ'_τ ← θ_τ ⊕ θ_τ^PEFT in memory: the parameters of ``model`` that the adapter changes (perhaps others too) become the base's, with the
+    adapter added in float32 and rounded to ``dtype``. Returns their names. ``base``: θ_τ, which stays as it is unless it is ``model``."""
+    tensors = read_adapter(adapter)
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    tensors = load_file(adapter / "adapter_model.safetensors")
     names = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors}
     if config["use_dora"] or not all(isinstance(base.get_submodule(name), nn.Linear) for name in names):
-        yield from _merged_by_peft(base, adapter)
-        return
+        return _merge_by_peft(model, base, adapter, dtype)
     # W + scale · B A: PEFT's own merging, which makes an adapter's layers first, takes five times as long.
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
-    for name in sorted(names):
+    for name in names:
         a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
-        weight = base.get_submodule(name).weight
-        yield f"{name}.weight", rounded(torch.addmm(weight.float(), b, a, alpha=scale), weight.dtype)
+        weight, target = base.get_submodule(name).weight, model.get_submodule(name).weight
+        # Each pass over memory counts: where nothing else is needed, sums and rounding leave everything in its place.
+        exact = target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
+        round_(torch.addmm(weight.float(), b, a, alpha=scale, out=exact), dtype)
+        target.copy_(exact)
+    return {f"{name}.weight" for name in names}
 
 
-def _merged_by_peft(base: Any, adapter: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _merge_by_peft(model: Any, base: Any, adapter: Path, dtype: torch.dtype) -> set[str]:
     from peft import PeftModel
 
     whole: Any = copy.deepcopy(base).float()
     # On the meta device first, PEFT draws no numbers that the adapter's own replace.
     whole = PeftModel.from_pretrained(whole, adapter, low_cpu_mem_usage=True).merge_and_unload()  # type: ignore[operator]
-    yield from ((name, rounded(parameter, base.dtype)) for name, parameter in whole.named_parameters())
+    parameters = dict(whole.named_parameters())
+    for name, parameter in parameters.items():
+        model.get_parameter(name).copy_(rounded(parameter, dtype))
+    return set(parameters)

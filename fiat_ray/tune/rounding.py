@@ -15,11 +15,18 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     if (tensor.dtype, dtype) != (torch.float32, torch.bfloat16):
         return tensor.to(dtype)
+    return round_(tensor.detach().clone(), dtype).to(dtype)
+
+
+def round_(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The same in place: ``tensor``, float32 and contiguous, then holds what ``dtype`` can, in float32."""
+    if dtype != torch.bfloat16:
+        return tensor.copy_(tensor.to(dtype))
     # bfloat16 lacks the lower half of a float32's bits; a random number below 2**16, added to them, carries as often as they are large.
-    bits, dither = tensor.detach().flatten().clone().view(torch.int32), _dither(tensor.device)
+    bits, dither = tensor.view(-1).view(torch.int32), _dither(tensor.device)
     for part in bits.split(len(dither)):
-        part += dither[: len(part)]
-    return bits.bitwise_and_(~0xFFFF).view(torch.float32).view(tensor.shape).to(dtype)
+        part.add_(dither[: len(part)]).bitwise_and_(~0xFFFF)
+    return tensor
 
 
 @cache
