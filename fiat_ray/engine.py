@@ -139,18 +139,16 @@ class Engine:
         """
         if isinstance(weights, Path):
             check_same_tensors(self._model, weights)
-        elif not self.takes(weights):
+            given: dict[str, Any] = {"weights_path": str(weights)}
+        elif self.takes(weights):
+            given = {"weights_iterator": iter(_whole_layers(weights, weights if changed is None else changed).items())}
+        else:
             raise ValueError(f"the tensors given are not those of {self._model}, or the engine runs in several processes")
+        same_embedding = changed is not None and all(_layer(name) != name for name in changed)
 
         def reload(engine: LLMEngine) -> None:
-            if isinstance(weights, Path):
-                engine.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
-            else:
-                # vLLM makes one tensor of several that belong together (q, k and v; gate and up; experts), never beyond a layer.
-                parts = {_layer(name) for name in (weights if changed is None else changed)}
-                given = {name: tensor for name, tensor in weights.items() if _layer(name) in parts}
-                engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(given.items())})
-            if not _on_gpu():
+            engine.collective_rpc("reload_weights", kwargs=given)
+            if not (same_embedding or _on_gpu()):
                 engine.apply_model(_repack_tied_head)
             engine.reset_prefix_cache()
 
@@ -253,6 +251,12 @@ def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                 part = file.get_slice(name)
                 found[name] = (part.get_dtype(), tuple(part.get_shape()))
     return found
+
+
+def _whole_layers(weights: Mapping[str, torch.Tensor], changed: Collection[str]) -> dict[str, torch.Tensor]:
+    """Those that ``changed``, and all others of their layers: vLLM makes one tensor of several of a layer (q, k and v; gate and up; experts)."""
+    layers = {_layer(name) for name in changed}
+    return {name: tensor for name, tensor in weights.items() if _layer(name) in layers}
 
 
 def _layer(name: str) -> str:

@@ -19,7 +19,7 @@ TOLERANCE = 0.25
 """Largest mean difference, in nats, between the engine's and transformers' log-probabilities of likely first tokens. Rounding to bfloat16, in which
 vLLM runs checkpoints by default, makes about 0.1; weights before and after tuning differ by one and more."""
 
-PROBE = 16
+PROBE = 8
 """Tokens of a prompt's end that are enough to tell weights apart; transformers computes them anew for every trial."""
 
 LIKELIEST = 8
