@@ -78,12 +78,12 @@ choose_torch() {
 
 # One line every five seconds: pip by itself is either a flood or, while it unpacks, silent.
 watch_pip() {
-  local log=$1 total installed
+  local log=$1 total installed doing
   total=$(grep -c '^[a-zA-Z]' "$requirements")
   while sleep 5 >/dev/null && kill -0 $$ 2>/dev/null; do
-    installed=$(find "$venv"/lib/python3.11/site-packages -maxdepth 1 -name '*.dist-info' | wc -l)
-    printf '  %3d s: %d of %d packages installed; %s\n' "$SECONDS" "$installed" "$total" \
-      "$(grep -oE '(Collecting|Downloading|Building wheel for) [^ ]+|Installing' "$log" | tail -n 1)"
+    installed=$(find "$venv"/lib/python3.11/site-packages -maxdepth 1 -name '*.dist-info' ! -name 'fiat_ray-*' | wc -l)
+    doing=$(grep -oE '(Collecting|Downloading|Building wheel for) [^ ]+|Installing' "$log" | tail -n 1 || true)
+    printf '  %3d s: %d of %d packages installed%s\n' "$SECONDS" "$installed" "$total" "${doing:+; $doing}"
   done
 }
 
