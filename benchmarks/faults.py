@@ -218,11 +218,15 @@ def main() -> None:
     chance, struck = random.Random(arguments.seed), list[Struck]()
     with tempfile.TemporaryDirectory(prefix="faults") as temporary:
         folder = Path(arguments.folder or temporary).resolve()
-        for _ in range(max(1, round(arguments.faults / IN_A_ROUND))):
-            struck += scripted(folder, [stage for stage in STAGES if stage in arguments.only], chance) if set(STAGES) & set(arguments.only) else []
-            struck += endpoint(folder, chance) if "endpoint" in arguments.only else []
-            struck += vllm(folder, chance) if "vllm" in arguments.only else []
-    report(struck)
+        try:
+            for _ in range(max(1, round(arguments.faults / IN_A_ROUND))):
+                if stages := [stage for stage in STAGES if stage in arguments.only]:
+                    struck += scripted(folder, stages, chance)
+                struck += endpoint(folder, chance) if "endpoint" in arguments.only else []
+                struck += vllm(folder, chance) if "vllm" in arguments.only else []
+        finally:  # also where one could not be struck, or the campaign did not end after it
+            if struck:
+                report(struck)
 
 
 if __name__ == "__main__":
