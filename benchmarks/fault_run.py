@@ -167,8 +167,11 @@ class Sitting:
         return [line.split()[1] for line in lines if line.split()[0] == stage]
 
     def answered(self) -> int:
-        file = self.run.place / "answered"
-        return len(file.read_text().splitlines()) if file.is_file() else 0
+        return _lines(self.run.place / "answered")
+
+    def tuning_said(self) -> int:
+        """How often workers that tune told how far they are."""
+        return _lines(self.run.place / "tuning")
 
 
 def seconds(run: Run) -> dict[str, float]:
@@ -178,6 +181,10 @@ def seconds(run: Run) -> dict[str, float]:
         stage, what, at = line.split()
         found[stage] = found.get(stage, 0.0) + (float(at) if what == "ends" else -float(at))
     return found
+
+
+def _lines(file: Path) -> int:
+    return len(file.read_text().splitlines()) if file.is_file() else 0
 
 
 def out_of(place: Path) -> Path:
@@ -270,7 +277,8 @@ def sit(config: str, place: str, *overrides: str) -> int:
     set_clock(told.get("clock", 0.0))
     slow_disk(told.get("fsync", 0.0))
     from fiat_ray import augmented, cli, prepare, runs
-    from fiat_ray.reason import stage
+    from fiat_ray.progress import Console
+    from fiat_ray.reason import stage as reasoning_stage
     from fiat_ray.schedule import evaluation, reasoning
     from fiat_ray.tune import lane
 
@@ -283,11 +291,19 @@ def sit(config: str, place: str, *overrides: str) -> int:
     )
     for owner, name, what in marks:
         setattr(owner, name, _marked(getattr(owner, name), what, folder / "stages"))
+    show = Console.status
+
+    def noted_status(console: Console, text: str, stage: str = "", **counts: float | str) -> None:
+        if stage == "tune":
+            note(folder / "tuning", text)
+        show(console, text, stage, **counts)
+
+    Console.status = noted_status  # type: ignore[method-assign,assignment]
     make = prepare.make_reasoner
     noted = partial(Noted, file=folder / "answered", clock=told.get("clock", 0.0))
     reasoning.make_reasoner = lambda *arguments: partial(noted, make(*arguments))  # type: ignore[attr-defined,misc]
     if "patience" in told:
-        reasoning.reason = partial(stage.reason, patience=told["patience"])  # type: ignore[attr-defined]
+        reasoning.reason = partial(reasoning_stage.reason, patience=told["patience"])  # type: ignore[attr-defined]
     if "evaluator" in told:
         from fiat_ray import evaluate
 
