@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -146,10 +147,16 @@ class MlflowServer:
         return [Fault("MLflow dies", "report", self.die), Fault("MLflow is slow", "report", self.slow)]
 
 
+@cache
+def _token() -> str:
+    """One for all clusters: Ray reads a process's token once."""
+    return secrets.token_hex(32)
+
+
 @contextlib.contextmanager
 def node_faults() -> Iterator[list[Fault]]:
     """A cluster of two nodes: one with the driver, and one that does all the work. When that is killed, another one comes."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 import time
 import uuid
@@ -135,6 +136,30 @@ def resolved(where: Where, found: Unit) -> Where:
 def reasoner_unit(config: Config, found: Unit) -> Unit:
     """What one reasoner takes of it. One that asks a remote endpoint only waits, and all else goes on beside it."""
     return Unit(0, 0, 1) if config.reasoner.is_remote else found
+
+
+def memory_of(found: Unit) -> int | None:
+    """Bytes of the cluster's largest GPU, or of what a machine had free when Ray started there, the most; None where that can't be told."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not found.gpus:
+        sizes = [int(of["memory"] + of.get("object_store_memory", 0)) for of in (node["Resources"] for node in nodes) if of.get("memory")]
+        return max(sizes, default=None)
+
+    @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+    def largest() -> int:
+        command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return max(int(line) for line in said.splitlines()) << 20
+
+    with_gpus = [node["NodeID"] for node in nodes if node["Resources"].get("GPU")]
+    asked = [largest.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote() for name in with_gpus]
+    try:
+        return max(ray.get(asked, timeout=30))
+    except (ray.exceptions.RayError, ValueError):  # no NVIDIA GPUs, say
+        return None
 
 
 def check_shared(folder: Path) -> None:

@@ -15,6 +15,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.trials import tuned
+from fiat_ray.text import size_of
 
 TOKEN = 5
 """Bytes of text that a token stands for, rarely more in any script."""
@@ -58,14 +59,10 @@ def check(prepared: Prepared, run: RunFolder) -> None:
             raise UserError(f"{found['folder']}: too little room, {size_of(found['free'])} are free; needed are at most: {parts}; free some first")
 
 
-def size_of(size: float) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
-
-
 @lru_cache
 def _weights(folder: Path, peft: bool, lora: Lora) -> int:
     """Bytes of a trial's adapter, were all linear layers its targets, or of its checkpoint, which is as large as the one that is tuned."""
     if not peft:
-        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return models.weight_bytes(folder)
     linear = [shape for name, shape in models.shapes(folder).items() if len(shape) == 2 and "embed" not in name and "lm_head" not in name]
     return WEIGHT * sum(lora.rank * sum(shape) for shape in linear)

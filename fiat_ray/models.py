@@ -144,6 +144,11 @@ def parameters(folder: Path) -> Parameters:
     return Parameters(total, total - round(idle))
 
 
+def weight_bytes(folder: Path) -> int:
+    """What a checkpoint's weights take, as they are stored."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Tensor name → shape, from the headers of a checkpoint's safetensors files."""
     found: dict[str, list[int]] = {}

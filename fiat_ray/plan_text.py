@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fiat_ray.disk import size_of
 from fiat_ray.planning import SAMPLED
 from fiat_ray.task import SPLITS
-from fiat_ray.text import line
+from fiat_ray.text import line, size_of
 
 UNKNOWN = "the mean of those stored, or as reasoner.max_tokens"
 
@@ -18,7 +17,8 @@ def describe(planned: Mapping[str, Any]) -> str:
     lines = [said for name, task in planned["tasks"].items() for said in (*_describe_task(name, task, planned["models"]), "")]
     lines += _describe_trials(planned)
     lines += ["", describe_time(planned["time"])]
-    return "\n".join([*lines, *map(_describe_disk, planned["disk"]), *(line("note", note) for note in planned["notes"])])
+    lines += [*map(_describe_disk, planned["disk"]), *_describe_memory(planned["memory"])]
+    return "\n".join([*lines, *(line("note", note) for note in planned["notes"])])
 
 
 def describe_time(time: Mapping[str, Any]) -> str:
@@ -82,6 +82,12 @@ def _describe_disk(found: Mapping[str, Any]) -> str:
     return line(
         "disk", f"{short}{size_of(found['free'])} free for {found['folder']}; needed at most {size_of(needed)}" + (f": {parts}" if parts else "")
     )
+
+
+def _describe_memory(needed: Mapping[str, int]) -> Iterable[str]:
+    if needed:
+        parts = ", ".join(f"{what} {size_of(size)}" for what, size in needed.items())
+        yield line("memory", f"at least, of a GPU's or else a machine's: {parts}")
 
 
 def _describe_reasoner(asked: Mapping[str, Any], model: Mapping[str, Any] | None) -> Iterable[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fiat_ray import artifact, costs, models, prepare
+from fiat_ray import artifact, costs, memory, models, prepare
 from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
 from fiat_ray.disk import disk
@@ -63,6 +63,7 @@ def of(prepared: prepare.Prepared, run: str | Path | None) -> dict[str, Any]:
     planned["trials"] = _trials(prepared, found, folder)
     planned["untuned"] = [method for method in config.methods if method in UNTUNED]
     planned["disk"] = disk(prepared, folder) if folder else []
+    planned["memory"] = memory.at_least(config, config.where, reasoning=bool(prepared.requests), tune=prepared.trials, evaluate=prepared.trials)
     planned["sample"] = _sample(prepared, folder) if folder else None
     planned["time"] = costs.estimate(config, planned)
     return planned

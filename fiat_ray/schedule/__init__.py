@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import uuid
 
-from fiat_ray.cluster import Raylet, check_shared, connect, resolved, unit
+from fiat_ray import memory
+from fiat_ray.cluster import Raylet, check_shared, connect, memory_of, resolved, unit
 from fiat_ray.prepare import Prepared
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
@@ -37,10 +38,12 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
         trials.outcome.stopped = f"{spending.reached}; {_left(reasoning, trials)}"
         return trials.outcome
     hardware = _connect(prepared, run, console)
+    where = resolved(prepared.config.where, hardware.unit)
+    needed = memory.at_least(prepared.config, where, reasoning=reasoning.unfinished, tune=trials.to_tune, evaluate=trials.to_evaluate)
+    memory.check(needed, memory_of(hardware.unit), "a GPU" if hardware.unit.gpus else "a machine")
     raylet = Raylet()
     hardware.start(0, raylet.watch)
     storage = run.path / f".ray-train-{uuid.uuid4().hex[:8]}"
-    where = resolved(prepared.config.where, hardware.unit)
     tuning = Tuning(run, trials, reasoning, console, where, storage)
     evaluation = Evaluation(run, trials, reasoning, tuning, console)
     parts = (reasoning, tuning, evaluation)
