@@ -90,11 +90,11 @@ def build() -> argparse.ArgumentParser:
     added = command("score", "score any predictions: one JSON object on standard output")
     added.add_argument("file", type=Path, metavar="FILE.jsonl")
     added.add_argument("--task", help="whose labels and averages apply")
-    added = command("infer", "Algorithm 2 on new rows")
+    added = command("infer", "answers to new rows: the reasoner reasons, the tuned model answers (the paper's Algorithm 2)")
     added.add_argument("run", metavar="RUN")
     added.add_argument("--trial", help="name of a trial, or its beginning (default: FIAT's best on validation)")
     added.add_argument("--input", type=Path, required=True, help="rows: .jsonl or .parquet of any size, or .csv")
-    text = "where the rows go with predictions added (.jsonl), there when all are done; killed before, the same command goes on"
+    text = "where the rows go with predictions added (.jsonl or .parquet), there when all are done; killed before, the same command goes on"
     added.add_argument("--output", type=Path, required=True, help=text)
     _log_option(added)
     added = command("export", "a tuned trial for other tools: merged model, adapter, model card")

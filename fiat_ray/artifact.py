@@ -119,6 +119,7 @@ def write_folder(path: Path, fill: Callable[[Path], Any]) -> None:
         fill(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)  # safetensors writes 0600
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         temporary.chmod(0o755)

@@ -7,7 +7,9 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what no terminal takes
     as_json = False
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # how clusters stop a job; it ends as by Ctrl-C
     try:
         parsed = parse(arguments)
         as_json = getattr(parsed, "json_log", False)
@@ -90,6 +94,8 @@ def _init(parsed: argparse.Namespace) -> None:
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {len(task.languages)} languages")
     print(f"from: {started.source}\ninput: {task.input}")
+    if started.group:
+        print(f"group: rows with the same {' and '.join(started.group)} stay in one split, and count as one where intervals are drawn")
     if started.takes:
         print(f"config.yaml: {started.takes}")
     if not task.exemplars:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -40,12 +41,15 @@ def connect() -> None:
         return
     # Without an address: RAY_ADDRESS, else the cluster that `ray start` started on this machine, else a new one, which has a token and listens on
     # loopback only.
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, logging_level="error", log_to_driver=bool(os.environ.get("FIAT_RAY_WORKER_LOGS")))
     except Exception as error:  # a raylet that does not start in time is a bare one
         address = os.environ.get("RAY_ADDRESS")
         said = f"Ray at {address} (RAY_ADDRESS) can't be reached" if address else "Ray did not start; its logs lie in /tmp/ray/session_latest/logs"
         raise ConnectionError(f"{said} ({' '.join(str(error).split())[:300]})") from error
+    if terminated is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray has put its own in its place
 
 
 class Raylet:

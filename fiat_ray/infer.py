@@ -83,6 +83,8 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
     schema = columns(source, INFERRED) if output.suffix == ".parquet" else None
     folder, before = output.with_name(f".{output.name}.parts"), _state(source)
     job = _Job(run, trial, folder, console)
+    if output.exists() and not folder.exists():
+        console.line(f"infer: {output} is there already, and will be replaced", "measure")
     folder.mkdir(exist_ok=True)
     with locked(folder, f"{output}: another fiat-ray is at work on this output"):
         try:
@@ -176,7 +178,8 @@ class _Job:
                 rows = [{"id": row.id, "language": row.language, "input": texts[row.id], "key": keys.get(row.id)} for row in task.rows]
                 artifact.write_rows(self._piece("rows", number), rows, MEASURED)
                 count += len(piece)
-                self._console.status(f"infer: {count:,} rows measured", "measure", rows=count)
+                if number:  # one piece is told at its end
+                    self._console.status(f"infer: {count:,} rows measured", "measure", rows=count)
 
         requests = joined(self._folder / "requests.parquet", asked())
         length = budget.max_length if budget else 0
@@ -226,9 +229,10 @@ class _Job:
         actor = ray.remote(num_cpus=unit.cpus, num_gpus=gpus)(Evaluator)
         who = (str(self._run.path), self._spec.model, self._spec.max_length, max(1, gpus))
         actors = [actor.remote(*who) for _ in range(max(1, min(self._config.where.replicas, unit.count, len(waiting))))]
-        said = f"infer: {self._pieces - len(waiting)} of {self._pieces} pieces are answered; starting {len(actors)} engine(s)"
-        self._console.line(said, "answer", pieces=self._pieces, missing=len(waiting))
-        progress, asked = _Progress(sum(map(self._size, waiting))), deque[tuple[int, list[Example], Any]]()
+        left = sum(map(self._size, waiting))
+        said = f"infer: {self.rows - left:,} of {self.rows:,} rows are answered; starting {len(actors)} engine(s) for {self._record['name']}"
+        self._console.line(said, "answer", rows=self.rows, missing=left)
+        progress, asked = _Progress(left), deque[tuple[int, list[Example], Any]]()
         try:
             with self._console.watching(progress, "answer"), closing(cluster.Raylet()) as raylet:
                 for at, number in enumerate(waiting):

@@ -16,7 +16,7 @@ from fiat_ray import artifact, planning
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.hub import HUB, source_rows
-from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows
+from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows, shared_passage
 from fiat_ray.rows import jsonl, read_rows, text_field
 from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language, template_fields
@@ -47,6 +47,8 @@ class Started:
     task: Task
     source: str
     """Where its rows are from; of a data set on the hub with the commit, which stands in the config too."""
+    group: list[str]
+    """Fields whose values keep rows in one split; empty where only rows with the same input stay together."""
     limit: dict[str, int]
     """Rows a language and split that a CPU has time for; empty where all are used."""
     takes: str
@@ -106,13 +108,14 @@ def init(
         split=split,
         seed=seed,
     )
+    grouped = list(group or (shared_passage(placed, task.input, task.cut) if split is None else []))
     chosen = hardware or _hardware()
     limit, takes = _limit(task) if chosen == "cpu" else ({}, "")
-    texts = definition_files({}, task, {"group": list(group or template_fields(task.input))})
+    texts = definition_files({}, task, {"group": grouped or template_fields(task.input)})
     texts["config.yaml"] = _config(task.name, chosen, limit, takes, source if source.startswith(HUB) else "")
     make(folder.parent, "a task")
     artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
-    return Started(folder, task, source, limit, takes, drafts(task))
+    return Started(folder, task, source, grouped, limit, takes, drafts(task))
 
 
 # What the fields are
@@ -170,7 +173,7 @@ def _hardware() -> Hardware:
 MODELS: dict[Hardware, str] = {
     "cpu": """\
 # One 135 M model, which comes with this project, plays both parts: it shows that everything works, not what FIAT gains.
-reasoner: {model: embedded, max_tokens: 48, max_length: 2048}
+reasoner: {model: embedded, max_tokens: 80, max_length: 2048}
 tunables: {xs: {model: embedded, max_length: 1024}}
 learning_rate: {lora: [5.0e-4], full: [5.0e-5]}
 batch_size: 8

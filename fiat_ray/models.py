@@ -199,14 +199,14 @@ def _embedded() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import io
-    from contextlib import redirect_stderr
+    from contextlib import redirect_stderr, redirect_stdout
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print("converting the embedded model to safetensors, once for this machine (about 25 s) …", file=sys.stderr, flush=True)
     location = str(gguf.parent)
-    with redirect_stderr(io.StringIO()):  # several progress bars
+    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):  # several progress bars, and what DeepSpeed says of processors
         tokenizer = AutoTokenizer.from_pretrained(location, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             location, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16

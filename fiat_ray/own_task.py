@@ -25,6 +25,9 @@ FEWEST = 12
 DRAFTED_EXEMPLARS = 4
 """As many as the paper's authors wrote by hand for a language."""
 
+MOST_OF_ROWS = 0.1
+"""Share of all rows that may ask about one passage, for passages to be kept in one split."""
+
 NO_INPUT = ("id", "split", "language", "lang")
 PASSAGES = ("passage", "context", "text")
 
@@ -58,9 +61,9 @@ def from_rows(
     ``input``: the template (default: every text field as ``name: {name}``, the passage last); ``cut``: the field that gives way when a prompt is too
     long (default: the longest of passage, context and text, or of all). ``labels``: makes it a classification, the positive label last, unless
     ``positive`` names it. ``metric``: one of ``metrics.TEXT_METRICS`` or ``LABEL_METRICS``, or a function of yours, ``module:function``. ``group``:
-    fields that dependent rows share (default: the input's). ``split``: the field that says train, validation or test (default: ``split`` where there
-    is one); rows for splits that it does not name, or without it for all, are shared out of train, seeded, each language (and label) alike, rows of
-    one group or with the same input together.
+    fields that dependent rows share (default: the passage where there are several questions about one and splits are drawn here, else the input's).
+    ``split``: the field that says train, validation or test (default: ``split`` where there is one); rows for splits that it does not name, or
+    without it for all, are shared out of train, seeded, each language (and label) alike, rows of one group or with the same input together.
     ``exemplars``: dicts with the template's fields, ``rationale``, the target and, optionally, the language. Without them a few train rows become
     exemplars with a drafted rationale, and are left out of every split.
 
@@ -72,10 +75,11 @@ def from_rows(
     check_metric(metric, labels or (), positive, name)
     labels = with_positive_last(labels, positive) if labels and positive else labels
     template = input if input is not None else _template(placed, {target, language, split})
+    cut = cut if cut is not None else _longest(template_fields(template), placed)
     task = Task(
         name=name,
         input=template,
-        cut=cut if cut is not None else _longest(template_fields(template), placed),
+        cut=cut,
         metric=metric,
         labels=tuple(labels or ()),
         i_beta=(i_beta or _i_beta(template, labels)).strip(),
@@ -88,6 +92,7 @@ def from_rows(
     )
     _check_definition(task)
     split = split or ("split" if any("split" in raw for _, raw in placed) else None)
+    group = group or (shared_passage(placed, template, cut) if split is None else [])
     keys = group_fields({"input": template, "target": target} | ({"group": group} if group else {}))
     task = replace(task, rows=tuple(_rows(task, placed, split, keys, seed, (validation_share, test_share))))
     if exemplars is not None:
@@ -146,6 +151,19 @@ def _longest(names: Sequence[str], placed: Placed) -> str | None:
 
 
 # Splits
+
+
+def shared_passage(placed: Placed, template: str, cut: str | None) -> list[str]:
+    """The passage, where there are several questions about one: in two splits it would help to score itself, and they are no independent evidence.
+
+    Not where so many share one that it would upset the splits.
+    """
+    fields = template_fields(template)
+    if cut is None or cut.lower() not in PASSAGES or cut not in fields:
+        return []
+    inputs = [tuple(text_field(raw, name, place) for name in fields) for place, raw in placed]
+    rows, asked = (Counter(texts[fields.index(cut)] for texts in of) for of in (inputs, set(inputs)))
+    return [cut] if max(asked.values()) > 1 and max(rows.values()) <= MOST_OF_ROWS * len(placed) else []
 
 
 def _rows(task: Task, placed: Placed, split: str | None, keys: tuple[list[str], list[str]], seed: int, shares: tuple[float, float]) -> list[Row]:

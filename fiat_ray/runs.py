@@ -235,8 +235,9 @@ class Run:
         of_method = [t for t in trials if t["method"] == name]
         trials = of_method or trials
         if not trials:
-            known = ", ".join(t["name"] for t in self.trials) or "none"
-            raise UserError(f"{self.path}: no tuned trial{f' {name!r}' if name else ''}; it has {known}")
+            if not self.trials:
+                raise UserError(f"{self.path}: no trial is tuned yet; `fiat-ray run {self.path}` goes on")
+            raise UserError(f"{self.path}: no tuned trial {name!r}; it has {', '.join(t['name'] for t in self.trials)}")
         if len({t["task"] for t in trials}) > 1 or (name is not None and len({t["method"] for t in trials}) > 1):
             raise UserError(f"{self.path}: has several such tasks or methods; name a trial: {', '.join(t['name'] for t in trials)}")
         most = self._most_rows(trials[0]["task"])

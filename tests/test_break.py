@@ -126,6 +126,11 @@ def test_killed_while_it_tunes(tmp_path: Path, tiny: Path, ray_local: None) -> N
         pd.testing.assert_frame_equal(pd.read_parquet(out / path.relative_to(undisturbed)), pd.read_parquet(path), check_exact=True)
 
 
+def test_what_stops_a_cluster_s_job_ends_it_as_ctrl_c_does(tmp_path: Path, tiny: Path) -> None:
+    config, out = write_config(tmp_path, tiny, methods=["icl"]), tmp_path / "out"
+    assert interrupt(config, out, lambda: any(out.glob(BEGUN["reasoning"])), signal.SIGTERM, "reason") == 130
+
+
 @pytest.mark.parametrize("stage", ["reason", "tune", "evaluate"])
 def test_a_raylet_that_is_killed_ends_the_command_at_once(tmp_path: Path, tiny: Path, stage: str) -> None:
     """Ray alone would wait for ever while an engine evaluates, and end the driver without a word in the other stages."""

@@ -114,7 +114,7 @@ def test_killed_while_reasoning_and_while_answering(tmp_path: Path, tiny: Path) 
     out, log = last.communicate()
     assert last.returncode == 0, log
     assert f"{rows} rows with predictions: {output}" in out
-    assert f"{answered} of 10 pieces are answered" in log and "rows measured" not in log
+    assert f"{answered * PIECE:,} of {rows:,} rows are answered" in log and "rows measured" not in log
     check_answers(output, rows)
     assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "it", "rows.parquet"] and not list(run.glob(".*.tmp"))
 

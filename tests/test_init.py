@@ -225,6 +225,13 @@ def test_inputs_and_groups_stay_together_in_what_is_written(tmp_path: Path) -> N
     assert len({row.group for row in alone.rows}) == len({tuple(row.fields.values()) for row in alone.rows})
 
 
+def test_questions_about_one_passage_are_a_group_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", [questions()[n // 2] | {"question": f"Question {n}?"} for n in range(60)])
+    assert main(["init", str(tmp_path / "mytask"), "--train", str(rows)]) == 0
+    assert "group: rows with the same context stay in one split" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "mytask/task.yaml").read_text())["group"] == ["context"]
+
+
 def test_classes_that_datasets_stores_as_numbers(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{"text": f"Item {n}", "label": n % 2} for n in range(30)])
     features = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}

@@ -185,6 +185,17 @@ def test_groups_and_inputs_are_kept_together_along_chains() -> None:
     assert {(row.id, row.example) for row in turned.rows} == {(row.id, row.example) for row in drafted.rows}
 
 
+def test_questions_about_one_passage_stay_in_one_split() -> None:
+    rows = [questions()[n // 3] | {"question": f"Question {n}?"} for n in range(60)]
+    drafted = task(rows)
+    held = [{row.fields["context"] for row in drafted.split(split)} for split in SPLITS]
+    assert all(held) and len(set.union(*held)) == sum(map(len, held)) == len({row.group for row in drafted.rows})
+    same = task([row | {"context": questions()[n // 30]["context"]} for n, row in enumerate(rows)])  # too few passages to part rows by
+    assert len({row.group for row in same.rows}) == len(same.rows)
+    given = task([row | {"split": SPLITS[n % 3]} for n, row in enumerate(rows)])  # somebody's own splits stay
+    assert len(given.rows) > 50
+
+
 def test_answers_to_one_input_are_one_group_whatever_its_white_space() -> None:
     rows = [row | {"answer": answer} for row in questions() for answer in ("one", "another")]
     drafted = task(rows)

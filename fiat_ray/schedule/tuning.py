@@ -86,7 +86,7 @@ class Tuning:
         from fiat_ray.tune.lane import run_lane
 
         workers, unit, share = self._where.workers, hardware.unit, self.share(hardware)
-        self._console.line(f"tune: starting {name} with {workers} worker(s)", "tune", workers=workers)
+        self._console.line(f"tune: starting {workers} worker(s)", "tune", lane=name, workers=workers)
         error: str | None = None
         try:
             run_lane(
