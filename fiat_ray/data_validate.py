@@ -125,6 +125,13 @@ def _notes(task: Task) -> Iterator[str]:
             test = [row for row in task.split("test") if row.language == language]
             if all(row.targets[0] != task.labels[-1] for row in test):
                 yield f"language {language}: no test row is '{task.labels[-1]}', so its AUC-PR is not defined"
+    if task.cut is not None and not task.built_in:
+        train = {row.fields[task.cut] for row in task.split("train") if row.fields[task.cut].strip()}
+        if sharing := [row for row in task.split("test") if row.fields[task.cut] in train]:
+            yield (
+                f"{len(sharing)} of {len(task.split('test'))} test rows share their {task.cut} with a train row, which may help to score them "
+                f"(first: {sharing[0].place}); `fiat-ray init --group {task.cut}` keeps such rows in one split"
+            )
     paper = published.ROWS[task.name]["test"] if task.built_in and task.name in published.ROWS else {}
     if lacking := sorted(set(paper) - set(task.languages)):
         yield f"{len(lacking)} of the paper's {len(paper)} languages are not there: {' '.join(lacking)}"

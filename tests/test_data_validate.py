@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_cli
 from test_tasks import attriqa_row, attriqa_tree, packed, qa_tree, write
 
 from fiat_ray import Task
@@ -86,6 +87,11 @@ def test_overlap_of_own_rows_is_told_whole_and_then_refused(tmp_path: Path, caps
     assert "3 rows of train or validation are also in a later split" in captured.err and "train.jsonl, row 5" in captured.err
     assert found["unfit"] in captured.err and "unfit" in describe(found)
     assert found["removed"] == {split: {} for split in SPLITS}
+
+
+def test_passages_that_train_and_test_share(tmp_path: Path) -> None:
+    [note] = validate(test_cli.own_task(tmp_path))["notes"]
+    assert note.startswith("1 of 1 test rows share their context with a train row") and "test.jsonl, row 1" in note
 
 
 def test_a_few_places_stand_for_many(tmp_path: Path) -> None:
