@@ -243,9 +243,9 @@ def _export(parsed: argparse.Namespace) -> None:
 
 
 def _ui(parsed: argparse.Namespace) -> None:
-    from fiat_ray import tracking
+    from fiat_ray import tracking_store
 
-    raise SystemExit(tracking.ui(parsed.tracking_uri, port=parsed.port))
+    raise SystemExit(tracking_store.ui(parsed.tracking_uri, port=parsed.port))
 
 
 def _doctor(parsed: argparse.Namespace) -> None:

@@ -285,7 +285,7 @@ def _check(config: Config) -> None:
     if config.epochs > 10**6:
         raise UserError(f"epochs: {config.epochs} is more than anybody can wait for")
     if config.tracking_uri is not None:
-        from fiat_ray.tracking import check_uri  # here, because it brings pandas along
+        from fiat_ray.tracking_store import check_uri
 
         check_uri(config.tracking_uri)
     if "@" in urlsplit(config.store or "").netloc:

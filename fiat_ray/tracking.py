@@ -1,4 +1,5 @@
-"""A run directory → MLflow: one parent run a campaign, one child a trial. The only module that imports MLflow, and only inside functions.
+"""A run directory → MLflow: one parent run a campaign, one child a trial. Only this and ``tracking_store`` import
+MLflow, and only inside functions.
 
 The driver replays what is on disk, so nothing is lost when the server was away: a later call sends what is missing, and nothing twice.
 """
@@ -6,25 +7,22 @@ The driver replays what is on disk, so nothing is lost when the server was away:
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import os
 import re
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from fiat_ray.campaign import on_validation
-from fiat_ray.errors import UserError
 from fiat_ray.progress import read_log
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.read import Run, read, records
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT
+from fiat_ray.tracking_store import artifact_root, default_store, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,31 +32,17 @@ Values = dict[str, Any]
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "fiat-ray"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Which of its pages MLflow shows first: those for training, not those for traces of chats."""
 RUN_TAG, TRIAL_TAG, CURRENT_TAG, DONE_TAG, LINES_TAG = "fiat_ray.run", "fiat_ray.trial", "fiat_ray.current", "fiat_ray.sent", "fiat_ray.lines"
 """Identity of a campaign, of a trial; whether a trial belongs to the campaign's present config; a digest of what was sent: while it holds,
 nothing is missing; how many lines of progress were sent."""
+DIGEST = 32
+"""Characters: MLflow keeps 36."""
 ALIAS = "best"
 """Of a registered model's version: the trial that is best on validation."""
 LARGEST_CHECKPOINT = 100 * 2**20
 """Bytes. Adapters are always sent, full checkpoints only below this."""
-PATIENCE = 5
-"""Seconds to wait for a server before going on without it."""
-
-
-def default_store() -> str:
-    """``./mlruns/mlflow.db``: MLflow 3 has no file store, and only the driver writes, so SQLite will do."""
-    return f"sqlite:///{Path.cwd() / 'mlruns' / 'mlflow.db'}"
-
-
-def check_uri(uri: str) -> None:
-    """``UserError`` unless MLflow has stores of this kind, so that a campaign does not learn it at its end. MLflow is not imported for it.
-
-    MLflow 3.17 has no file store any more; SQLite in memory would be gone with the process.
-    """
-    kinds = r"sqlite:///(?!:memory:).+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://[^/]+.*|databricks(://.+)?"
-    if not re.fullmatch(kinds, uri, re.IGNORECASE):
-        shown = re.sub("//[^/]*@", "//…@", uri)[:100]
-        raise UserError(f"tracking_uri: {shown!r} is none of sqlite:///FILE, http(s)://HOST, postgresql://…, mysql://…, mssql://… and databricks")
 
 
 def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
@@ -66,7 +50,7 @@ def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
     run = read(run_dir)
     uri = tracking_uri or default_store()
     try:
-        client = _client(uri)
+        client = open_store(uri)
         experiment = _experiment(client, uri)
         parent = _parent(client, run, experiment)
         for trial in run.trials:
@@ -88,73 +72,18 @@ def track_progress(run_dir: str | Path, tracking_uri: str | None = None) -> None
     run = read(run_dir)
     uri = tracking_uri or default_store()
     with suppress(Exception):  # whatever it is, ``track`` meets it at the end, says it, and sends what is missing
-        client = _client(uri)
+        client = open_store(uri)
         _send_progress(client, run, _parent(client, run, _experiment(client, uri)))
-
-
-def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:
-    """MLflow's pages on the right store, on this machine's own address only unless told otherwise; returns the server's exit code."""
-    uri = default_store() if tracking_uri is None else tracking_uri
-    check_uri(uri)
-    if not 0 < port < 2**16:
-        raise UserError(f"--port {port}: there are ports from 1 to 65535")
-    _prepare(uri)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
-    artifacts = _artifact_root(uri)
-    if artifacts:
-        command += ["--default-artifact-root", artifacts]
-    # Without this, MLflow starts eight processes of 240 MB each for jobs that a campaign has no use for.
-    server = subprocess.Popen(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        server.terminate()
-        return server.wait()
-
-
-def _prepare(uri: str) -> None:
-    """Before MLflow is imported: short waits, no noise, and a folder for SQLite."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # once it answered, a server may take its time with an adapter
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _client(uri: str) -> MlflowClient:
-    _prepare(uri)
-    _reach(uri)
-    from mlflow import MlflowClient
-
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
-
-
-def _reach(uri: str) -> None:
-    """One short request first: MLflow's own retries would hold up the campaign. Any answer will do; ``OSError`` where there is none."""
-    where = urlsplit(uri)
-    if where.scheme in ("http", "https"):
-        try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE).close()
-        except urllib.error.HTTPError:
-            return
-    elif where.hostname:
-        port = where.port or {"mysql": 3306}.get(where.scheme.partition("+")[0], 5432)
-        socket.create_connection((where.hostname, port), PATIENCE).close()
-
-
-def _artifact_root(uri: str) -> str | None:
-    """Where artifacts lie: beside a SQLite file; a server decides for itself."""
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri() if uri.startswith("sqlite:///") else None
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:
     known = client.get_experiment_by_name(EXPERIMENT)
-    return str(known.experiment_id if known else client.create_experiment(EXPERIMENT, artifact_location=_artifact_root(uri)))
+    if known is None:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=artifact_root(uri), tags=KIND))
+    if KIND.items() - known.tags.items():
+        for name, value in KIND.items():
+            client.set_experiment_tag(known.experiment_id, name, value)
+    return str(known.experiment_id)
 
 
 def _find(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Any:
@@ -169,7 +98,8 @@ def _parent(client: MlflowClient, run: Run, experiment: str) -> str:
     if found:
         return str(found.info.run_id)
     tags = {RUN_TAG: identity, "fiat_ray.path": str(run.path), "mlflow.source.name": run.manifest["command"]}
-    created = client.create_run(experiment, run_name=run.path.name, tags=tags)
+    begun = datetime.fromisoformat(run.manifest["created"]).timestamp()
+    created = client.create_run(experiment, start_time=int(begun * 1000), run_name=run.path.name, tags=tags)
     return str(created.info.run_id)
 
 
@@ -181,13 +111,49 @@ def _send_campaign(client: MlflowClient, run: Run, parent: str) -> None:
     tags = {
         "tasks": " ".join(run.tasks),
         "fiat_ray": run.manifest["fiat_ray"],
+        "mlflow.note.content": _description(run),
         **{f"model.{name}": model["name"] for name, model in run.models.items()},
     }
     scores = [score for score in records(run.scores) if score["method"] in UNTUNED and score["task"] in run.tasks]
     several = len(run.tasks) > 1
     metrics = [(_metric_name(score, (score["method"], *((score["task"],) if several else ()))), score["value"], 0) for score in scores]
     files = [run.path / name for name in ("config.yaml", "manifest.json", "scores.parquet", "report")]
+    _send_rows(client, run, run.tasks, parent)
     _send(client, parent, {}, tags, metrics, files)
+
+
+def _description(run: Run) -> str:
+    """Each task's scores in a line, and where the rest is: what MLflow shows above everything."""
+    lines = []
+    for task in run.tasks:
+        metric = run.manifest["tasks"][task]["metric"]
+        values: dict[str, list[float]] = {}
+        for score in records(run.scores):
+            value, method = score["value"], score["method"]
+            if (score["task"], score["metric"], score["language"], score["split"]) == (
+                task,
+                metric,
+                "mean",
+                "test",
+            ) and value == value:  # NaN: not defined
+                who = method if method in UNTUNED else f"{method} {score['tunable']}"
+                values.setdefault(who, []).append(value)
+        means = ", ".join(f"{who} {fmean(of):.1f}" for who, of in sorted(values.items(), key=lambda item: -fmean(item[1])))
+        lines.append(f"{task}, {metric} on test, mean over languages: {means or 'no scores yet'}.")
+    return "\n\n".join([*lines, "What holds of it, with intervals: the artifact `report/index.html`."])
+
+
+def _send_rows(client: MlflowClient, run: Run, tasks: Sequence[str], run_id: str) -> None:
+    """Of each task the digest of its rows as used; where they are sent already nothing is added."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    there = client.get_run(run_id).inputs.dataset_inputs
+    digests = {task: run.manifest["tasks"][task]["data"][:DIGEST] for task in tasks}
+    new = {task: digest for task, digest in digests.items() if (task, digest) not in {(one.dataset.name, one.dataset.digest) for one in there}}
+    source = json.dumps({"uri": str(run.path / "task")})
+    rows = [DatasetInput(Dataset(task, digest, "local", source), [InputTag("mlflow.data.context", "campaign")]) for task, digest in new.items()]
+    if rows:
+        client.log_inputs(run_id, rows)
 
 
 def _send_progress(client: MlflowClient, run: Run, parent: str) -> None:
@@ -217,7 +183,8 @@ def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, expe
     child = _find(client, experiment, {TRIAL_TAG: trial["name"], "mlflow.parentRunId": parent})
     if child is None:
         tags = {TRIAL_TAG: trial["name"], "mlflow.parentRunId": parent}
-        child = client.create_run(experiment, run_name=trial["name"], tags=tags)
+        begun = (run.path / "trials" / trial["name"] / "trial.json").stat().st_mtime - trial["seconds"]
+        child = client.create_run(experiment, start_time=int(begun * 1000), run_name=trial["name"], tags=tags)
     params = {name: trial[name] for name in ("task", "method", "tunable", "seed", "train_size", "learning_rate", "step", "steps", "kept_step_0")}
     params |= {f"recipe.{name}": value for name, value in trial["recipe"].items()}
     params["model"] = run.models[trial["tunable"] + ("" if trial["recipe"]["instruction_tuned"] else ".pretrained")]["name"]
@@ -231,6 +198,7 @@ def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, expe
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_dir() and sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < LARGEST_CHECKPOINT:
         files.append(checkpoint)
+    _send_rows(client, run, [trial["task"]], child.info.run_id)
     _send(client, child.info.run_id, params, {}, metrics, files)
 
 
@@ -305,7 +273,7 @@ def _send(client: MlflowClient, run_id: str, params: Values, tags: Values, metri
         else:
             client.log_artifact(run_id, str(path))
     client.set_tag(run_id, DONE_TAG, state)
-    client.set_terminated(run_id)
+    client.set_terminated(run_id, end_time=max(made, before.info.start_time))
 
 
 def _content(path: Path) -> str:

@@ -159,7 +159,7 @@ def test_bad_values(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes:
     "uri", ["sqlite:///a/b.db", "http://host:5000", "HTTPS://host", "postgresql+psycopg2://me@host/x", "mysql://h/x", "databricks"]
 )
 def test_stores_that_mlflow_has_are_taken(uri: str) -> None:
-    from fiat_ray.tracking import check_uri
+    from fiat_ray.tracking_store import check_uri
 
     check_uri(uri)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from run_directory import write_run
 
-from fiat_ray import tracking
+from fiat_ray import tracking, tracking_store
 from fiat_ray.report.page import build
 
 pytest.importorskip("mlflow")
@@ -66,6 +66,27 @@ def test_a_campaign_is_one_parent_with_a_child_a_trial(run_dir: Path, uri: str) 
     assert {"icl/test/f1/mean", "icl/test/unparsed/mean", "majority/test/f1/bn"} <= set(metrics)
     assert {"config.yaml", "manifest.json", "report"} <= set(files)
     assert list(Path(uri.removeprefix("sqlite:///")).parent.glob("artifacts/*/artifacts/report/index.html"))
+
+
+def test_what_mlflow_shows_of_a_campaign_first(run_dir: Path, uri: str) -> None:
+    """Its pages for training, scores in words, times of the work itself, and what it was made of."""
+    from mlflow import MlflowClient
+
+    parent = tracking.track(run_dir, uri)
+    client = MlflowClient(uri)
+    campaign = client.get_run(parent)
+    assert client.get_experiment(campaign.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    [task] = manifest["tasks"]
+    said = campaign.data.tags["mlflow.note.content"]
+    assert said.startswith(f"{task}, f1 on test, mean over languages: ") and "fiat xs " in said and "no_peft xs " in said
+    for run in (campaign, *client.search_runs([campaign.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")):
+        [rows] = run.inputs.dataset_inputs
+        assert (rows.dataset.name, rows.dataset.digest) == (task, manifest["tasks"][task]["data"][:32])
+        assert run.info.start_time <= run.info.end_time
+        if run is not campaign:
+            record = run_dir / "trials" / run.info.run_name / "trial.json"
+            assert run.info.end_time - run.info.start_time >= 999 * json.loads(record.read_text())["seconds"]
 
 
 def test_a_second_call_adds_nothing(run_dir: Path, uri: str) -> None:
@@ -156,7 +177,7 @@ def test_a_server_that_is_not_there_costs_a_warning(run_dir: Path, caplog: pytes
 
 
 def test_a_server_that_never_answers_costs_seconds(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    monkeypatch.setattr(tracking_store, "PATIENCE", 0.5)
     start = time.monotonic()
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
