@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "fiat-ray"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Which of its pages MLflow shows first: those for training, not those for traces of chats."""
+"""What MLflow takes it for: tuning, not traces of chats."""
 RUN_TAG, TRIAL_TAG, CURRENT_TAG, DONE_TAG, LINES_TAG = "fiat_ray.run", "fiat_ray.trial", "fiat_ray.current", "fiat_ray.sent", "fiat_ray.lines"
 """Identity of a campaign, of a trial; whether a trial belongs to the campaign's present config; a digest of what was sent: while it holds,
 nothing is missing; how many lines of progress were sent."""
