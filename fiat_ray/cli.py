@@ -122,7 +122,7 @@ def _run(parsed: argparse.Namespace) -> None:
         done, outcome = runs.run_config(loaded, out, stages=stages, command=command, console=console)
     if parsed.command == "run":
         from fiat_ray.report import estimates
-        from fiat_ray.report.tables import console_table
+        from fiat_ray.report.terminal import console_table
 
         print(console_table(done.path))
         print(estimates.console_table(done.path))
@@ -201,7 +201,7 @@ def _prompt(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, runs, tracking
     from fiat_ray.report import page
-    from fiat_ray.report.tables import console_table
+    from fiat_ray.report.terminal import console_table
 
     run = runs.open_run(parsed.run)
     loaded = config.load(run.path)

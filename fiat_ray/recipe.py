@@ -83,3 +83,13 @@ TITLES: dict[str, str] = {
     "fiat_without_instruction_tuned": "FIAT less instruction tuning only",
 }
 """Row titles in the paper's words."""
+
+PLAIN: dict[str, str] = {
+    "no_cot": "LoRA tuning with instructions",
+    "no_instructions": "LoRA tuning",
+    "no_peft": "full fine-tuning",
+    "no_instruction_tuned": "full fine-tuning of the pretrained twin",
+    "full_instructed": "full fine-tuning with instructions",
+    "full_instructed_pretrained": "full fine-tuning of the pretrained twin with instructions",
+}
+"""Methods without rationales by what they do, not by what they lack."""

@@ -16,7 +16,7 @@ from run_directory import write_run
 
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import ABLATIONS, TITLES
-from fiat_ray.report import figures, page, per_language, published, tables
+from fiat_ray.report import answer, figures, page, per_language, published, tables, terminal
 from fiat_ray.report.intervals import Curve, forest, log_chart
 from fiat_ray.report.picture import picture
 from fiat_ray.report.read import read
@@ -195,14 +195,38 @@ class TestTables:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"kept_step_0": True}))
         assert "kept step 0 (1 of 1 seeds)" in row(tables.table3_ablations(Results(read(tmp_path))).frame, "no_cot")["note"]
 
-    @pytest.mark.parametrize(("fiat", "said"), [(11, "FIAT beats"), (4, "FIAT equals"), (2, "below the best baseline"), (1, "FIAT loses to")])
-    def test_the_answer_says_what_happened(self, tmp_path: Path, fiat: int, said: str) -> None:
-        full = 10 if fiat == 1 else 4
-        [answer] = tables.answers(Results(read(write_run(tmp_path, right={"fiat": fiat, "no_peft": full}))))
-        assert said in answer
+    @pytest.mark.parametrize(
+        ("fiat", "full", "starts", "compared"),
+        [
+            (11, 4, "Both, on rivers", "FIAT beats full fine-tuning (no_peft) by"),
+            (4, 4, "No sure choice between fine-tune alone and both", "FIAT equals full fine-tuning (no_peft)."),
+            (3, 4, "No sure choice between fine-tune alone and both", "below full fine-tuning (no_peft), which does not hold (95 % interval"),
+            (4, 11, "Fine-tune alone, on rivers", "FIAT loses to full fine-tuning (no_peft) by"),
+        ],
+    )
+    def test_the_answer_is_to_the_question(self, tmp_path: Path, fiat: int, full: int, starts: str, compared: str) -> None:
+        of = Results(read(write_run(tmp_path, methods=("fiat", "no_peft"), right={"fiat": fiat, "no_peft": full, "icl": 2})))
+        [said] = answer.answers(of)
+        assert said.startswith(starts) and compared in said
+        for method, title in (("fiat", "both (FIAT)"), ("no_peft", "full fine-tuning (no_peft)"), ("icl", "prompting (few-shot ICL)")):
+            value = of.value("rivers", method, "" if method == "icl" else "xs", "f1")
+            assert re.search(rf"{value:.1f} (F1 )?for {re.escape(title)}", said)
+        found = of.difference("rivers", ("fiat", "xs"), ("no_peft", "xs"), "f1")
+        assert found is not None and (fiat == full or f"{tables.signed(found.low or 0.0)} to {tables.signed(found.high or 0.0)}" in said)
+
+    def test_the_answer_takes_the_best_tuning_without_rationales_and_tests_the_first_two(self, tmp_path: Path) -> None:
+        right = {"fiat": 1, "no_cot": 11, "no_peft": 6, "icl": 3}
+        [said] = answer.answers(Results(read(write_run(tmp_path, methods=("fiat", "no_cot", "no_peft"), right=right))))
+        best = "LoRA tuning with instructions (no_cot, the best of 2 such methods)"
+        assert said.startswith("Fine-tune alone, on rivers") and f"FIAT loses to {best}" in said
+        assert f"{best} beats prompting (few-shot ICL) by" in said
+
+    def test_an_answer_without_fiat_says_why(self, tmp_path: Path) -> None:
+        [said] = answer.answers(Results(read(write_run(tmp_path, methods=("no_peft",), right={"no_peft": 11}))))
+        assert said.startswith("Fine-tune alone") and said.endswith("FIAT has no score: not among this config's methods.")
 
     def test_the_console_table_is_aligned_and_narrow(self, run_dir: Path) -> None:
-        lines = tables.console_table(run_dir).splitlines()
+        lines = terminal.console_table(run_dir).splitlines()
         assert max(map(len, lines)) <= 110
         header = next(line for line in lines if line.startswith("method"))
         fiat = next(line for line in lines if line.startswith("FIAT"))
@@ -298,7 +322,7 @@ class TestPage:
         assert title["dir"] == "ltr" and "lang" not in title
 
     def test_it_holds_what_a_reader_needs(self, html: str) -> None:
-        assert "FIAT beats the best baseline by 58.3 points" in html
+        assert "on rivers with tunable xs: 87.5 F1 for both (FIAT), against 62.5 for LoRA tuning with instructions (no_cot" in html
         assert html.count("One 135 M model plays both parts") == 3
         for text in ("fiat-ray run rivers.yaml --out runs/rivers", "tunables.xs.pretrained", "content hash abc123", tables.PAPER, "torch", "77.3"):
             assert text in html
@@ -325,7 +349,7 @@ class TestPage:
             path.unlink() if path.is_file() else None
         html = page.build(tmp_path).read_text("utf-8")
         assert "not finished; the same command goes on" in html
-        assert "not finished" in tables.console_table(tmp_path)
+        assert "not finished" in terminal.console_table(tmp_path)
 
     def test_a_folder_that_is_no_run_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no manifest\.json"):

@@ -13,6 +13,7 @@ import yaml
 
 from fiat_ray.artifact import write_text
 from fiat_ray.report import controls, decision, estimates, facts, figures, per_language, scaling, tables, worth
+from fiat_ray.report.answer import answers
 from fiat_ray.report.cells import Cell, cell, columns, displayed, heading, is_numeric, language_name
 from fiat_ray.report.examples import examples
 from fiat_ray.report.paper_figures import Figure
@@ -79,7 +80,7 @@ def _page(results: Results, sections: dict[str, str]) -> str:
         title=escape(results.run.path.name),
         style=figures.STYLE + (HERE / "style.css").read_text("utf-8"),
         script="".join((HERE / name).read_text("utf-8") for name in ("sort.js", "examples.js")),
-        answers="".join(f"<p>{escape(answer)}</p>" for answer in tables.answers(results)) or "<p>No trial of this run has a score yet.</p>",
+        answers="".join(f"<p>{escape(answer)}</p>" for answer in answers(results)) or "<p>No trial of this run has a score yet.</p>",
         notes=caveats,
         examples=_embedded(examples(results)),
         names=_embedded({code: language_name(code) for task in results.run.tasks for code in results.languages(task)}),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,10 +12,8 @@ from fiat_ray.metrics import NAMED_AVERAGES
 from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, TITLES, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.columns import adjust, interval
-from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
 from fiat_ray.significance import holm
-from fiat_ray.text import WIDTH
 
 PAPER = "paper (PaLM-2, not comparable)"
 METRIC_TITLES = {
@@ -171,35 +167,6 @@ def paper_overall() -> Table:
     return Table("paper_table3", f"Tables 2 and 3 as printed · {PAPER}", pd.DataFrame(rows), published.disagreements())
 
 
-def answers(results: Results) -> list[str]:
-    """What the run says about FIAT, one sentence a task and tunable."""
-    return [_answer(results, task, tunable) for task in results.run.tasks for tunable in results.tunables(task)]
-
-
-def _answer(results: Results, task: str, tunable: str) -> str:
-    metric, average = results.metrics(task)[0], results.averages(task)[0]
-    fine_tune = "no_instruction_tuned" if results.has(task, "no_instruction_tuned", tunable) else "no_peft"
-    baseline = results.best(task, [("icl", ""), ("majority", ""), (fine_tune, tunable)], metric, "test")
-    fiat = results.value(task, "fiat", tunable, metric, average)
-    where = f"{task}, tunable {tunable} ({metric_title(metric)}, mean of {len(results.averaged(task, average))} languages)"
-    if fiat is None:
-        return f"{where}: FIAT has no score here: {results.why_missing(task, 'fiat', tunable)[0]}."
-    if baseline is None:
-        return f"{where}: FIAT scores {fiat:.1f}; there is no baseline to compare it with."
-    score = results.value(task, *baseline, metric, average) or 0.0
-    scores = f"{fiat:.1f} against {score:.1f} for {_baseline_title(baseline[0])}"
-    found = results.difference(task, ("fiat", tunable), baseline, metric)
-    if fiat == score:
-        return f"{where}: FIAT equals the best baseline: {scores}."
-    size, side = abs(fiat - score), "above" if fiat > score else "below"
-    if found is None or found.low is None or found.high is None:
-        return f"{where}: FIAT is {size:.1f} points {side} the best baseline: {scores}; {found.note if found else 'no interval'}."
-    interval = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.note}"
-    if found.low <= 0 <= found.high:
-        return f"{where}: this run shows no sure difference. FIAT is {size:.1f} points {side} the best baseline: {scores}; {interval}."
-    return f"{where}: FIAT {'beats' if fiat > score else 'loses to'} the best baseline by {size:.1f} points: {scores}; {interval}."
-
-
 def signed(value: float) -> str:
     """One decimal, with its sign; a real minus, so that columns align."""
     return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
@@ -270,43 +237,3 @@ def _notes(results: Results) -> list[str]:
                 notes.append(f"{task}: {named} is the mean of {len(languages)} languages ({' '.join(languages)}){lacking}.")
     notes.append("Scores are 0–100 on test, means over seeds; intervals are 95 %, from resampled groups of rows.")
     return notes
-
-
-def console_table(run_dir: str | Path) -> str:
-    """Table 3 as plain text of at most 110 columns, for a terminal; what was not run, and the run's notes, below."""
-    results = Results(read(run_dir))
-    frame = table3_ablations(results).frame
-    blocks = [_console_block(results, task, frame[frame["task"] == task]) for task in results.run.tasks]
-    notes = [textwrap.fill(note, WIDTH) for note in (*answers(results), *results.run.manifest["notes"])]
-    return "\n\n".join((*blocks, "\n".join(notes))) + "\n"
-
-
-def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
-    columns = score_columns(results, task)[:2]
-    lines = [["method", "tunable", *(text for _, metric, _ in columns for text in (metric_title(metric), "change")), "seeds", ""]]
-    footnotes: dict[str, int] = {}
-    for row in records(frame):
-        cells = [row["row"], row["tunable"] or "–"]
-        for name, _, _ in columns:
-            change, p = row.get(f"{name}_change"), row.get(f"{name}_change_p")
-            cells.append("–" if pd.isna(row[name]) else f"{row[name]:.1f}")
-            cells.append("" if pd.isna(change) else signed(change) + (" " if pd.isna(p) or p >= 0.05 else "*"))
-        notes = [missing(row["reason"], row["config_key"]) if row["reason"] else row["note"]] if row["reason"] or row["note"] else []
-        if row["method"] == "icl" and not pd.isna(row["unparsed"]):
-            notes.append(f"{row['unparsed']:.0f} % unparsed, {row['length']:.0f} % cut off at the token limit")
-        marks = "".join(f"[{footnotes.setdefault(note, len(footnotes) + 1)}]" for note in notes)
-        lines.append([*cells, "–" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}", marks])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        [text.ljust(w) if i in (0, 1, len(widths) - 1) else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    text = ["  ".join(line).rstrip() for line in aligned]
-    rule = "─" * max(map(len, text))
-    average = results.averages(task)[0]
-    languages = results.averaged(task, average)
-    heading = textwrap.fill(
-        f"{task}: means of {len(languages)} languages on test ({' '.join(languages)}); change: to the row above, * holds at 5 %", WIDTH
-    )
-    notes = [textwrap.fill(f"[{number}] {note}", WIDTH, subsequent_indent="    ") for note, number in footnotes.items()]
-    return "\n".join([heading, "", text[0], rule, *text[1:], rule, *notes])

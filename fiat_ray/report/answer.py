@@ -1,0 +1,91 @@
+"""Prompt, fine-tune, or both: what a run says about it, one sentence a task and tunable; the same in report and terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fiat_ray.recipe import PLAIN, UNTUNED
+from fiat_ray.report.results import Results
+from fiat_ray.report.section import in_a_sentence
+from fiat_ray.report.tables import signed, title_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    to_do: str
+    method: str
+    tunable: str
+    score: float
+    title: str
+
+
+def answers(results: Results) -> list[str]:
+    return [_answer(results, task, tunable) for task in results.run.tasks for tunable in results.tunables(task)]
+
+
+def _answer(results: Results, task: str, tunable: str) -> str:
+    where = f"on {task} with tunable {tunable}"
+    choices = sorted(_choices(results, task, tunable), key=lambda choice: -choice.score)
+    fiat = next((choice for choice in choices if choice.method == "fiat"), None)
+    lacking = [] if fiat else [f"FIAT has no score: {results.why_missing(task, 'fiat', tunable)[0]}"]
+    if not choices:
+        return f"No answer {where} yet: {'; '.join(lacking)}."
+    best, *others = choices
+    number = len(results.averaged(task, results.averages(task)[0]))
+    means = f", means of {number} languages" if number > 1 else ""
+    against = " and ".join(f"{choice.score:.1f} for {choice.title}" for choice in others)
+    scores = f"{best.score:.1f} {in_a_sentence(results.metrics(task)[0])} for {best.title}" + (f", against {against}" if against else "") + means
+    if not others:
+        return "; ".join([f"No answer {where}, for there is nothing to compare with: {scores}", *lacking]) + "."
+    first = (fiat, next(choice for choice in choices if choice is not fiat)) if fiat else (best, others[0])
+    pairs = [first] if {best, others[0]} == set(first) else [first, (best, others[0])]
+    compared = "; ".join([_compared(results, task, *pair)[1] for pair in pairs] + lacking)
+    if _compared(results, task, *pairs[-1])[0]:
+        return f"{best.to_do}, {where}: {scores}; {compared}."
+    return f"No sure choice between {best.to_do.lower()} and {others[0].to_do.lower()}, {where}: {scores}; {compared}."
+
+
+def _choices(results: Results, task: str, tunable: str) -> Iterator[Choice]:
+    """The best method of each kind, on test; always the same label is one where it is better than what FIAT combines."""
+    metric, average = results.metrics(task)[0], results.averages(task)[0]
+
+    def choice(to_do: str, place: tuple[str, str], title: str) -> Choice:
+        return Choice(to_do, *place, results.value(task, *place, metric, average) or 0.0, title)
+
+    tuned = [(method, tunable) for method in results.methods(task) if _is_plain_tuning(results, task, method, tunable)]
+    best = results.best(task, tuned, metric, "test")
+    baselines = []
+    if best:
+        of = f", the best of {len(tuned)} such methods" if len(tuned) > 1 else ""
+        baselines.append(choice("Fine-tune alone", best, f"{PLAIN.get(best[0], 'fine-tuning')} ({best[0]}{of})"))
+    if results.has(task, "icl", ""):
+        baselines.append(choice("Prompt alone", ("icl", ""), f"prompting ({title_of('icl').lower().replace('icl', 'ICL')})"))
+    if results.has(task, "majority", ""):
+        majority = choice("Neither", ("majority", ""), "always the majority label")
+        baselines += [majority] if all(majority.score > other.score for other in baselines) else []
+    yield from baselines
+    if results.has(task, "fiat", tunable):
+        yield choice("Both", ("fiat", tunable), "both (FIAT)")
+
+
+def _is_plain_tuning(results: Results, task: str, method: str, tunable: str) -> bool:
+    if method in UNTUNED or not results.has(task, method, tunable):
+        return False
+    return all((trial.get("recipe") or {}).get("cot") == "none" for trial in results.trials(task, method, tunable) if trial["tuned"])
+
+
+def _compared(results: Results, task: str, a: Choice, b: Choice) -> tuple[bool, str]:
+    """Whether the difference holds, and the difference in words."""
+    name, other = "FIAT" if a.method == "fiat" else a.title, b.title
+    found = results.difference(task, (a.method, a.tunable), (b.method, b.tunable), results.metrics(task)[0])
+    size = abs(a.score - b.score)
+    if not size:
+        return False, f"{name} equals {other}"
+    beside = f"{name} is {size:.1f} points {'above' if a.score > b.score else 'below'} {other}"
+    if found is None or found.low is None or found.high is None:
+        return False, f"{beside}, {found.note if found else 'no interval'}"
+    interval = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.note}"
+    if found.low <= 0 <= found.high:
+        return False, f"{beside}, which does not hold ({interval})"
+    return True, f"{name} {'beats' if a.score > b.score else 'loses to'} {other} by {size:.1f} points ({interval})"
