@@ -170,15 +170,20 @@ def test_a_script_has_no_tokens(tmp_path: Path) -> None:
 
 
 def test_what_is_lacking_is_a_row_with_the_config_key(tmp_path: Path) -> None:
-    of = section(written(tmp_path, methods=("no_peft",)))
+    of = section(written(tmp_path, task="xtreme_up_qa", languages=("as", "ur"), methods=("no_peft",)))
     fiat = rows(of)["fiat"]
     assert (fiat["reason"], fiat["config_key"]) == ("not among this config's methods", "methods")
     assert of.sentences == []
 
 
+def test_of_an_own_task_only_what_was_asked_for_is_shown(tmp_path: Path) -> None:
+    found = rows(section(written(tmp_path, methods=("no_peft",))))
+    assert list(found) == ["icl", "no_peft"] and found["no_peft"]["row"] == "full fine-tuning (no_peft)"
+
+
 def test_the_papers_fine_tuning_is_taken_where_it_is_there(tmp_path: Path) -> None:
     found = rows(section(written(tmp_path, methods=("fiat", "no_peft", "no_instruction_tuned"))))
-    assert "no_peft" not in found and found["no_instruction_tuned"]["row"] == "Fine-tuning"
+    assert "no_peft" not in found and found["no_instruction_tuned"]["row"].endswith("(no_instruction_tuned)")
 
 
 numbers = st.one_of(st.none(), st.floats(0, 1e6))

@@ -14,6 +14,7 @@ import pytest
 from run_directory import add_train_size, write_run
 
 from fiat_ray.errors import UserError
+from fiat_ray.recipe import PLAIN
 from fiat_ray.report import page, scaling, tables
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.read import read, records
@@ -41,7 +42,7 @@ def section(run_dir: Path) -> Section:
 
 def rows(section: Section, method: str) -> list[dict[str, Any]]:
     [table] = section.tables
-    return records(table.frame[table.frame["row"] == tables.title_of(method)])
+    return records(table.frame[table.frame["row"].isin([tables.title_of(method), f"{PLAIN.get(method)} ({method})"])])
 
 
 def test_every_size_has_its_rows_questions_and_score(section: Section) -> None:

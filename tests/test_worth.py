@@ -178,7 +178,7 @@ class TestUse:
         assert svg.count('class="dot"') == 2 * (1 + len(LANGUAGES))
 
     def test_without_no_cot_there_is_no_difference_but_a_row_that_says_why(self, tmp_path: Path) -> None:
-        section = worth.section(written(tmp_path, methods=("fiat",)))
+        section = worth.section(written(tmp_path, methods=("fiat",), task="xor_attriqa"))
         [frame] = [t.frame for t in section.tables if t.name == "rationale_use"]
         assert pd.isna(row(section, "rationale_use", "Its answer is right")["no_cot"])
         [absent] = records(frame[frame["reason"] != ""])
@@ -208,8 +208,11 @@ class TestParts:
         assert pd.isna(whole["f1_from_fiat"])
         assert row(section, "rationale_parts", "Reads without its answer", "ja")["f1"] == pytest.approx(100 * 9 / ROWS)
 
-    def test_a_part_that_was_not_run_is_one_row(self, section: Section) -> None:
-        [frame] = [t.frame for t in section.tables if t.name == "rationale_parts"]
+    def test_a_part_that_was_not_run_is_one_row_of_a_papers_task_and_none_of_another(self, section: Section, tmp_path: Path) -> None:
+        [own] = [t.frame for t in section.tables if t.name == "rationale_parts"]
+        assert not own["reason"].any() and "Reads its answer only" not in set(own["what"])
+        of_paper = worth.section(written(tmp_path, task="xtreme_up_qa"))
+        [frame] = [t.frame for t in of_paper.tables if t.name == "rationale_parts"]
         [absent] = records(frame[frame["reason"] != ""])
         assert (absent["what"], absent["reason"], absent["config_key"]) == ("Reads its answer only", "not among this config's methods", "methods")
 
@@ -235,7 +238,7 @@ def test_the_page_shows_averages_and_folds_languages(results: Results) -> None:
     shown, folded = part.split("<details>", 1)
     assert "96 % of test rows" in shown and "Finnish" not in shown
     assert "Finnish · Its answer is right" in folded
-    assert "not run: not among this config&#x27;s methods (config key that adds it: methods)" in part
+    assert "not run" not in part
     report = results.run.path / "report"
     for name in ("rationale_worth.csv", "rationale_use.csv", "rationale_parts.csv", "rationale_use_rivers_xs.svg"):
         assert (report / name).stat().st_size > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fiat_ray.recipe import PLAIN, UNTUNED
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import in_a_sentence
-from fiat_ray.report.tables import signed, title_of
+from fiat_ray.report.tables import signed
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ def _choices(results: Results, task: str, tunable: str) -> Iterator[Choice]:
     baselines = []
     if best:
         of = f", the best of {len(tuned)} such methods" if len(tuned) > 1 else ""
-        baselines.append(choice("Fine-tune alone", best, f"{PLAIN.get(best[0], 'fine-tuning')} ({best[0]}{of})"))
+        plain, title = f"{PLAIN.get(best[0], 'fine-tuning')} ({best[0]}", results.title(best[0])
+        also = "" if title in (best[0], f"{plain})") else f": {title}"
+        baselines.append(choice("Fine-tune alone", best, f"{plain}{also}{of})"))
     if results.has(task, "icl", ""):
-        baselines.append(choice("Prompt alone", ("icl", ""), f"prompting ({title_of('icl').lower().replace('icl', 'ICL')})"))
+        baselines.append(choice("Prompt alone", ("icl", ""), f"prompting ({results.title('icl').replace('Few', 'few')})"))
     if results.has(task, "majority", ""):
         majority = choice("Neither", ("majority", ""), "always the majority label")
         baselines += [majority] if all(majority.score > other.score for other in baselines) else []

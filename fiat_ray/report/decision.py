@@ -10,7 +10,7 @@ from typing import Any
 from fiat_ray.report.columns import bounds, why_absent
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section, frame, in_a_sentence
-from fiat_ray.report.tables import NO_TWIN, Table, signed, title_of
+from fiat_ray.report.tables import NO_TWIN, Table, signed
 
 BASES = {"gpu_seconds": "GPU time", "seconds": "time", "tokens": "tokens, of both models together"}
 """What costs are compared in: the first that was measured of both methods."""
@@ -82,12 +82,13 @@ def _fine_tuning(results: Results, task: str, tunable: str) -> str:
 
 
 def _rows(results: Results, task: str) -> list[dict[str, Any]]:
-    rows = [_row(results, task, "icl", "", title_of("icl"))]
+    rows = [_row(results, task, "icl", "", results.title("icl"))]
     for tunable in results.tunables(task):
         method = _fine_tuning(results, task, tunable)
-        title = "Fine-tuning" if method == "no_instruction_tuned" else NO_TWIN[0].upper() + NO_TWIN[1:]
-        rows += [_row(results, task, method, tunable, title), _row(results, task, "fiat", tunable, title_of("fiat"))]
-    return rows
+        title = "fine-tuning" if method == "no_instruction_tuned" else NO_TWIN
+        title = title[0].upper() + title[1:] if results.settings else results.title(method)
+        rows += [_row(results, task, method, tunable, title), _row(results, task, "fiat", tunable, results.title("fiat"))]
+    return [row for row in rows if results.shows(task, row["method"])]
 
 
 def _row(results: Results, task: str, method: str, tunable: str, title: str) -> dict[str, Any]:

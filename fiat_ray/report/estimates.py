@@ -10,7 +10,7 @@ import pandas as pd
 
 from fiat_ray.report.read import Run, read, records
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import Table, absent, title_of
+from fiat_ray.report.tables import Table, absent
 
 NAME, TITLE = "estimates", "Planned and measured"
 COLUMNS = ["what", "count_planned", "count", "tokens_planned", "tokens", "seconds_planned", "seconds", "times_planned"]
@@ -28,7 +28,7 @@ def table(results: Results) -> Table:
     planned = results.run.plan
     if planned is None:
         return absent(NAME, TITLE, ("an older version made this run, without a plan", ""))
-    rows = [*_reasoning(results.run, planned), *_tuning(results.run, planned), *_evaluation(results.run, planned), _all(results.run, planned)]
+    rows = [*_reasoning(results.run, planned), *_tuning(results, planned), *_evaluation(results.run, planned), _all(results.run, planned)]
     for row in rows:
         row["times_planned"] = _times(row)
     return Table(NAME, TITLE, pd.DataFrame(rows, columns=COLUMNS), NOTES)
@@ -74,14 +74,14 @@ def _reasoning(run: Run, planned: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         }
 
 
-def _tuning(run: Run, planned: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _tuning(results: Results, planned: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A row a method, tunable and task, over seeds and train sizes."""
     for which in dict.fromkeys((of["method"], of["tunable"], of["task"]) for of in planned["trials"]):
         method, tunable, task = which
         of_plan = [(of, one) for of, one in _planned_trials(planned) if (of["method"], of["tunable"], of["task"]) == which]
-        done = [t for t in run.trials if t["tuned"] and (t["method"], t["tunable"], t["task"]) == which]
+        done = [t for t in results.run.trials if t["tuned"] and (t["method"], t["tunable"], t["task"]) == which]
         yield {
-            "what": f"tuning: {title_of(method)} · {tunable} · {task}",
+            "what": f"tuning: {results.title(method)} · {tunable} · {task}",
             "count_planned": sum(len(of["seeds"]) for of, _ in of_plan),
             "count": len(done),
             "tokens_planned": sum(of["tokens"] for of, _ in of_plan),

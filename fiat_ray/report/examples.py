@@ -10,7 +10,7 @@ from typing import Any
 from fiat_ray.metrics import exact_match, row_score
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import metric_title, title_of
+from fiat_ray.report.tables import metric_title
 
 LABEL = re.compile(r"(?:^|(?<=\s))([A-Za-z_]{2,20}): ")
 
@@ -56,7 +56,7 @@ def _answers(results: Results, task: str) -> dict[str, dict[str, dict[str, Any]]
         for tunable in results.places(task, method):
             first = results.predictions(task, method, tunable)[:1]
             if first:
-                name = title_of(method) if method in UNTUNED else f"{title_of(method)} · {tunable}"
+                name = results.title(method) if method in UNTUNED else f"{results.title(method)} · {tunable}"
                 found[name] = {row["id"]: row for row in first[0]}
     return found
 

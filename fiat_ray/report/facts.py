@@ -11,7 +11,7 @@ from fiat_ray import schema
 from fiat_ray.recipe import PAPER, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import Table, absent, not_held, title_of
+from fiat_ray.report.tables import Table, absent, not_held
 
 STATUSES = ("ok", "length", "prompt_too_long", "empty", "engine_error")
 SIZES = {"xor_attriqa": "table4_sizes", "xtreme_up_qa": "table5_sizes"}
@@ -44,8 +44,8 @@ def _size_notes(languages: list[str], task: str) -> list[str]:
 
 
 def absent_sizes(results: Results) -> list[Table]:
-    """Tables 4 and 5 where the run has no such task."""
-    lacking = {name: task for task, name in SIZES.items() if task not in results.run.tasks}
+    """Tables 4 and 5 where the run has only the other's task."""
+    lacking = {name: task for task, name in SIZES.items() if results.settings and task not in results.run.tasks}
     titles = {"table4_sizes": "Table 4 · Rows · xor_attriqa", "table5_sizes": "Table 5 · Rows · xtreme_up_qa"}
     return [absent(name, titles[name], (f"{task} is not among this config's tasks", "task")) for name, task in lacking.items()]
 
@@ -105,7 +105,7 @@ def costs(results: Results) -> Table:
             spent[trial["task"], trial["method"], trial["tunable"]].append(trial)
     for (task, method, tunable), of in spent.items():
         tokens, seconds = (sum(trial[name] or 0 for trial in of) for name in ("supervised_tokens", "seconds"))
-        row = {"what": f"tuning: {title_of(method)} · {tunable} · {task}", "count": len(of), "supervised_tokens": tokens, "seconds": seconds}
+        row = {"what": f"tuning: {results.title(method)} · {tunable} · {task}", "count": len(of), "supervised_tokens": tokens, "seconds": seconds}
         rows.append(row)
     columns = ["what", "count", "prompt_tokens", "output_tokens", "supervised_tokens", "seconds", "charged"]
     notes = [
@@ -116,7 +116,7 @@ def costs(results: Results) -> Table:
 
 
 def not_run(results: Results) -> Table:
-    """What the paper reports and this run does not hold: the reason, and the config key that adds it."""
+    """What the paper reports, or the config asks for, and this run does not hold: the reason, and the config key that adds it."""
     columns = ["what", "task", "method", "tunable", "reason", "config_key"]
     rows: list[dict[str, Any]] = []
     for task in results.run.tasks:
@@ -124,10 +124,10 @@ def not_run(results: Results) -> Table:
         wanted = dict.fromkeys(method for method in (*PAPER, *refused) if method not in UNTUNED)
         for tunable, methods in (("", UNTUNED), *((tunable, tuple(wanted)) for tunable in results.tunables(task))):
             lacking: dict[tuple[str, str], list[str]] = defaultdict(list)
-            for method in (method for method in methods if not results.has(task, method, tunable)):
+            for method in (method for method in methods if results.shows(task, method) and not results.has(task, method, tunable)):
                 lacking[results.why_missing(task, method, tunable)].append(method)
             for why, those in lacking.items():
-                rows.append(dict(zip(columns, (", ".join(map(title_of, those)), task, " ".join(those), tunable, *why), strict=True)))
+                rows.append(dict(zip(columns, (", ".join(map(results.title, those)), task, " ".join(those), tunable, *why), strict=True)))
     for title, row in not_held(results):
         number = next((published.TABLE_OF_LANGUAGES[setting] for setting in published.SETTINGS if setting == row["task"]), None)
         rows.append({"what": f"Table {number}, {title}" if number else title, **{name: row[name] for name in columns[1:]}})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import pandas as pd
 
-from fiat_ray.report.tables import metric_title, title_of
+from fiat_ray.report.tables import metric_title
 
 STYLE = (Path(__file__).parent / "figure.css").read_text("utf-8")
 WIDTH = 560
@@ -209,7 +209,7 @@ def standalone(svg: str) -> str:
     )
 
 
-def validation_lines(curves: pd.DataFrame) -> list[Line]:
+def validation_lines(curves: pd.DataFrame, title: Callable[[str], str]) -> list[Line]:
     """One line a trial of the chosen learning rate, from step 0; seeds of one method share a style. ``curves``: as ``facts.curves``."""
     styles = {method: i for i, method in enumerate(dict.fromkeys(curves["method"]))}
     lines = []
@@ -220,15 +220,15 @@ def validation_lines(curves: pd.DataFrame) -> list[Line]:
         method = points["method"].iloc[0] if len(points) else ""
         if len(points):
             pairs = list(zip(points["step"].astype(float), points["value"].astype(float), strict=True))
-            lines.append(Line(title_of(method), pairs, marked, styles[method]))
+            lines.append(Line(title(method), pairs, marked, styles[method]))
     return lines
 
 
-def validation_figures(curves: pd.DataFrame) -> list[tuple[str, str]]:
+def validation_figures(curves: pd.DataFrame, title_of: Callable[[str], str]) -> list[tuple[str, str]]:
     """(stem of its file, svg) of each task and tunable with curves."""
     figures = []
     for (task, tunable), of in curves.groupby(["task", "tunable"], sort=False):
-        lines = validation_lines(of)
+        lines = validation_lines(of, title_of)
         if lines:
             metric = metric_title(of["metric"].iloc[0])
             title = f"{task}, tunable {tunable}: {metric} on validation through training"

@@ -25,6 +25,10 @@ from fiat_ray.report.section import Section
 from fiat_ray.report.tables import AVERAGE_TITLES, PAPER, Table, metric_title
 
 HERE = Path(__file__).parent
+PAPER_NOTE = (
+    "<p>Made with PaLM-2, which cannot be had: shown beside this run, not comparable with it. "
+    "The list below the table names where the paper’s own tables disagree with each other.</p>"
+)
 PAGE = Template((HERE / "page.html").read_text("utf-8"))
 
 
@@ -36,11 +40,11 @@ def build(run_dir: str | Path) -> Path:
     by_language, differences = per_language.per_language_tables(results), per_language.differences(results)
     sizes = [*(facts.sizes(results, task) for task in results.run.tasks), *facts.absent_sizes(results)]
     absent = per_language.absent_tables(results)
-    of_paper = [table2, table3, leave_one_out, *sizes, *by_language, *absent, differences]
+    of_paper = [t for t in (table2, table3, leave_one_out, *sizes, *by_language, *absent, differences) if len(t.frame)]
     curves = facts.curves(results)
     rest = [make(results) for make in (facts.trials, facts.rationales, facts.costs, facts.not_run, estimates.table)]
     current = curves.frame["trial"].isin([trial["name"] for trial in results.trials()])
-    validation, drawn = figures.validation_figures(curves.frame[current]), paper_figures(results, curves.frame[current])
+    validation, drawn = figures.validation_figures(curves.frame[current], results.title), paper_figures(results, curves.frame[current])
     beyond = {
         "worth": worth.section(results),
         "scaling": scaling.section(results),
@@ -62,9 +66,9 @@ def build(run_dir: str | Path) -> Path:
         "table2": _by_task(table2, results),
         "table3": _by_task(table3, results) + _by_task(leave_one_out, results),
         "languages": "".join(map(_per_language, by_language)) + "".join(map(_table, absent)) + _by_task(differences, results),
-        "figures": "".join(map(_figure, drawn)),
+        "figures": _optional("figures", "The paper’s figures", "".join(map(_figure, drawn))),
         "curves": "".join(f"<figure>{svg}</figure>" for _, svg in validation) or "<p>No trial has a history yet.</p>",
-        **{table.name: _table(table) for table in rest},
+        **{table.name: _table(table) if len(table.frame) else "<p>Nothing is missing.</p>" for table in rest},
         **{name: _section(section) for name, section in beyond.items()},
     }
     write_text(folder / "index.html", _page(results, sections))
@@ -84,9 +88,21 @@ def _page(results: Results, sections: dict[str, str]) -> str:
         notes=caveats,
         examples=_embedded(examples(results)),
         names=_embedded({code: language_name(code) for task in results.run.tasks for code in results.languages(task)}),
-        paper=_table(tables.paper_overall(), linked=False),
+        paper=_optional("paper", "The paper’s numbers", PAPER_NOTE + _table(tables.paper_overall(), linked=False)) if results.settings else "",
+        to_figures=_link("figures", "Figures") if sections["figures"] else "",
+        to_paper=_link("paper", "The paper") if results.settings else "",
         reproduce=_reproduce(results),
     )
+
+
+def _optional(name: str, title: str, content: str) -> str:
+    """A section that a report without the paper's tasks may lack."""
+    heading = f'<h2 id="h-{name}">{title}</h2>'
+    return f'<section id="{name}" aria-labelledby="h-{name}">{heading}{content}</section>' if content else ""
+
+
+def _link(name: str, title: str) -> str:
+    return f'<li><a href="#{name}">{title}</a></li>'
 
 
 def _asked(results: Results) -> str:
@@ -135,7 +151,8 @@ def _by_task(table: Table, results: Results) -> str:
     parts = []
     for task in results.run.tasks:
         of_task = [note for note in table.footnotes if note.startswith(f"{task}:") or not any(note.startswith(f"{t}:") for t in results.run.tasks)]
-        parts.append(_table(Table(table.name, f"{table.title} · {task}", table.frame[table.frame["task"] == task].drop(columns="task"), of_task)))
+        frame = table.frame[table.frame["task"] == task].drop(columns="task") if len(table.frame) else table.frame
+        parts += [_table(Table(table.name, f"{table.title} · {task}", frame, of_task))] if len(frame) else []
     return "".join(parts)
 
 

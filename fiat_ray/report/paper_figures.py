@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Panels:
         for what, row in not_held(results, settings):
             if row["tunable"] in ("", *sizes):
                 self.lacks(what, row)
-        frame = pd.DataFrame(self.rows)
+        frame = pd.DataFrame(self.rows, columns=None if self.rows else ["row"])
         for name in ("reason", "config_key"):
             frame[name] = frame[name].fillna("") if name in frame else ""
         ordered = [name for name in frame if name not in ("reason", "config_key")] + ["reason", "config_key"]
@@ -56,14 +56,15 @@ class Panels:
 
 
 def figures(results: Results, curves: pd.DataFrame) -> list[Figure]:
-    """``curves``: as ``facts.curves``, of trials at the largest train size."""
-    return [figure3(results), figure4(results), figure5(results, curves), figure6(results)]
+    """``curves``: as ``facts.curves``, of trials at the largest train size. A run without the paper's tasks has those that its methods can fill."""
+    drawn = [figure3(results), figure4(results), figure5(results, curves), figure6(results)]
+    return [figure for figure in drawn if len(figure.table.frame)]
 
 
 def figure3(results: Results) -> Figure:
     """Gain of CoT by language over the score without it, as the paper plots it and free of regression to the mean."""
     panels = Panels()
-    for task, tunable in _places(results):
+    for task, tunable in _places(results, ("fiat", "no_cot")):
         if _start(panels, results, task, tunable, ("fiat", "no_cot")):
             _gain_panel(panels, results, task, tunable)
     return panels.figure("figure3_gain_by_language", "Figure 3 · Gain of CoT by language", results, QA)
@@ -73,20 +74,20 @@ def figure4(results: Results) -> Figure:
     """CoT as input against CoT as a second target, and against none."""
     methods, pairs = ("no_cot", "distilled_cot", "fiat"), (("distilled_cot", "no_cot"), ("fiat", "no_cot"), ("fiat", "distilled_cot"))
     panels = Panels()
-    for task, tunable in _places(results):
+    for task, tunable in _places(results, methods[1:]):
         _start(panels, results, task, tunable, methods)
         metric = results.metrics(task)[0]
         tested = [(f"{_short(a)} − {_short(b)}", results.difference(task, (a, tunable), (b, tunable), metric)) for a, b in pairs]
-        _score_panel(panels, results, task, tunable, {method: title_of(method) for method in methods}, tested)
+        _score_panel(panels, results, task, tunable, {method: results.title(method) for method in methods}, tested)
     return panels.figure("figure4_distilled_cot", "Figure 4 · CoT in the input, or distilled", results, QA[:1], ("xs",))
 
 
 def figure5(results: Results, curves: pd.DataFrame) -> Figure:
     """Validation through training with and without i_tau, from step 0, and the gain of i_tau before tuning and after; size S first."""
-    titles = {title_of("no_cot"): "with i_tau (no_cot)", title_of("no_instructions"): "without i_tau (no_instructions)"}
+    titles = {"no_cot": "with i_tau (no_cot)", "no_instructions": "without i_tau (no_instructions)"}
     panels = Panels()
     known = curves[curves["chosen"].astype(bool)]
-    for task, tunable in sorted(_places(results), key=lambda place: place[1].lower() != "s"):
+    for task, tunable in sorted(_places(results, ("no_cot", "no_instructions")), key=lambda place: place[1].lower() != "s"):
         of = known[(known["task"] == task) & (known["tunable"] == tunable)].dropna(subset=["value"])
         _start(panels, results, task, tunable, ("no_cot", "no_instructions"), there=set(of["method"]))
         of = pd.concat([of[of["method"] == method] for method in ("no_cot", "no_instructions")])
@@ -94,10 +95,10 @@ def figure5(results: Results, curves: pd.DataFrame) -> Figure:
             continue
         metric = of["metric"].iloc[0]
         name = metric_title(metric)
-        lines = [replace(line, title=titles[line.title]) for line in validation_lines(of)]
+        lines = validation_lines(of, titles.__getitem__)
         panels.pictures.append(line_chart(f"{task}, {tunable}: {name} through training", "optimizer step", f"{name} on validation", lines))
         columns = ["task", "tunable", "method", "seed", "train_size", "step", "metric", "value", "selected"]
-        panels.rows += [{"row": title_of(row["method"]), **row} for row in records(of[columns])]
+        panels.rows += [{"row": results.title(row["method"]), **row} for row in records(of[columns])]
         pair = ("no_cot", tunable), ("no_instructions", tunable)
         tested = [
             (f"gain of i_tau {when}", results.through_training(task, *pair, metric, kept=kept))
@@ -113,7 +114,7 @@ def figure6(results: Results) -> Figure:
     """What i_tau brings to an instruction-tuned base and to a pretrained one; without CoT, all parameters tuned."""
     bases = [f"{start} i_tau, {base} base" for base in ("instruction-tuned", "pretrained") for start in ("with", "without")]
     panels = Panels()
-    for task, tunable in _places(results):
+    for task, tunable in _places(results, FIGURE_6[:2]):
         _start(panels, results, task, tunable, FIGURE_6)
         metric = results.metrics(task)[0]
         gains = [results.difference(task, (FIGURE_6[i], tunable), (FIGURE_6[i + 1], tunable), metric) for i in (0, 2)]
@@ -126,8 +127,9 @@ def figure6(results: Results) -> Figure:
     return panels.figure("figure6_instruction_tuned_base", "Figure 6 · i_tau and the instruction-tuned base", results, published.SETTINGS)
 
 
-def _places(results: Results) -> list[tuple[str, str]]:
-    return [(task, tunable) for task in results.run.tasks for tunable in results.tunables(task)]
+def _places(results: Results, methods: Iterable[str]) -> list[tuple[str, str]]:
+    tasks = [task for task in results.run.tasks if all(results.shows(task, method) for method in methods)]
+    return [(task, tunable) for task in tasks for tunable in results.tunables(task)]
 
 
 def _start(panels: Panels, results: Results, task: str, tunable: str, methods: Sequence[str], there: set[str] | None = None) -> bool:

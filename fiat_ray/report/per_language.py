@@ -19,8 +19,8 @@ def per_language(results: Results, task: str) -> Table:
     languages, averages = results.languages(task), results.averages(task)
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys((*UNTUNED, *ABLATIONS, *results.methods(task))):
-        for tunable in results.places(task, method):
-            row = {"tunable": tunable, "method": method, "row": title_of(method), "source": "this run"}
+        for tunable in results.places(task, method) if results.shows(task, method) else ():
+            row = {"tunable": tunable, "method": method, "row": results.title(method), "source": "this run"}
             if not results.has(task, method, tunable):
                 rows.append(row | dict(zip(("reason", "config_key"), results.why_missing(task, method, tunable), strict=True)))
                 continue
@@ -54,8 +54,8 @@ def per_language_tables(results: Results) -> list[Table]:
 
 
 def absent_tables(results: Results) -> list[Table]:
-    """Tables 6, 7 and 8 where the run is not of their setting."""
-    lacking = {setting: title for setting, title in published.SETTINGS.items() if setting not in results.settings}
+    """Tables 6, 7 and 8 where the run is of another of the paper's settings."""
+    lacking = {setting: title for setting, title in published.SETTINGS.items() if results.settings and setting not in results.settings}
     return [absent(_stem(setting), f"{_number(setting)} · {title}", results.why_no_setting(setting)) for setting, title in lacking.items()]
 
 
@@ -67,18 +67,18 @@ def differences(results: Results) -> Table:
             fine_tune = "no_instruction_tuned" if results.has(task, "no_instruction_tuned", tunable) else "no_peft"
             of_tunable = {"task": task, "tunable": tunable}
             cells: dict[str, dict[str, Any]] = {language: {} for language in results.languages(task)}
-            for other in ("no_cot", fine_tune):
+            for other in (method for method in ("no_cot", fine_tune) if results.shows(task, method)):
                 without = next((method for method in ("fiat", other) if not results.has(task, method, tunable)), None)
                 if without:
                     reason, key = results.why_missing(task, without, tunable)
-                    rows.append(of_tunable | {"language": f"FIAT − {title_of(other)}", "reason": f"{without}: {reason}", "config_key": key})
+                    rows.append(of_tunable | {"language": f"FIAT − {results.title(other)}", "reason": f"{without}: {reason}", "config_key": key})
                     continue
                 for language, tested in _tested(results, task, tunable, other).items():
                     cells[language] |= tested
             rows += [of_tunable | {"language": language} | tested for language, tested in cells.items() if tested]
     rows += [{"language": title, **row} for title, row in not_held(results)]
     ends = {"note": "", "reason": "", "config_key": ""}
-    frame = pd.DataFrame([ends | row for row in rows]).drop(columns="method", errors="ignore")
+    frame = pd.DataFrame([ends | row for row in rows], columns=None if rows else list(ends)).drop(columns="method", errors="ignore")
     frame = frame[[name for name in frame if name not in ends] + list(ends)]
     notes = ["Intervals are 95 %, from resampled groups of rows; a language with fewer than 6 groups has none."]
     notes.append("* Holds at 5 % after Benjamini and Hochberg's correction over the languages.")

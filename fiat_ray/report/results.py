@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from fiat_ray.metrics import FULL, NAMED_AVERAGES, shown_metrics
-from fiat_ray.recipe import ABLATIONS, UNTUNED
+from fiat_ray.recipe import ABLATIONS, PLAIN, TITLES, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.read import Run, records
 from fiat_ray.significance import OF_ALL_ROWS, Comparison, Rows, compare, compare_rows, from_zero, row_values
@@ -98,6 +98,20 @@ class Results:
         """The paper's settings that this run is of, each with its task."""
         found = {published.setting_of(task, self.languages(task)): task for task in self.run.tasks}
         return {setting: task for setting, task in found.items() if setting}
+
+    def shows(self, task: str, method: str) -> bool:
+        """Whether a method has its rows: of a paper's task each, with or without scores; of another those that were asked for or have scores."""
+        return task in published.ROWS or method in self._asked(task) or any(self.has(task, method, tunable) for tunable in self.places(task, method))
+
+    def _asked(self, task: str) -> set[str]:
+        entries = [entry["method"] for entry in (*self.run.manifest["trials"], *self.run.manifest["not_run"]) if entry["task"] == task]
+        return {*self.run.config.get("methods", ()), *entries}
+
+    def title(self, method: str) -> str:
+        """In the paper's words where its tasks or its whole ladder of ablations are run; else what is done, not what is lacking."""
+        if method not in PLAIN or self.settings or all(set(ABLATIONS) <= self._asked(task) for task in self.run.tasks):
+            return TITLES.get(method, method)
+        return f"{PLAIN[method]} ({method})"
 
     def methods(self, task: str) -> list[str]:
         """Methods with scores: those that tune nothing, the paper's ablations, then others as the config orders them."""

@@ -10,7 +10,7 @@ from fiat_ray.report.figures import DASHES
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section, frame
-from fiat_ray.report.tables import Table, metric_title, title_of
+from fiat_ray.report.tables import Table, metric_title
 from fiat_ray.significance import holm
 
 NOTES = [
@@ -55,7 +55,7 @@ def _rows(by_size: Mapping[int, Results], task: str, method: str, tunable: str) 
             continue
         metric, average, which = results.metrics(task)[0], results.averages(task)[0], (task, method, tunable)
         questions = next((trial["train_groups"] for trial in trials if trial["tuned"]), None)
-        row = {"task": task, "tunable": tunable, "row": title_of(method), "rows": size, "questions": questions}
+        row = {"task": task, "tunable": tunable, "row": results.title(method), "rows": size, "questions": questions}
         rows.append(row | {"seeds": results.seeds(*which) or None, metric: results.value(*which, metric, average)})
         rows[-1] |= bounds(metric, results.interval(*which))
         if not results.has(*which):
@@ -77,14 +77,14 @@ def _figure(results: Results, task: str, tunable: str, blocks: Mapping[str, Rows
         known = [row for row in block if row[metric] is not None]
         bars = [None if row.get(f"{metric}_low") is None else (row[f"{metric}_low"], row[f"{metric}_high"]) for row in known]
         if known:
-            curves.append(Curve(title_of(method), [(row["rows"], row[metric]) for row in known], style=len(curves), bars=bars))
+            curves.append(Curve(results.title(method), [(row["rows"], row[metric]) for row in known], style=len(curves), bars=bars))
     sizes = sorted({x for curve in curves for x, _ in curve.points})
     if len(sizes) < 2:
         return []
     icl = results.value(task, "icl", "", metric, results.averages(task)[0])
     if icl is not None:
-        curves.append(Curve(f"{title_of('icl')}, which needs no train rows", [(size, icl) for size in sizes], style=len(curves)))
+        curves.append(Curve(f"{results.title('icl')}, which needs no train rows", [(size, icl) for size in sizes], style=len(curves)))
     title = f"{task}, tunable {tunable}: {metric_title(metric)} on test by number of train rows, with 95 % intervals"
-    more = ", ".join(map(title_of, list(blocks)[MOST:]))
+    more = ", ".join(map(results.title, list(blocks)[MOST:]))
     title += f" (in the table only: {more})" if more else ""
     return [(f"scaling_{task}_{tunable}", log_chart(title, "train rows", f"{metric_title(metric)} on test", curves))]

@@ -54,6 +54,11 @@ def missing(reason: str, config_key: str) -> str:
     return f"not run: {reason}" + (f" (config key that adds it: {config_key})" if config_key else "")
 
 
+def numbered(results: Results, number: int) -> str:
+    """A title's beginning: a report without any of the paper's tasks has no numbers of its tables."""
+    return f"Table {number} · " if results.settings else ""
+
+
 def absent(name: str, title: str, why: tuple[str, str]) -> Table:
     """A table that this run does not hold: one row with the reason and the config key that adds it."""
     return Table(name, title, pd.DataFrame([why], columns=["reason", "config_key"]))
@@ -74,37 +79,47 @@ def table2_overall(results: Results) -> Table:
     """ICL, majority label, fine-tuning and FIAT of each task and size, and what FIAT gains over the best baseline."""
     rows: list[dict[str, Any]] = []
     for task in results.run.tasks:
-        rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED]
+        rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED if results.shows(task, method)]
         for tunable in results.tunables(task):
             baselines = [("icl", ""), ("majority", ""), ("no_instruction_tuned", tunable)]
-            rows.append(_scores(results, task, "no_instruction_tuned", tunable, "Fine-tuning (the paper's baseline)"))
+            if results.shows(task, "no_instruction_tuned"):
+                rows.append(_scores(results, task, "no_instruction_tuned", tunable, "Fine-tuning (the paper's baseline)"))
             if not results.has(task, "no_instruction_tuned", tunable):
                 baselines.append(("no_peft", tunable))
-                rows.append(_scores(results, task, "no_peft", tunable, NO_TWIN[0].upper() + NO_TWIN[1:]))
-            rows.append(_scores(results, task, "fiat", tunable, title_of("fiat")))
-            rows += [_gain(results, task, tunable, baselines, split) for split in ("test", "validation")]
+                if results.shows(task, "no_peft"):
+                    title = _baseline_title(results, "no_peft")
+                    rows.append(_scores(results, task, "no_peft", tunable, title[0].upper() + title[1:]))
+            if results.shows(task, "fiat"):
+                rows.append(_scores(results, task, "fiat", tunable, title_of("fiat")))
+                rows += [_gain(results, task, tunable, baselines, split) for split in ("test", "validation")]
     rows += [{"row": title, **row} for title, row in not_held(results)]
-    return Table("table2_overall", "Table 2 · FIAT and the baselines", _frame(rows), [*_notes(results), "* Holds at 5 %."])
+    return Table("table2_overall", f"{numbered(results, 2)}FIAT and the baselines", _frame(rows), [*_notes(results), "* Holds at 5 %."])
 
 
 def table3_ablations(results: Results) -> Table:
     """The paper's cumulative ablations, each with its change from the row above; then methods of no table, with theirs from FIAT."""
     rows: list[dict[str, Any]] = []
     for task in results.run.tasks:
-        rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED]
+        rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED if results.shows(task, method)]
         others = [(method, "fiat") for method in results.methods(task) if method not in (*UNTUNED, *ABLATIONS, *LEAVE_ONE_OUT)]
         for tunable in results.tunables(task):
             rows += _block(results, task, tunable, [("fiat", None), *zip(ABLATIONS[1:], ABLATIONS, strict=False)], "change")
             rows += _block(results, task, tunable, others, "change")
     rows += [{"row": title, **row} for title, row in not_held(results)]
-    holds = "* Holds at 5 % after Holm's correction over the adjacent differences of a block; differences from FIAT are a block of their own."
-    return Table("table3_ablations", "Table 3 · Ablations: each removal is cumulative with the one above", _frame(rows), [*_notes(results), holds])
+    frame, notes = _frame(rows), _notes(results)
+    if any(name.endswith("_change") for name in map(str, frame)):
+        notes.append(
+            "* Holds at 5 % after Holm's correction over the adjacent differences of a block; differences from FIAT are a block of their own."
+        )
+    is_ladder = bool(results.settings) or any(row.get("compared_with") in ABLATIONS[1:] for row in rows)
+    what = "Ablations: each removal is cumulative with the one above" if is_ladder else "All methods"
+    return Table("table3_ablations", f"{numbered(results, 3)}{what}", frame, notes)
 
 
 def leave_one_out(results: Results) -> Table:
-    """FIAT less exactly one ingredient each, with its difference from FIAT."""
+    """FIAT less exactly one ingredient each, with its difference from FIAT; of a task that is not the paper's only where one is asked for."""
     rows: list[dict[str, Any]] = []
-    for task in results.run.tasks:
+    for task in (task for task in results.run.tasks if any(results.shows(task, method) for method in LEAVE_ONE_OUT[2:])):
         for tunable in results.tunables(task):
             rows += _block(results, task, tunable, [(method, None if method == "fiat" else "fiat") for method in LEAVE_ONE_OUT], "from_fiat")
     rows += [{"row": title, **row} for title, row in not_held(results)]
@@ -113,9 +128,9 @@ def leave_one_out(results: Results) -> Table:
 
 
 def not_held(results: Results, settings: Iterable[str] = published.SETTINGS) -> list[tuple[str, dict[str, Any]]]:
-    """(title, row) of each of the paper's settings, and of its two sizes in a setting, that this run does not hold."""
+    """(title, row) of each of the paper's settings, and of its two sizes in a setting, that this run does not hold; none for a run without any."""
     found = []
-    for setting in settings:
+    for setting in settings if results.settings else ():
         task, title = results.settings.get(setting), published.SETTINGS[setting]
         lacking = published.SIZES if task else ("",)
         there = [tunable.lower() for tunable in results.tunables(task)] if task else []
@@ -130,8 +145,8 @@ def not_held(results: Results, settings: Iterable[str] = published.SETTINGS) -> 
 def _block(results: Results, task: str, tunable: str, steps: Iterable[tuple[str, str | None]], suffix: str) -> list[dict[str, Any]]:
     """A row for each (method, what it is compared with); the differences of the block are tested together."""
     rows = []
-    for method, other in steps:
-        row = _scores(results, task, method, tunable, title_of(method)) | {"compared_with": other or ""}
+    for method, other in ((method, other) for method, other in steps if results.shows(task, method)):
+        row = _scores(results, task, method, tunable, results.title(method)) | {"compared_with": other or ""}
         rows.append(row | _compared(results, row, method, other, suffix) if other else row)
     for name, _, _ in score_columns(results, task):
         adjust(rows, f"{name}_{suffix}", holm)
@@ -141,7 +156,7 @@ def _block(results: Results, task: str, tunable: str, steps: Iterable[tuple[str,
 def _compared(results: Results, row: dict[str, Any], method: str, other: str, suffix: str) -> dict[str, Any]:
     """A row's change from method ``other`` in both headline metrics, with intervals and, in its note, what they leave out."""
     task, tunable = row["task"], row["tunable"]
-    notes = [f"change: from {title_of(other)}"] if suffix == "change" and method not in ABLATIONS else []
+    notes = [f"change: from {results.title(other)}"] if suffix == "change" and method not in ABLATIONS else []
     changes: dict[str, Any] = {}
     for name, metric, average in score_columns(results, task)[:2]:
         new, old = (results.value(task, which, tunable, metric, average) for which in (method, other))
@@ -172,7 +187,9 @@ def signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
-def _baseline_title(method: str) -> str:
+def _baseline_title(results: Results, method: str) -> str:
+    if not results.settings:
+        return results.title(method)
     return {"no_peft": NO_TWIN, "no_instruction_tuned": "fine-tuning"}.get(method, title_of(method))
 
 
@@ -208,7 +225,7 @@ def _gain(results: Results, task: str, tunable: str, baselines: Iterable[tuple[s
             continue
         found = results.difference(task, ("fiat", tunable), best, metric)
         row |= {name: value - base} | interval(name, found)
-        over.setdefault(_baseline_title(best[0]), []).append(metric_title(metric))
+        over.setdefault(_baseline_title(results, best[0]), []).append(metric_title(metric))
         doubts |= {found.note: None} if found and found.note else {}
     setting = published.setting_of(task, results.languages(task))
     if setting and tunable.lower() == "s" and split == "test":

@@ -25,14 +25,17 @@ def console_table(run_dir: str | Path) -> str:
 
 def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
     columns = score_columns(results, task)[:2]
-    lines = [["method", "tunable", *(text for _, metric, _ in columns for text in (metric_title(metric), "change")), "seeds", ""]]
+    changed = frame[[name for name in map(str, frame) if name.endswith("_change")]].notna().any(axis=None)
+    heads = [text for _, metric, _ in columns for text in (metric_title(metric), *(["change"] if changed else []))]
+    lines = [["method", "tunable", *heads, "seeds", ""]]
     footnotes: dict[str, int] = {}
     for row in records(frame):
         cells = [row["row"], row["tunable"] or "–"]
         for name, _, _ in columns:
             change, p = row.get(f"{name}_change"), row.get(f"{name}_change_p")
             cells.append("–" if pd.isna(row[name]) else f"{row[name]:.1f}")
-            cells.append("" if pd.isna(change) else signed(change) + (" " if pd.isna(p) or p >= 0.05 else "*"))
+            if changed:
+                cells.append("" if pd.isna(change) else signed(change) + (" " if pd.isna(p) or p >= 0.05 else "*"))
         notes = [missing(row["reason"], row["config_key"]) if row["reason"] else row["note"]] if row["reason"] or row["note"] else []
         if row["method"] == "icl" and not pd.isna(row["unparsed"]):
             notes.append(f"{row['unparsed']:.0f} % unparsed, {row['length']:.0f} % cut off at the token limit")
@@ -47,8 +50,7 @@ def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
     rule = "─" * max(map(len, text))
     average = results.averages(task)[0]
     languages = results.averaged(task, average)
-    heading = textwrap.fill(
-        f"{task}: means of {len(languages)} languages on test ({' '.join(languages)}); change: to the row above, * holds at 5 %", WIDTH
-    )
+    legend = "; change: to the row above, * holds at 5 %" if changed else ""
+    heading = textwrap.fill(f"{task}: means of {len(languages)} languages on test ({' '.join(languages)}){legend}", WIDTH)
     notes = [textwrap.fill(f"[{number}] {note}", WIDTH, subsequent_indent="    ") for note, number in footnotes.items()]
     return "\n".join([heading, "", text[0], rule, *text[1:], rule, *notes])

@@ -17,7 +17,7 @@ from fiat_ray.report.intervals import forest
 from fiat_ray.report.read import records
 from fiat_ray.report.results import Frames, Results
 from fiat_ray.report.section import Section, frame, in_a_sentence
-from fiat_ray.report.tables import AVERAGE_TITLES, Table, metric_title, signed, title_of
+from fiat_ray.report.tables import AVERAGE_TITLES, Table, metric_title, signed
 from fiat_ray.significance import Comparison, benjamini_hochberg, holm
 
 VERDICTS = {"right": "Its answer is right", "wrong": "Its answer is wrong", "none": "It holds no answer"}
@@ -62,7 +62,7 @@ def section(results: Results) -> Section:
 def _use(results: Results, task: str, tunable: str, rationales: Rows) -> tuple[Rows, dict[str, Gains]]:
     """(Rows by average, language and verdict; verdict → gains on its rows)."""
     fiat, plain = (results.predictions(task, method, tunable) for method in ("fiat", "no_cot"))
-    lacking = [_absent(results, task, tunable, m, title_of(m)) for m, frames in (("fiat", fiat), ("no_cot", plain)) if not frames]
+    lacking = [m for m, frames in (("fiat", fiat), ("no_cot", plain)) if not frames and results.shows(task, m)]
     headline, metric = results.averages(task)[0], results.row_metric(task)
     name = f"{metric}_from_no_cot"
     rows: Rows = []
@@ -79,7 +79,7 @@ def _use(results: Results, task: str, tunable: str, rationales: Rows) -> tuple[R
             rows += scored
     adjust([row for row in rows if row["language"] == headline], name, holm)
     order = {language: number for number, language in enumerate([headline, *results.languages(task)])}
-    return sorted(rows, key=lambda row: order[row["language"]]) + lacking, gains
+    return sorted(rows, key=lambda row: order[row["language"]]) + [_absent(results, task, tunable, m, results.title(m)) for m in lacking], gains
 
 
 def _of_verdict(results: Results, task: str, chosen: Mapping[str, dict[str, Any]], fiat: Frames, plain: Frames) -> Rows:
@@ -112,7 +112,8 @@ def _parts(results: Results, task: str, tunable: str) -> Rows:
     name = f"{metric}_from_fiat"
     whole = results.predictions(task, "fiat", tunable)
     rows: Rows = []
-    for method, part in PARTS.items():
+    parts = {method: part for method, part in PARTS.items() if results.shows(task, method)}
+    for method, part in parts.items() if len(parts) > 1 else ():
         frames = results.predictions(task, method, tunable)
         if not frames:
             rows.append(_absent(results, task, tunable, method, f"Reads {part}"))
