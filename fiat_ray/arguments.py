@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,7 +44,9 @@ EXAMPLES = {
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parsed, rest = build().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed, rest = build().parse_known_args(given)
+    parsed.given = given
     # Overrides may stand behind options too, which argparse does not take for the positionals they are.
     if any("=" not in text or text.startswith("-") or not hasattr(parsed, "override") for text in rest):
         parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")

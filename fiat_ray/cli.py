@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -116,7 +117,7 @@ def _run(parsed: argparse.Namespace) -> None:
     out = _default_out(parsed.config) if parsed.out is None else parsed.out
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(out).is_absolute():
         raise UserError(f"--out {out}: a submitted job runs in a folder that is deleted; give an absolute path that all nodes share")
-    command = " ".join(["fiat-ray", parsed.command, parsed.config, *overrides])
+    command = shlex.join(["fiat-ray", *map(_without_secrets, parsed.given)])
     with _config_named(parsed):
         loaded, console = config.load(parsed.config, overrides), Console(as_json=parsed.json_log)
         done, outcome = runs.run_config(loaded, out, stages=stages, command=command, console=console)
@@ -157,6 +158,12 @@ def _default_out(source: str) -> Path:
     if path.name != "config.yaml":
         return Path("runs") / path.stem
     return path.parent if (path.parent / "manifest.json").is_file() else Path("runs") / (path.parent.resolve().name or "run")
+
+
+def _without_secrets(argument: str) -> str:
+    """An argument that may be kept: of an address nothing secret, neither before its host nor in its query."""
+    hidden = re.sub(r"://[^/?#@]*@", "://***@", argument)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token|key)[^=&]*)=[^&#]*", r"\1=***", hidden)
 
 
 def _shown(path: Path) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fiat_ray.cli import _default_out, main
+from fiat_ray.cli import _default_out, _without_secrets, main
 
 
 def config_file(folder: Path, **changes: object) -> Path:
@@ -186,6 +187,26 @@ def test_majority_alone_needs_no_ray(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["run", str(config_file(tmp_path)), "--out", "out"]) == 0
     assert "Majority" in capsys.readouterr().out
     assert (tmp_path / "out" / "scores.parquet").is_file()
+
+
+def test_a_run_keeps_its_whole_command_as_it_was_given(tmp_path: Path) -> None:
+    config = config_file(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    given = ["evaluate", str(config), "--out", str(tmp_path / "a run"), "seeds=[0, 1]", "--json", "limit.test=1"]
+    assert main(given) == 0
+    assert shlex.split(json.loads((tmp_path / "a run" / "manifest.json").read_text())["command"]) == ["fiat-ray", *given]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("tracking_uri=postgresql://me:pass@host/db", "tracking_uri=postgresql://***@host/db"),
+        ("store=s3://bucket/x?access_key=AB&secret_key=CD&region=eu", "store=s3://bucket/x?access_key=***&secret_key=***&region=eu"),
+        ("reasoner.max_tokens=48", "reasoner.max_tokens=48"),
+        ("reasoner.base_url=https://host:8000/v1", "reasoner.base_url=https://host:8000/v1"),
+    ],
+)
+def test_a_kept_command_has_no_secrets(given: str, kept: str) -> None:
+    assert _without_secrets(given) == kept
 
 
 def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
