@@ -184,8 +184,8 @@ def _plan(parsed: argparse.Namespace) -> None:
         loaded = config.load(parsed.config, parsed.override)
         out = _default_out(parsed.config) if parsed.out is None else parsed.out
         print(plan_text.describe(planning.plan(loaded, run=out, sample=parsed.sample)))
-    if (Path(out) / "plan.json").is_file():
-        print(f"\n{estimates.console_table(out)}")
+    if (Path(out) / "plan.json").is_file() and (measured := estimates.console_table(out)):
+        print(f"\n{measured}")
 
 
 def _prompt(parsed: argparse.Namespace) -> None:

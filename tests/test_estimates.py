@@ -48,6 +48,7 @@ def test_measured_beside_planned(run: Path) -> None:
     found = rows(run, plan())
     reasoner = found["reasoner: rivers"]
     assert (reasoner["count_planned"], reasoner["count"], reasoner["tokens_planned"], reasoner["tokens"]) == (96, 48, 9600, 96 * 7)
+    assert reasoner["stored_before"] == 48  # so that nothing is left to do
     # Half of the prompts took 30 s, and all of them were to take 40 s.
     assert (reasoner["seconds_planned"], reasoner["seconds"], reasoner["times_planned"]) == (40, 30, 1.5)
     tuning = found["tuning: FIAT"]
@@ -71,12 +72,22 @@ def test_what_nobody_knew_or_measured_stays_empty(run: Path) -> None:
     assert "–" in estimates.console_table(run)
 
 
+def test_before_anything_ran_there_is_no_table(run: Path) -> None:
+    for path in (run / "reasoning.json", run / "spent.json", *run.glob("trials/*/trial.json"), *run.glob("trials/*/evaluation.json")):
+        path.unlink()
+    (run / "plan.json").write_text(json.dumps(plan()))
+    assert estimates.console_table(run) == ""
+
+
 def test_on_the_page_and_in_the_terminal(run: Path) -> None:
     (run / "plan.json").write_text(json.dumps(plan()))
     page = build(run).read_text()
     assert "Planned and measured" in page and "times planned" in page and (run / "report" / "estimates.csv").is_file()
     text = estimates.console_table(run)
     assert max(map(len, text.splitlines())) <= 110 and "reasoner: rivers" in text and "1.50" in text
+    assert "stored" in text and "times planned" in text
+    labels = "".join(f"{line[:36].strip()} " for line in text.splitlines())
+    assert "tuning: full fine-tuning (no_peft) · xs · rivers" in labels, "a label is wrapped, not cut"
 
 
 def test_a_run_without_a_plan_says_so(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ WORDS = {
     "config_key": "config key that adds it",
     "count": "number",
     "count_planned": "planned",
+    "stored_before": "found in the store",
     "times_planned": "times planned",
     "fiat": "FIAT",
     "no_cot": "w/o rationales",
@@ -34,6 +35,8 @@ WORDS = {
     "answered": "has an answer %",
     "right": "answer right %",
 }
+WHOLE = {"seeds", "count", "count_planned", "stored_before", "questions", "characters"}
+"""Columns of whole numbers, which a missing one makes floats."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,5 @@ def _number(value: float, name: str) -> str:
         return f"{value:g}"
     if name.endswith("price"):
         return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-    whole = (
-        isinstance(value, int) or name in ("seeds", "count", "count_planned", "questions", "characters") or name.endswith("rows") or "tokens" in name
-    )
+    whole = isinstance(value, int) or name in WHOLE or name.endswith("rows") or "tokens" in name
     return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.1f}"

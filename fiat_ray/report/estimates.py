@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -11,17 +12,18 @@ import pandas as pd
 from fiat_ray.report.read import Run, read, records
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import Table, absent
+from fiat_ray.text import WIDTH
 
 NAME, TITLE = "estimates", "Planned and measured"
-COLUMNS = ["what", "count_planned", "count", "tokens_planned", "tokens", "seconds_planned", "seconds", "times_planned"]
+COLUMNS = ["what", "count_planned", "count", "stored_before", "tokens_planned", "tokens", "seconds_planned", "seconds", "times_planned"]
 NOTES = [
     "Planned: by fiat-ray plan, before the first part of the run. Seconds are those of one engine or tuning worker, without its start; the last row "
     "has the starts, and everything that was broken off and done again.",
     "Times planned: measured seconds ÷ planned ones, for equally many prompts or trials. Tokens of a reasoner: those it wrote; its rationales that "
-    "were stored before count too.",
+    "were stored before count too. Stored: rationales found there, of another run or of a process that was killed.",
 ]
-HEADS = ("", "number", "done", "tokens", "measured", "seconds", "measured", "times")
-SAID = f"{TITLE} (prompts, trials or rows; tokens; seconds of one engine or worker; times planned):"
+HEADS = ("", "number", "done", "stored", "tokens", "measured", "seconds", "measured", "times planned")
+SAID = f"{TITLE} (number of prompts, trials or rows; stored: found in the store; tokens; seconds of one engine or worker):"
 
 
 def table(results: Results) -> Table:
@@ -35,18 +37,21 @@ def table(results: Results) -> Table:
 
 
 def console_table(run_dir: str | Path) -> str:
-    """The same for a terminal, at most 110 columns wide; empty where nothing was planned."""
+    """The same for a terminal, at most 110 columns wide; empty where nothing was planned, or nothing is measured yet."""
     found = table(Results(read(run_dir)))
-    if "what" not in found.frame:
+    if "what" not in found.frame or found.frame["seconds"].isna().all():
         return ""
     lines = [HEADS, *(tuple(_text(row, name) for name in COLUMNS) for row in records(found.frame))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join([SAID, *("  ".join(_aligned(line, widths)).rstrip() for line in lines)])
+    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
+    return "\n".join([*wrap(SAID, WIDTH), *(text for line in lines for text in _lines(line, widths))])
 
 
-def _aligned(line: tuple[str, ...], widths: list[int]) -> Iterator[str]:
-    for at, (text, width) in enumerate(zip(line, widths, strict=True)):
-        yield text.rjust(width) if at else text[:40].ljust(min(width, 40))
+def _lines(line: tuple[str, ...], widths: list[int]) -> Iterator[str]:
+    """A row; a label that is too wide goes on below it."""
+    first, *others = wrap(line[0], widths[0], subsequent_indent="  ") or [""]
+    numbers = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
+    return iter(["  ".join([first.ljust(widths[0]), *numbers]).rstrip(), *others])
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -67,6 +72,7 @@ def _reasoning(run: Run, planned: Mapping[str, Any]) -> Iterator[dict[str, Any]]
             "what": f"reasoner: {task}",
             "count_planned": asked["prompts"],
             "count": took["rows"] if took else 0,
+            "stored_before": max(0, len(stored) - (took["rows"] if took else 0)),
             "tokens_planned": asked["all"]["tokens_out_most"] if written is None else written,
             "tokens": sum(row["output_tokens"] or 0 for row in stored),
             "seconds_planned": planned["time"]["prompts"].get(task, {}).get("all"),
