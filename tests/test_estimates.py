@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from run_directory import rewrite_rationales, write_run
 
-from fiat_ray.report import estimates
+from fiat_ray.report import estimates, facts
 from fiat_ray.report.page import build
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
@@ -57,6 +57,12 @@ def test_measured_beside_planned(run: Path) -> None:
     assert (evaluation["count_planned"], evaluation["count"], evaluation["seconds"], evaluation["times_planned"]) == (96, 96, 4, 0.5)
     whole = found["all, with starts and what was done again"]
     assert (whole["seconds_planned"], whole["seconds"], whole["times_planned"]) == (250, 500, 2)
+
+
+def test_the_costs_have_the_reasoners_seconds(run: Path) -> None:
+    assert facts.costs(Results(read(run))).frame["seconds"].tolist() == [30.0, 12.5, 12.5]
+    (run / "reasoning.json").unlink()
+    assert facts.costs(Results(read(run))).frame["seconds"].isna().tolist() == [True, False, False]
 
 
 def test_engines_of_several_gpus_side_by_side_count_as_one(run: Path) -> None:

@@ -98,7 +98,9 @@ def costs(results: Results) -> Table:
     if stored := results.run.rationales.values():
         prompt, output = (sum(row[name] or 0 for row in stored) for name in ("prompt_tokens", "output_tokens"))
         charged = results.run.reasoner.charged(prompt, output)
-        rows.append({"what": "reasoner: rationales", "count": len(stored), "prompt_tokens": prompt, "output_tokens": output, "charged": charged})
+        took = [found["seconds"] for task in results.run.tasks if (found := results.run.reasoning(task))]
+        row = {"what": "reasoner: rationales", "count": len(stored), "prompt_tokens": prompt, "output_tokens": output, "charged": charged}
+        rows.append(row | {"seconds": sum(took) if took else None})
     spent: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for trial in results.run.trials:
         if trial["tuned"]:
@@ -109,7 +111,7 @@ def costs(results: Results) -> Table:
         rows.append(row)
     columns = ["what", "count", "prompt_tokens", "output_tokens", "supervised_tokens", "seconds", "charged"]
     notes = [
-        "count: rationales, or trials. Empty: not measured in this run.",
+        "count: rationales, or trials. Empty: not measured in this run. The reasoner's seconds: of the rationales that were generated in this run.",
         "charged: by a remote endpoint, at the config's reasoner.price_in and price_out, for the tokens that it counted.",
     ]
     return Table("costs", "Cost", pd.DataFrame(rows, columns=columns), notes)
