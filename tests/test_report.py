@@ -238,6 +238,15 @@ class TestTables:
         assert any("no pretrained twin" in line for line in lines)
         assert lines[-1].startswith("One 135 M model")
 
+    @pytest.mark.parametrize(("cut", "advised"), [(0.0, False), (17.0, True)])
+    def test_rationales_that_were_cut_off_come_with_what_to_do(self, tmp_path: Path, cut: float, advised: bool) -> None:
+        write_run(tmp_path)
+        scores = pd.read_parquet(tmp_path / "scores.parquet")
+        scores.loc[(scores["method"] == "icl") & (scores["metric"] == "length"), "value"] = cut
+        scores.to_parquet(tmp_path / "scores.parquet")
+        text = terminal.console_table(tmp_path)
+        assert f"{cut:.0f} % cut off at the token limit" in text and ("raise reasoner.max_tokens" in text) == advised
+
 
 class TestFigures:
     def test_ticks_are_round_and_cover_the_range(self) -> None:

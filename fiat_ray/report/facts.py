@@ -86,7 +86,7 @@ def rationales(results: Results) -> Table:
         for (split, language), counts in sorted(ended.items()):
             others = {status: counts[status] for status in (*STATUSES, *sorted(set(counts) - set(STATUSES)))}
             rows.append({"task": task, "split": split, "language": language, "rows": counts.total(), **others})
-    note = "length: stopped at the token limit. Only ok and length rows hold a text."
+    note = "length: stopped at the token limit; a higher reasoner.max_tokens lets them end. Only ok and length rows hold a text."
     return Table(
         "rationales", "Rationales and how they ended", pd.DataFrame(rows, columns=None if rows else ["task", "split", "language", "rows"]), [note]
     )

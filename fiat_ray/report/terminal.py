@@ -38,7 +38,8 @@ def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
                 cells.append("" if pd.isna(change) else signed(change) + (" " if pd.isna(p) or p >= 0.05 else "*"))
         notes = [missing(row["reason"], row["config_key"]) if row["reason"] else row["note"]] if row["reason"] or row["note"] else []
         if row["method"] == "icl" and not pd.isna(row["unparsed"]):
-            notes.append(f"{row['unparsed']:.0f} % unparsed, {row['length']:.0f} % cut off at the token limit")
+            to_do = ": raise reasoner.max_tokens" if row["length"] >= 0.5 else ""
+            notes.append(f"{row['unparsed']:.0f} % unparsed, {row['length']:.0f} % cut off at the token limit{to_do}")
         marks = "".join(f"[{footnotes.setdefault(note, len(footnotes) + 1)}]" for note in notes)
         lines.append([*cells, "–" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}", marks])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
