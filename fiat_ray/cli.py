@@ -20,6 +20,7 @@ from typing import NoReturn
 from fiat_ray.arguments import build, parse
 from fiat_ray.errors import RayEnded, Unfinished, UserError
 from fiat_ray.progress import Console, as_object
+from fiat_ray.text import count
 
 COMPARED = 50
 """Validation rows of each task that ``prompt --compare`` asks about, unless ``--sample`` says."""
@@ -93,7 +94,7 @@ def _init(parsed: argparse.Namespace) -> None:
     chosen = {name: getattr(parsed, name) for name in options}
     started = init(parsed.name, parsed.train, **chosen)
     folder, task = _shown(started.folder), started.task
-    print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {len(task.languages)} languages")
+    print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {count(len(task.languages), 'language')}")
     print(f"from: {started.source}\ninput: {task.input}")
     if started.group:
         print(f"group: rows with the same {' and '.join(started.group)} stay in one split, and count as one where intervals are drawn")
@@ -134,7 +135,7 @@ def _run(parsed: argparse.Namespace) -> None:
         parts = [f"{outcome.stopped}; with a higher limit the same command goes on"] if outcome.stopped else []
         parts += [*outcome.broken_off, *(f"trial {name}: {error.splitlines()[0]}" for name, error in outcome.failed.items())]
         if outcome.engine_errors:
-            parts.append(f"{len(outcome.engine_errors)} rows without a rationale (engine_error): {', '.join(outcome.engine_errors[:10])}")
+            parts.append(f"{count(len(outcome.engine_errors), 'row')} without a rationale (engine_error): {', '.join(outcome.engine_errors[:10])}")
         raise Unfinished(f"{done.path}: finished, but not all of it: " + "; ".join(parts))
 
 
@@ -234,7 +235,7 @@ def _infer(parsed: argparse.Namespace) -> None:
     from fiat_ray import infer, runs
 
     done = infer.infer_file(runs.open_run(parsed.run), parsed.input, parsed.output, parsed.trial, Console(as_json=parsed.json_log))
-    print(f"{done.rows} rows with predictions: {parsed.output}")
+    print(f"{count(done.rows, 'row')} with predictions: {parsed.output}")
     if done.lost:
         some = ", ".join(map(str, done.lost[:10]))
         raise Unfinished(f"{parsed.output}: {len(done.lost)} rows were answered without their rationale (engine_error): {some}")

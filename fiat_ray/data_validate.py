@@ -18,7 +18,7 @@ from fiat_ray.metrics import FULL, shown_metrics
 from fiat_ray.report import published
 from fiat_ray.task import SPLITS, Row, Task, check_splits, count_by_language
 from fiat_ray.task_folder import read_task
-from fiat_ray.text import line
+from fiat_ray.text import count, line
 
 FIRST = 3
 """Places that are named of each kind of finding; the count is of all."""
@@ -144,8 +144,8 @@ def describe(found: Mapping[str, Any]) -> str:
     """What ``validate`` found as text, at most ``text.WIDTH`` columns wide but for long paths."""
     languages = sorted(set().union(*found["rows"].values()))
     where = f" in {found['data']}" if found["data"] else ""
-    count = sum(split["rows"] for split in found["splits"].values())
-    lines = [f"{found['task']}: {count:,} rows in {len(languages)} languages{where}", "", *_sizes(found, languages), ""]
+    rows = sum(split["rows"] for split in found["splits"].values())
+    lines = [f"{found['task']}: {count(rows, 'row')} in {count(len(languages), 'language')}{where}", "", *_sizes(found, languages), ""]
     for split in SPLITS:
         lines.append(line(split, _describe_split(found, split)))
     for split, of in found["splits"].items():
@@ -189,7 +189,7 @@ def _describe_split(found: Mapping[str, Any], split: str) -> str:
     else:
         shares = {f"most frequent answer '{answer[:40]}'": count for answer, count in of["most_frequent_target"].items()}
     text = ", ".join(f"{what} {count:,} ({count / of['rows']:.0%})" for what, count in shares.items()) if of["rows"] else "nothing"
-    return f"{of['rows']:,} rows, {of['groups']:,} groups, {of['examples']:,} different examples; {text}"
+    return f"{count(of['rows'], 'row')}, {count(of['groups'], 'group')}, {count(of['examples'], 'different example')}; {text}"
 
 
 def _describe_guard(found: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ from fiat_ray.runs import Run
 from fiat_ray.schedule.reasoning import window_of
 from fiat_ray.schema import INFERRED, MEASURED, VERSION
 from fiat_ray.task import Row, Task, digest, template_fields
+from fiat_ray.text import count
 
 PIECE = 2048
 """Rows that are measured, answered and written together: what a kill makes the tuned model do again."""
@@ -162,10 +163,10 @@ class _Job:
         budgets, budget, model = self._budgets()
         # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
         shown = self._run.folder.exemplars_shown(self._task.name) if asks else None
-        count = cut = 0
+        total = cut = 0
 
         def asked() -> Iterator[Requests]:
-            nonlocal count, cut
+            nonlocal total, cut
             for number, piece in enumerate(_in_pieces(source)):
                 task = replace(self._task, rows=tuple(_row(self._task, place, raw) for place, raw in piece))
                 texts, keys = dict[str, str](), dict[str, str]()
@@ -177,15 +178,16 @@ class _Job:
                         yield requests
                 rows = [{"id": row.id, "language": row.language, "input": texts[row.id], "key": keys.get(row.id)} for row in task.rows]
                 artifact.write_rows(self._piece("rows", number), rows, MEASURED)
-                count += len(piece)
+                total += len(piece)
                 if number:  # one piece is told at its end
-                    self._console.status(f"infer: {count:,} rows measured", "measure", rows=count)
+                    self._console.status(f"infer: {count(total, 'row')} measured", "measure", rows=total)
 
         requests = joined(self._folder / "requests.parquet", asked())
         length = budget.max_length if budget else 0
-        artifact.write_json(self._measured, {"rows": count, "prefixes": requests.prefixes, "reasoner_length": length})
-        said = f"infer: {count:,} rows measured, {cut:,} passages cut to fit, {len(requests):,} distinct prompts for the reasoner"
-        self._console.line(said, "measure", rows=count, cut=cut, prompts=len(requests))
+        artifact.write_json(self._measured, {"rows": total, "prefixes": requests.prefixes, "reasoner_length": length})
+        prompts = count(len(requests), "distinct prompt")
+        said = f"infer: {count(total, 'row')} measured, {count(cut, 'passage')} cut to fit, {prompts} for the reasoner"
+        self._console.line(said, "measure", rows=total, cut=cut, prompts=len(requests))
 
     def _budgets(self) -> tuple[list[Budget], Budget | None, Model | None]:
         """All that rows must fit, the reasoner's part of it, and who that is."""

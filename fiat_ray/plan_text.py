@@ -7,7 +7,7 @@ from typing import Any
 
 from fiat_ray.planning import SAMPLED
 from fiat_ray.task import SPLITS
-from fiat_ray.text import line, size_of
+from fiat_ray.text import count, line, size_of
 
 UNKNOWN = "the mean of those stored, or as reasoner.max_tokens"
 
@@ -34,12 +34,12 @@ def describe_time(time: Mapping[str, Any]) -> str:
 
 
 def _describe_task(name: str, task: Mapping[str, Any], of_models: Mapping[str, Any]) -> Iterable[str]:
-    yield f"{name} ({task['metric']}), {len(task['languages'])} languages"
+    yield f"{name} ({task['metric']}), {count(len(task['languages']), 'language')}"
     for split in SPLITS:
-        yield line(split, f"{sum(task['rows'][split].values()):,} rows: {_counts(task['rows'][split])}")
+        yield line(split, f"{count(sum(task['rows'][split].values()), 'row')}: {_counts(task['rows'][split])}")
     if task["removed"]:
-        yield line("removed", f"{len(task['removed']):,} rows of train or validation, because they stand in a later split too")
-    cut = f"{sum(task['cut'].values()):,} passages cut to fit: {_counts(task['cut'])}" if task["cut"] else "no passage is cut"
+        yield line("removed", f"{count(len(task['removed']), 'row')} of train or validation, also in a later split")
+    cut = f"{count(sum(task['cut'].values()), 'passage')} cut to fit: {_counts(task['cut'])}" if task["cut"] else "no passage is cut"
     gold = {language: rows for language, rows in task["gold_cut"].items() if rows}
     yield line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {_counts(gold)}" if gold else ""))
     yield from _describe_length(task)
@@ -94,7 +94,7 @@ def _describe_reasoner(asked: Mapping[str, Any], model: Mapping[str, Any] | None
     remote = asked["estimated_by"] is not None
     who = f"{model['name']}{'' if remote else ', ' + _parameters(model)}" if model else "a script"
     missing = asked["missing"]
-    yield line("reasoner", f"{who}: {asked['prompts']:,} distinct prompts, {asked['stored']:,} stored, {missing['prompts']:,} to generate")
+    yield line("reasoner", f"{who}: {count(asked['prompts'], 'distinct prompt')}, {asked['stored']:,} stored, {missing['prompts']:,} to generate")
     if not model:
         return
     for what, part in (("in all", asked["all"]), *([("to generate", missing)] if asked["stored"] and missing["prompts"] else [])):
@@ -112,7 +112,7 @@ def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
     trials = planned["trials"]
     tokens = f", {sum(t['tokens'] for t in trials):,} tokens trained on" if trials else ""
     untuned = f"; without tuning: {', '.join(planned['untuned'])}" if planned["untuned"] else ""
-    yield f"{sum(len(t['seeds']) for t in trials)} trials{tokens}{untuned}"
+    yield f"{count(sum(len(t['seeds']) for t in trials), 'trial')}{tokens}{untuned}"
     if trials:
         wide = min(32, max(len(t["method"]) for t in trials))
         yield f"  {'method':<{wide}}  {'tunable':<8}    rows  seeds  done  rates  steps  tokens    max     trained on"

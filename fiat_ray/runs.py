@@ -25,6 +25,7 @@ from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.trials import Outcome, drop_weights
 from fiat_ray.schema import TRIAL
 from fiat_ray.task import SPLITS, Task
+from fiat_ray.text import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,13 +74,13 @@ def _announce(prepared: Prepared, console: Console) -> None:
         counts = {split: len(task.split(split)) for split in SPLITS}
         sizes = ", ".join(f"{count} {split}" for split, count in counts.items())
         lengths, trials = prepared.lengths[name], len(prepared.trials)
-        said = f"{name}: {sizes} rows in {len(task.languages)} languages; {trials} trials in all"
+        said = f"{name}: {sizes} rows in {count(len(task.languages), 'language')}; {count(trials, 'trial')} in all"
         console.line(said, "prepare", task=name, trials=trials, **counts)
         if task.removed:
-            console.line(f"{name}: {len(task.removed)} rows of train or validation left out, because they stand in a later split too", "prepare")
+            console.line(f"{name}: {count(len(task.removed), 'row')} of train or validation left out, also in a later split", "prepare")
         if lengths.cut:
             cut, gold = lengths.cut.total(), lengths.gold_cut.total()
-            said = f"{name}: {cut} passages cut to fit (in {len(lengths.cut)} languages); {gold} of them lost their gold answer"
+            said = f"{name}: {count(cut, 'passage')} cut to fit (in {count(len(lengths.cut), 'language')}); {gold} of them lost their gold answer"
             console.line(said, "prepare", task=name, cut=cut, gold_cut=gold)
     for missing in prepared.not_run:
         console.line(f"not run: {missing.method} on {missing.task} ({missing.tunable}): {missing.reason}; config key {missing.config_key}", "prepare")
@@ -298,7 +299,7 @@ def run(
         raise RuntimeError("; ".join(outcome.broken_off))
     if outcome.failed:
         name, error = next(iter(outcome.failed.items()))
-        raise RuntimeError(f"{len(outcome.failed)} trials failed; {name}: {error}")
+        raise RuntimeError(f"{count(len(outcome.failed), 'trial')} failed; {name}: {error}")
     if outcome.stopped:
         raise Unfinished(f"{done.path}: {outcome.stopped}")
     return done

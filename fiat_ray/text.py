@@ -11,6 +11,11 @@ def size_of(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things, of which there may be one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def line(label: str, text: str) -> str:
     """A label and what is said of it, wrapped beside it; words, such as paths, stay whole."""
     return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)

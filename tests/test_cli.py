@@ -103,7 +103,7 @@ def test_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ({"test.jsonl": '{"question": "q", "context": "c", "target": "t"}'}, ["test.jsonl, row 1", "'language'"]),
         ({"test.jsonl": "{"}, ["test.jsonl, row 1", "not JSON"]),
         ({"test.jsonl": "[1]"}, ["test.jsonl, row 1", "object"]),
-        ({"test.jsonl": '{"question": "q0", "context": "c", "target": "t", "language": "en"}'}, ["train", "test", "1 rows"]),
+        ({"test.jsonl": '{"question": "q0", "context": "c", "target": "t", "language": "en"}'}, ["train", "test", "1 row of train"]),
         ({"task.yaml": "input: '{question}'\ncutt: context\n"}, ["task.yaml", "'cutt'"]),
         ({"task.yaml": "input: '{question.x}'\n"}, ["question.x"]),
         ({"task.yaml": "input: '{question!r}'\n"}, ["task.yaml", "question"]),
@@ -136,7 +136,7 @@ def test_one_input_with_two_answers_in_two_splits_is_found(tmp_path: Path, capsy
         assert main(["data", "validate", str(task)]) == 2
         said = capsys.readouterr()
         assert "overlap    rows of train that are examples of test too: 1 (train.jsonl, row 1 = test.jsonl, row 1)" in said.out
-        assert "1 rows of train or validation are also in a later split" in said.err
+        assert "1 row of train or validation is also in a later split" in said.err
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_repetition_inside_a_split_stays() -> None:
 
 
 def test_own_task_with_overlap_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"1 rows of train or validation .*train-a-0 \(train, language bn\) is the same example as test-a-0"):
+    with pytest.raises(UserError, match=r"1 row of train or validation .*train-a-0 \(train, language bn\) is the same example as test-a-0"):
         without_overlap(task_of(row("train", "a"), row("test", "a"), built_in=False))
 
 

@@ -136,4 +136,4 @@ def _number(value: float, name: str) -> str:
     if name.endswith("price"):
         return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
     whole = isinstance(value, int) or name in WHOLE or name.endswith("rows") or "tokens" in name
-    return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.1f}"
+    return f"{value:,.0f}" if whole else f"{value:.1f}"

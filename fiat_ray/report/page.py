@@ -23,6 +23,7 @@ from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section
 from fiat_ray.report.tables import AVERAGE_TITLES, PAPER, Table, metric_title
+from fiat_ray.text import count
 
 HERE = Path(__file__).parent
 PAPER_NOTE = (
@@ -107,10 +108,10 @@ def _link(name: str, title: str) -> str:
 
 def _asked(results: Results) -> str:
     manifest, run = results.run.manifest, results.run
-    pairs = [
-        (f"Task {task}", f"{metric_title(of['metric'])} on {sum(of['rows'].get('test', {}).values())} test rows in {len(of['languages'])} languages")
-        for task, of in manifest["tasks"].items()
-    ]
+    pairs = []
+    for task, of in manifest["tasks"].items():
+        rows = count(sum(of["rows"].get("test", {}).values()), "test row")
+        pairs.append((f"Task {task}", f"{metric_title(of['metric'])} on {rows} in {count(len(of['languages']), 'language')}"))
     pairs += [("Reasoner" if name == "reasoner" else f"Tunable {name}", _model(model)) for name, model in run.models.items()]
     pairs.append(("Trials", f"{sum(trial['tuned'] for trial in run.trials)} of {len(run.trials)} tuned"))
     return _pairs(pairs)

@@ -14,6 +14,7 @@ from fiat_ray.report import published
 from fiat_ray.report.columns import adjust, interval
 from fiat_ray.report.results import Results
 from fiat_ray.significance import holm
+from fiat_ray.text import count
 
 PAPER = "paper (PaLM-2, not comparable)"
 METRIC_TITLES = {
@@ -251,6 +252,6 @@ def _notes(results: Results) -> list[str]:
                 absent = [x for x in NAMED_AVERAGES.get(average, ()) if x not in languages]
                 lacking = f"; this run lacks {' '.join(absent)}" if absent else ""
                 named = metric_title(metric) + (f" ({AVERAGE_TITLES[average]})" if average != "mean" else "")
-                notes.append(f"{task}: {named} is the mean of {len(languages)} languages ({' '.join(languages)}){lacking}.")
+                notes.append(f"{task}: {named} is the mean of {count(len(languages), 'language')} ({' '.join(languages)}){lacking}.")
     notes.append("Scores are 0–100 on test, means over seeds; intervals are 95 %, from resampled groups of rows.")
     return notes

@@ -11,7 +11,7 @@ from fiat_ray.report.answer import answers
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import metric_title, missing, score_columns, signed, table3_ablations
-from fiat_ray.text import WIDTH
+from fiat_ray.text import WIDTH, count
 
 
 def console_table(run_dir: str | Path) -> str:
@@ -52,6 +52,7 @@ def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
     average = results.averages(task)[0]
     languages = results.averaged(task, average)
     legend = "; change: to the row above, * holds at 5 %" if changed else ""
-    heading = textwrap.fill(f"{task}: means of {len(languages)} languages on test ({' '.join(languages)}){legend}", WIDTH)
+    what = f"means of {count(len(languages), 'language')}" if len(languages) > 1 else "scores"
+    heading = textwrap.fill(f"{task}: {what} on test ({' '.join(languages)}){legend}", WIDTH)
     notes = [textwrap.fill(f"[{number}] {note}", WIDTH, subsequent_indent="    ") for note, number in footnotes.items()]
     return "\n".join([heading, "", text[0], rule, *text[1:], rule, *notes])

@@ -20,6 +20,7 @@ from fiat_ray.schedule.reasoning import Reasoning
 from fiat_ray.schedule.spending import Spending
 from fiat_ray.schedule.trials import Outcome, Trials
 from fiat_ray.schedule.tuning import Tuning
+from fiat_ray.text import count
 
 STAGES = ("reason", "tune", "evaluate")
 
@@ -76,8 +77,9 @@ def _left(reasoning: Reasoning, trials: Trials) -> str:
     """What is missing when a limit stops a campaign, in words."""
     to_tune = [trial.name for trial in trials.to_tune]
     to_evaluate = [trial.name for trial in trials.to_evaluate if trial.name not in to_tune]
-    left = [f"{missing:,} prompts are not answered" for missing in [reasoning.missing] if missing]
-    left += [f"{len(names)} trials are not {what} ({', '.join(names)})" for what, names in (("tuned", to_tune), ("evaluated", to_evaluate)) if names]
+    missing = [(reasoning.missing, "prompt", "answered", ""), (len(to_tune), "trial", "tuned", f" ({', '.join(to_tune)})")]
+    missing.append((len(to_evaluate), "trial", "evaluated", f" ({', '.join(to_evaluate)})"))
+    left = [f"{count(number, what)} {'is' if number == 1 else 'are'} not {done}{names}" for number, what, done, names in missing if number]
     return "; ".join(left)
 
 
