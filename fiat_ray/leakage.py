@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from fiat_ray.errors import UserError
 from fiat_ray.task import SPLITS, Exemplar, Row, Task
-from fiat_ray.text import count
 
 SHORTEST_PART = 30
 """Characters of a passage that are enough to know it by, where a row has nothing else."""
@@ -28,9 +27,10 @@ def without_overlap(task: Task) -> Task:
     overlapping = [(row, last[row.example]) for row in task.rows if _later(last[row.example], row)]
     if overlapping and not task.built_in:
         first, same = overlapping[0]
-        found = f"{count(len(overlapping), 'row')} of train or validation {'is' if len(overlapping) == 1 else 'are'} also in a later split"
+        number = len(overlapping)
+        found = "row of train or validation is also in a later split" if number == 1 else "rows of train or validation are also in a later split"
         same_as = f"first: {first} is the same example as {same}"
-        raise UserError(f"{task.name}: {found} ({same_as}); remove them, or split the rows anew")
+        raise UserError(f"{task.name}: {number} {found} ({same_as}); remove them, or split the rows anew")
     gone = {row.id for row, _ in overlapping}
     removed = [{"id": row.id, "split": row.split, "language": row.language, "overlaps": same.split} for row, same in overlapping]
     return replace(task, rows=tuple(row for row in task.rows if row.id not in gone), removed=tuple(removed))
