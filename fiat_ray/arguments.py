@@ -78,11 +78,11 @@ def build() -> argparse.ArgumentParser:
         added = command(name, text, config=True)
         added.add_argument("--out", help="run directory (default: runs/<name of the config, or of its folder where it is called config.yaml>)")
         _log_option(added)
-        added.add_argument("override", nargs="*", default=[], metavar="key=value", help="changes to the config, such as limit.train=100")
+        _override(added)
     added = command("plan", "rows, tokens, what gets cut, time, disk and cost; starts nothing", config=True)
     added.add_argument("--out", help="run directory that is there or will be (default: as `run`)")
     added.add_argument("--sample", action="store_true", help="measure the reasoner here, about 20 s on real prompts; what it answers is kept")
-    added.add_argument("override", nargs="*", default=[], metavar="key=value")
+    _override(added)
     _prompt_options(command("prompt", "a row's exact prompt: pieces, tokens, loss mask, cuts", config=True))
     added = command("report", "build a run's report anew, and send to MLflow what is missing there")
     added.add_argument("run", metavar="RUN")
@@ -112,6 +112,11 @@ def build() -> argparse.ArgumentParser:
     added.add_argument("shell", choices=("bash", "zsh"))
     _data_commands(commands)
     return parser
+
+
+def _override(added: argparse.ArgumentParser) -> None:
+    text = "changes to the config for this command, such as limit.train=100; keys are in docs/config.md"
+    added.add_argument("override", nargs="*", default=[], metavar="key=value", help=text)
 
 
 def _log_option(added: argparse.ArgumentParser) -> None:
@@ -153,8 +158,8 @@ def _init_options(added: argparse.ArgumentParser) -> None:
 
 
 def _prompt_options(added: argparse.ArgumentParser) -> None:
-    added.add_argument("override", nargs="*", default=[], metavar="key=value")
-    added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner")
+    _override(added)
+    added.add_argument("--for", dest="role", choices=("reasoner", "tunable"), default="reasoner", help="whose prompt (default: reasoner)")
     added.add_argument("--row", type=int, default=0, help="which row, counted from 0 over all splits")
     added.add_argument("--recipe", default="fiat", help="method whose recipe the tunable's prompt follows (default: fiat)")
     added.add_argument("--sample", type=_positive, metavar="N", help="ask about N validation rows, and score them as few-shot ICL")

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fiat_ray.arguments import build, parse
 from fiat_ray.errors import RayEnded, Unfinished, UserError
 from fiat_ray.progress import Console, as_object
 from fiat_ray.text import count
+
+if TYPE_CHECKING:
+    from fiat_ray.runs import Run
 
 COMPARED = 50
 """Validation rows of each task that ``prompt --compare`` asks about, unless ``--sample`` says."""
@@ -129,7 +132,7 @@ def _run(parsed: argparse.Namespace) -> None:
         print(console_table(done.path))
         print(estimates.console_table(done.path))
         print(f"\nNext:\n  {_tool()} ui")
-        print(f"  {_tool()} infer {_shown(done.path)} --input rows.jsonl --output answers.jsonl")
+        print(f"  {_tool()} infer {_shown(done.path)}{_trial_option(done)} --input rows.jsonl --output answers.jsonl")
         print(f"  xdg-open {_shown(done.path)}/report/index.html")
     if outcome.stopped or outcome.broken_off or outcome.failed or outcome.engine_errors:
         parts = [f"{outcome.stopped}; with a higher limit the same command goes on"] if outcome.stopped else []
@@ -137,6 +140,12 @@ def _run(parsed: argparse.Namespace) -> None:
         if outcome.engine_errors:
             parts.append(f"{count(len(outcome.engine_errors), 'row')} without a rationale (engine_error): {', '.join(outcome.engine_errors[:10])}")
         raise Unfinished(f"{done.path}: finished, but not all of it: " + "; ".join(parts))
+
+
+def _trial_option(run: Run) -> str:
+    """What makes `infer` ask the trial that led on validation, where that is not FIAT's, or where there are several tasks."""
+    leading, only_task = run.leading_trial(), len(run.folder.read_manifest()["tasks"]) == 1
+    return "" if leading is None or (only_task and leading["method"] == "fiat") else f" --trial {leading['name']}"
 
 
 @contextmanager

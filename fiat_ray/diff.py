@@ -117,6 +117,8 @@ def _scoring(results: Results, task: str) -> dict[str, Any]:
 def describe(found: Mapping[str, Any]) -> str:
     """``diff`` as text for a terminal."""
     lines = ["inputs that differ:" if found["inputs"] else "inputs: all the same"]
+    if all(row["note"].startswith("only in") for row in found["scores"]):
+        lines.insert(0, "nothing to compare: no method of a task has scores in both")
     for name, (ours, theirs) in found["inputs"].items():
         lines.append(f"  {name}: {_shown(ours, theirs)}")
     for task, counts in found["rationales"].items():

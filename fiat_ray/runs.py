@@ -249,6 +249,12 @@ class Run:
         fiat = [t for t in trials if t["method"] == "fiat"] or trials
         return max(fiat, key=on_validation)
 
+    def leading_trial(self) -> dict[str, Any] | None:
+        """Of the first task the best trial on validation, whatever its method, of those on most train rows; None where none is tuned."""
+        task = next(iter(self.folder.read_manifest()["tasks"]))
+        most = self._most_rows(task)
+        return max((t for t in self.trials if t["task"] == task and t["train_size"] == most), key=on_validation, default=None)
+
     def _most_rows(self, task: str) -> int:
         """The largest train size that the config asks for, tuned or not yet."""
         return max((t["train_size"] for t in self.folder.read_manifest()["trials"] if t["task"] == task), default=0)

@@ -85,6 +85,15 @@ def test_scores_of_other_languages_labels_or_metrics_are_not_compared(tmp_path: 
     assert "FIAT · xs: F1 45.8 → " in describe(found)
 
 
+def test_runs_with_nothing_in_common_are_told_apart_first(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", methods=("fiat",)), write_run(tmp_path / "b", methods=("no_cot",))
+    for folder in (a, b):
+        scores = pd.read_parquet(folder / "scores.parquet")
+        scores[scores["tunable"] != ""].to_parquet(folder / "scores.parquet")
+    assert describe(diff(a, b)).startswith("nothing to compare: no method of a task has scores in both")
+    assert "nothing to compare" not in describe(diff(a, a))
+
+
 def test_labels_in_another_order_have_another_positive_one(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", labels=("no", "yes")), write_run(tmp_path / "b", labels=("yes", "no"))
     assert {row["note"] for row in diff(a, b)["scores"]} == {"not compared, because they differ in labels"}

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from run_directory import add_train_size, write_run
 
+from fiat_ray import cli
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import PLAIN
 from fiat_ray.report import page, scaling, tables
@@ -82,6 +83,17 @@ def test_the_best_trial_is_one_on_most_rows(run_dir: Path) -> None:
     assert [run.best_trial(name)["train_size"] for name in (None, "fiat", "no_cot", "no_cot-xs-s1")] == [96] * 4
     smaller = next(trial["name"] for trial in run.trials if trial["train_size"] == 12)
     assert run.best_trial(smaller)["name"] == smaller
+
+
+def test_infer_is_offered_with_the_trial_that_led_on_validation(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, methods=("fiat", "no_cot"))
+    offered = []
+    for leader in ("fiat", "no_cot"):
+        for path in folder.glob("trials/*/trial.json"):
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps(record | {"selection_value": 0.6 if record["method"] == leader else 0.5}))
+        offered.append(cli._trial_option(Run(folder)))
+    assert offered[0] == "" and offered[1].startswith(" --trial no_cot-")
 
 
 def test_before_it_is_tuned_on_most_rows_a_method_has_no_best_trial(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def table3_ablations(results: Results) -> Table:
     frame, notes = _frame(rows), _notes(results)
     if any(name.endswith("_change") for name in map(str, frame)):
         notes.append(
-            "* Holds at 5 % after Holm's correction over the adjacent differences of a block; differences from FIAT are a block of their own."
+            "* Holds at 5 % after Holm's correction over the adjacent differences of a block; differences from FIAT are a block of their own. "
+            "Stricter than one interval, which may leave out 0 without it."
         )
     is_ladder = bool(results.settings) or any(row.get("compared_with") in ABLATIONS[1:] for row in rows)
     what = "Ablations: each removal is cumulative with the one above" if is_ladder else "All methods"

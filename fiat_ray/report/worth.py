@@ -23,7 +23,10 @@ from fiat_ray.significance import Comparison, benjamini_hochberg, holm
 VERDICTS = {"right": "Its answer is right", "wrong": "Its answer is wrong", "none": "It holds no answer"}
 PARTS = {"fiat": "whole", "fiat_without_answer": "without its answer", "fiat_answer_only": "its answer only", "no_cot": "nothing"}
 """Method → how much of a rationale its tunable reads."""
-MARKED = "* Holds at 5 % (averages: after Holm's correction over the differences of a tunable; languages: after Benjamini and Hochberg's)."
+MARKED = (
+    "* Holds at 5 % (averages: after Holm's correction over the differences of a tunable; "
+    "languages: after Benjamini and Hochberg's); stricter than one interval, which may leave out 0 without it."
+)
 USE_NOTES = [
     "Means over languages of the rows that they have of a kind. Same answer: FIAT's is the rationale's, after normalisation; beside it how often the "
     "model that never read the rationale gives that answer too.",

@@ -87,6 +87,6 @@ def _connect(prepared: Prepared, run: RunFolder, console: Console) -> Hardware:
     connect()
     found = unit(prepared.config.where)
     what = f"{found.gpus:g} GPU" if found.gpus else f"{found.cpus:g} CPUs"
-    console.line(f"Ray: room for {found.count} engine(s) or tuning worker(s) of {what} each")
+    console.line(f"Ray: room for {count(found.count, 'engine')} or as many tuning workers at a time, {what} each")
     check_shared(run.path)
     return Hardware(found)

@@ -135,7 +135,7 @@ class Reasoning:
                 statuses.update(counts)
             said = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
             said += "; length: cut off at the token limit, raise reasoner.max_tokens" if statuses["length"] else ""
-            self._console.line(f"augmented set sealed: {name}: {seal['rows']} rows ({said})", "reason", task=name, rows=seal["rows"], **statuses)
+            self._console.line(f"augmented set complete: {name}: {seal['rows']:,} rows ({said})", "reason", task=name, rows=seal["rows"], **statuses)
             tokens_in, tokens_out = (pc.sum(rationales.table[column]).as_py() or 0 for column in ("prompt_tokens", "output_tokens"))
             charged = self._prepared.config.reasoner.charged(tokens_in, tokens_out)
             if charged is not None:
