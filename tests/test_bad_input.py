@@ -473,6 +473,6 @@ def test_a_run_directory_alone_is_planned_and_shown(tmp_path: Path, capsys: pyte
         assert cli.main(["plan", str(moved)]) == 0
         planned = capsys.readouterr().out
         assert cli.main(["prompt", str(moved), "--for", "tunable", "--recipe", "no_cot", "--row", "2"]) == 0
-        assert "1 trials" in planned and "mytask, row 2: test, language en" in capsys.readouterr().out
+        assert "1 trial" in planned and "mytask, row 2: test, language en" in capsys.readouterr().out
     finally:
         hidden.rename(task)
