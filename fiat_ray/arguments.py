@@ -151,7 +151,8 @@ def _init_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--labels", type=texts, help="all labels, comma-separated: a classification (default: the values of a field named label)")
     added.add_argument("--positive", help="label that AUC-PR is about (default: the last)")
     added.add_argument("--metric", help="f1, exact_match, chrf; of labels accuracy, auc_pr, macro_f1; or a function of yours, module:function")
-    added.add_argument("--group", type=texts, help="fields that make rows dependent, comma-separated, such as a question's id (default: the input's)")
+    text = "fields that make rows dependent, comma-separated, such as a question's id (default: a passage that several share, or the input's)"
+    added.add_argument("--group", type=texts, help=text)
     added.add_argument("--exemplars", type=Path, metavar="FILE", help="worked examples with `rationale` (default: drafted from train rows)")
     added.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     added.add_argument("--hardware", choices=("cpu", "gpu24", "gpu80", "api"), help="what models are chosen for (default: what this machine has)")

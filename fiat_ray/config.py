@@ -87,7 +87,7 @@ class Config:
     tunables: dict[str, TunableConfig] = field(default_factory=lambda: {"xs": TunableConfig()})
     """Name, such as ``xs`` or ``s`` → a model τ; all methods are run with each."""
     methods: list[str] = field(default_factory=lambda: ["icl", *ABLATIONS])
-    """What is compared: names of methods, of lists of them (``ablations``, …), or of your own ``recipes``."""
+    """What is compared: names of methods, of lists of them (``ablations``, ``leave_one_out``, ``paper``), or of your own ``recipes``."""
     recipes: dict[str, Recipe] = field(default_factory=dict)
     """Recipes of one's own, by method name."""
     exemplars: Literal["row_language", "all"] = "row_language"
@@ -212,8 +212,8 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> C
     if isinstance(values.get("task"), str):
         values = {**values, "task": [values["task"]]}
     methods = values.get("methods")
-    if isinstance(methods, str) and methods in METHOD_LISTS:
-        values = {**values, "methods": list(METHOD_LISTS[methods])}
+    if isinstance(methods, str) or (isinstance(methods, list) and all(isinstance(method, str) for method in methods)):
+        values = {**values, "methods": _methods([methods] if isinstance(methods, str) else methods)}
     for key, path in _paths(values):
         if "\0" in path:
             raise UserError(f"{origin}: {key}: {path!r} is no path")
@@ -225,6 +225,14 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], origin: str) -> C
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     return config
+
+
+def _methods(names: Sequence[str]) -> list[str]:
+    """With the methods of a list in place of its name, each once."""
+    found: list[str] = []
+    for name in names:
+        found += [one for one in METHOD_LISTS[name] if one not in (*names, *found)] if name in METHOD_LISTS else [name]
+    return found
 
 
 def _number(text: str) -> str:
@@ -267,8 +275,9 @@ def _check(config: Config) -> None:
             raise UserError(f"methods: unknown method '{method}'; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(known)}")
     for key, names in (("recipes", list(config.recipes)), ("tunables", list(config.tunables))):
         for name in names:  # folders are named after them
-            if name in UNTUNED or not re.fullmatch(r"\w[\w-]{0,49}", name):
-                raise UserError(f"{key}: '{name[:60]}' is no name for one; take letters, digits, _ - and none of {', '.join(UNTUNED)}")
+            if name in (*UNTUNED, *METHOD_LISTS) or not re.fullmatch(r"\w[\w-]{0,49}", name):
+                reserved = ", ".join((*UNTUNED, *METHOD_LISTS))
+                raise UserError(f"{key}: '{name[:60]}' is no name for one; take letters, digits, _ - and none of {reserved}")
     _check_numbers(config)
     if len(config.learning_rate.lora) != len(config.learning_rate.full):
         raise UserError("learning_rate: lora and full need equally many rates, so that no method gets more tries than another")

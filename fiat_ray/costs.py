@@ -32,7 +32,7 @@ START = {"engine": 25.0, "tuning": 15.0}
 """Seconds until an engine answers, and until a tuning worker takes its first step, measured there too."""
 
 STARTS = f"{START['engine']:.0f} s for an engine's start and {START['tuning']:.0f} s for tuning's, measured on CPUs"
-UNSTATED = "no speed of a GPU was measured; state yours: where.throughput.tflops=… where.throughput.decode=… (docs/costs.md)"
+UNSTATED = "the speed of your GPU is not known; state it: where.throughput.tflops=… where.throughput.decode=… (docs/costs.md)"
 
 
 def estimate(config: Config, planned: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,6 +203,8 @@ epochs: 3                                # the best step is chosen on validation
 validation: {times: 6, rows: 200}
 """,
 }
+TOY = "An English model of 135 M parameters is reasoner and tunable: it shows that everything works, and little about what larger models gain."
+"""What the report says of what ``cpu`` chooses."""
 METHODS = "methods: [majority, icl, no_peft, fiat]   # or ablations: what does each ingredient buy?\n"
 
 
@@ -255,5 +257,7 @@ def _config(name: str, hardware: Hardware, limit: Mapping[str, int], takes: str,
     head = f"# fiat-ray plan {name}/config.yaml tells what it takes; fiat-ray run {name}/config.yaml --out runs/{name} carries it out.\n"
     said = f"# Rows: {takes}.\n" if takes else ""
     drawn = f"limit: {{{', '.join(f'{split}: {rows}' for split, rows in limit.items())}}}\n" if limit else ""
-    notes = f'notes: ["Rows: {source}."]\n' if source else ""
+    told = [f"Rows: {source}."] if source else []
+    told += [TOY] if hardware == "cpu" else []
+    notes = f"notes: {json.dumps(told)}\n" if told else ""
     return f"{head}task: .\n{notes}{said}{drawn}{MODELS[hardware]}{METHODS}"

@@ -63,7 +63,7 @@ PAPER = tuple(dict.fromkeys((*UNTUNED, *ABLATIONS, "distilled_cot", *FIGURE_6, *
 """All that the paper's tables and figures hold, and leave-one-out."""
 
 METHOD_LISTS: dict[str, tuple[str, ...]] = {"ablations": ABLATIONS, "leave_one_out": LEAVE_ONE_OUT, "paper": PAPER}
-"""What a config may write as ``methods`` in place of a list."""
+"""What a config may write among ``methods`` for several."""
 
 TITLES: dict[str, str] = {
     "majority": "Majority label",

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Throughput:
-    """A GPU's speed as somebody states it, for ``plan`` alone; none was measured here, so there is no default (docs/costs.md)."""
+    """A GPU's speed as somebody states it, for ``plan`` alone. It differs by GPU and model, so there is no default (docs/costs.md)."""
 
     tflops: float
     """TFLOP/s that one GPU reaches when it reads prompts or tunes: a part of its data sheet's, often a fifth to two fifths."""

@@ -36,7 +36,8 @@ HEAD = """\
 # Every key of a config
 
 A config is a YAML file; any key can also be given on the command line: `fiat-ray run CONFIG seeds=[0,1,2] limit.train=100`. Keys that are not in this
-list, and values of another type, are refused before anything starts (exit code 2). This page is made from the code by `scripts/config_reference.py`.
+list, and values of another type, are refused before anything starts (exit code 2). Paths in a file are relative to its folder, on the command line to
+the working directory, as `tracking_uri` always is. This page is made from the code by `scripts/config_reference.py`.
 """
 
 

@@ -25,6 +25,10 @@ def test_defaults_and_one_task_or_several() -> None:
     assert config.load({"task": ["xtreme_up_qa", "xor_attriqa"]}).task == ["xtreme_up_qa", "xor_attriqa"]
     assert config.load({"task": "t", "methods": "ablations"}).methods == list(ABLATIONS)
     assert config.load({"task": "t", "methods": "leave_one_out"}).methods == list(LEAVE_ONE_OUT)
+    assert config.load({"task": "t", "methods": "fiat"}).methods == ["fiat"]
+    assert config.load({"task": "t", "methods": ["icl", "no_peft", "leave_one_out", "ablations"]}).methods == [
+        *("icl", "no_peft", *LEAVE_ONE_OUT, *(method for method in ABLATIONS if method not in ("no_peft", *LEAVE_ONE_OUT)))
+    ]
     of_paper = config.load({"task": "t", "methods": "paper"}).methods
     assert {*ABLATIONS, *LEAVE_ONE_OUT, *UNTUNED, "distilled_cot", "full_instructed", "full_instructed_pretrained"} == set(of_paper)
 
@@ -46,7 +50,10 @@ def test_built_in_configs_load(name: str) -> None:
         ({"task": 3}, "task: must be a list, not 3"),
         ({"task": []}, "task: is empty"),
         ({"task": ["t", "t"]}, "task: names something twice"),
-        ({"task": "t", "methods": "fiat"}, "methods: must be a list, not 'fiat'"),
+        ({"task": "t", "methods": "no_cto"}, "methods: unknown method 'no_cto'; did you mean no_cot?"),
+        ({"task": "t", "methods": 3}, "methods: must be a list, not 3"),
+        ({"task": "t", "methods": ["icl", "icl"]}, "methods: names something twice"),
+        ({"task": "t", "recipes": {"paper": {}}}, "recipes: 'paper' is no name for one"),
         ({"task": "t", "methods": ["fiat", "no_cto"]}, "methods: unknown method 'no_cto'; did you mean no_cot?"),
         ({"task": "t", "methods": ["zzz"]}, "methods: unknown method 'zzz'; known are icl, majority, fiat"),
         ({"task": "t", "seeds": ["0"]}, r"seeds\[0\]: must be a whole number, not '0'"),
