@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from fiat_ray.config import Config
 from fiat_ray.errors import RayEnded, UserError
+from fiat_ray.progress import Console
 from fiat_ray.where import Where
 
 
@@ -130,6 +131,30 @@ def unit(where: Where) -> Unit:
         raise UserError(f"where.cpus: {cpus} asked for, but no machine of this cluster has more than {most_cpus}")
     fitting = [int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else 10**6)) for node in nodes]
     return Unit(cpus, gpus, sum(fitting))
+
+
+def wait_for_machines(where: Where, console: Console) -> None:
+    """Ask for room for all ``replicas`` or ``workers``, and wait until it is there, at most ``where.wait`` minutes; an autoscaler adds machines for it.
+
+    What asks ends with this process, so that no machine is kept, and paid for, beyond that.
+    """
+    if not where.wait:
+        return
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+    takes = {"CPU": float(where.cpus or 1), **({"GPU": float(where.gpus)} if where.gpus else {})}
+    asked = [placement_group([takes]) for _ in range(max(where.replicas, where.workers))]
+    deadline = time.monotonic() + 60 * where.wait
+    try:
+        while True:
+            there = sum(placement_group_table(group)["state"] == "CREATED" for group in asked)
+            console.status(f"Ray: room for {there} of {len(asked)}; waiting for machines", "start", there=there, of=len(asked))
+            if there == len(asked) or time.monotonic() > deadline:
+                return
+            time.sleep(1)
+    finally:
+        for group in asked:
+            remove_placement_group(group)
 
 
 def resolved(where: Where, found: Unit) -> Where:

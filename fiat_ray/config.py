@@ -284,6 +284,8 @@ def _check(config: Config) -> None:
     config.reasoner.check()
     if config.max_cost is not None and config.where.gpu_hour_price is None and not config.reasoner.has_price:
         raise UserError("max_cost: needs where.gpu_hour_price, what a GPU costs an hour, or the prices of an endpoint (reasoner.price_in, price_out)")
+    if config.where.wait and config.where.gpus is None:
+        raise UserError("where.wait: needs where.gpus, as nobody knows what machines will come")
     for seed in config.seeds:
         if not 0 <= seed < 2**32:
             raise UserError(f"seeds: {seed} is none; take whole numbers from 0 to 2^32 - 1")
@@ -323,6 +325,7 @@ def _check_numbers(config: Config) -> None:
         "validation.rows": config.validation.rows,
         "where.replicas": config.where.replicas,
         "where.workers": config.where.workers,
+        "where.wait": config.where.wait or 1,
         "where.tunings_per_gpu": config.where.tunings_per_gpu,
         "where.gpu_hour_price": config.where.gpu_hour_price,
         "max_gpu_hours": config.max_gpu_hours,

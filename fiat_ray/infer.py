@@ -270,6 +270,7 @@ class _Job:
 
     def _unit(self) -> cluster.Unit:
         cluster.connect()
+        cluster.wait_for_machines(self._config.where, self._console)
         return cluster.unit(self._config.where)
 
 

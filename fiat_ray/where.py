@@ -32,6 +32,8 @@ class Where:
     """Tunings of one worker side by side on one GPU: small ones leave most of it idle."""
     zero: Literal[0, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
+    wait: float = 0.0
+    """Most minutes to wait for machines of a cluster that adds them on demand, until there is room for all `replicas` and `workers`; needs `gpus`."""
     throughput: Throughput | None = None
     """A GPU's stated speed."""
     gpu_hour_price: float | None = None

@@ -10,7 +10,7 @@ import shutil
 import uuid
 
 from fiat_ray import memory
-from fiat_ray.cluster import Raylet, check_shared, connect, memory_of, resolved, unit
+from fiat_ray.cluster import Raylet, check_shared, connect, memory_of, resolved, unit, wait_for_machines
 from fiat_ray.prepare import Prepared
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
@@ -85,6 +85,7 @@ def _left(reasoning: Reasoning, trials: Trials) -> str:
 
 def _connect(prepared: Prepared, run: RunFolder, console: Console) -> Hardware:
     connect()
+    wait_for_machines(prepared.config.where, console)
     found = unit(prepared.config.where)
     what = f"{found.gpus:g} GPU" if found.gpus else f"{found.cpus:g} CPUs"
     console.line(f"Ray: room for {count(found.count, 'engine')} or as many tuning workers at a time, {what} each")
