@@ -134,7 +134,7 @@ def unit(where: Where) -> Unit:
 
 
 def wait_for_machines(where: Where, console: Console) -> None:
-    """Ask for room for all ``replicas`` or ``workers``, and wait until it is there, at most ``where.wait`` minutes; an autoscaler adds machines for it.
+    """Ask for room for all ``replicas`` or ``workers``, and wait until it is there, at most ``where.wait`` minutes; an autoscaler adds machines.
 
     What asks ends with this process, so that no machine is kept, and paid for, beyond that.
     """
