@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -29,18 +30,29 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Environment that reaches a head node, started in an empty HOME so that no old token helps. Stopped by its own process id."""
+    """Environment that reaches a head node of two CPUs."""
+    with started_head(tmp_path, "--num-cpus=2") as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def started_head(tmp_path: Path, *arguments: str, gcs: int = 0, **more: str) -> Iterator[dict[str, str]]:
+    """Environment that reaches a head node, started in an empty HOME so that no old token helps. Stopped by its own process id.
+
+    ``arguments``: of ``ray start``; ``gcs``: its port; ``more``: variables of its environment.
+    """
     home = tmp_path / "home"
     home.mkdir()
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     dashboard = free_port()
     environment = {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    environment |= more
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    gcs = free_port()
+    gcs = gcs or free_port()
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     with contextlib.ExitStack() as running:
         folder = running.enter_context(tempfile.TemporaryDirectory(prefix="ray", dir="/tmp"))  # socket paths are short
-        running.enter_context(node(environment, ["--head", "--num-cpus=2", f"--temp-dir={folder}", *ports]))
+        running.enter_context(node(environment, ["--head", f"--temp-dir={folder}", *ports, *arguments]))
         wait_for(environment)
         yield {**environment, "HEAD": f"127.0.0.1:{gcs}"}
 
@@ -82,6 +94,51 @@ def test_a_ray_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConnectionError, match=rf"^{said}.*\(The current node timed out during startup.\)$"):
         cluster.connect()
+
+
+GROWING = """
+from fiat_ray import cluster
+from fiat_ray.errors import UserError
+from fiat_ray.progress import Console
+from fiat_ray.where import Where
+
+cluster.connect()
+where = Where(gpus=0, cpus=1, wait=3)
+try:
+    print(cluster.unit(where))
+except UserError as error:
+    print(error)
+cluster.wait_for_machines(where, Console(quiet=True))
+print(cluster.unit(where).count)
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_grows_is_waited_for(tmp_path: Path) -> None:
+    """With Ray's autoscaler, whose machine that comes is a process on this one."""
+    gcs = free_port()
+    groups = {"head": {"resources": {"CPU": 0}, "max_workers": 0}, "worker": {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 1}}
+    settings: dict[str, object] = {
+        "cluster_name": "growing",
+        "max_workers": 1,
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1.0,
+        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{gcs}"},
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "head_node_type": "head",
+        "available_node_types": {name: {**group, "node_config": {}} for name, group in groups.items()},
+        **{f"{who}{what}_commands": [] for who in ("head_", "worker_") for what in ("setup", "start_ray")},
+        **{f"{what}_commands": [] for what in ("initialization", "setup")},
+    }
+    config = tmp_path / "autoscaler.yaml"
+    config.write_text(json.dumps(settings))
+    arguments = ["--num-cpus=0", f"--autoscaling-config={config}"]
+    with started_head(tmp_path, *arguments, gcs=gcs, AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_FAKE_CLUSTER="1") as environment:
+        driver = {**environment, "RAY_ADDRESS": environment["HEAD"]}
+        done = subprocess.run([sys.executable, "-c", GROWING], env=driver, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.stdout.splitlines() == ["where.cpus: 1 asked for, but no machine of this cluster has more than 0", "1"], done.stderr[-2000:]
 
 
 START = """
