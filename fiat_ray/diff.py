@@ -97,7 +97,10 @@ def _row(ours: Results, theirs: Results, task: str, method: str, tunable: str) -
         return row | {"note": f"not compared, because they differ in {', '.join(differing)}"}
     before, after = (results.predictions(task, method, tunable) for results in (ours, theirs))
     if not (before and after):
-        return row | {"note": f"no predictions in {'B' if before else 'A' if after else 'either'}"}
+        return row | {"note": f"no predictions in {_lacking(before, after)}"}
+    scored = [row[name] is not None for name in ("a", "b")]
+    if not all(scored):
+        return row | {"same": before == after, "note": f"no {metric_title(row['metric'])} in {_lacking(*scored)}"}
     if before == after:
         return row | {"same": True, "change": 0.0}
     labels, languages = scoring[0]["labels"], scoring[0]["averaged languages"]
@@ -106,6 +109,11 @@ def _row(ours: Results, theirs: Results, task: str, method: str, tunable: str) -
     except ValueError:
         return row | {"note": "not about the same test rows"}
     return row | tested("change", found) | {"note": found.note}
+
+
+def _lacking(in_a: Any, in_b: Any) -> str:
+    """Which run lacks what they do not both have."""
+    return "B" if in_a else "A" if in_b else "either"
 
 
 def _scoring(results: Results, task: str) -> dict[str, Any]:

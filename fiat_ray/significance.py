@@ -211,13 +211,17 @@ def _language_means(sample: Sample, values: Floats) -> Floats:
 
 
 def _language_auc_pr(sample: Sample, positive: NDArray[np.bool_], probabilities: Floats) -> Floats:
-    """P(positive) of rows (seeds, n) → AUC-PR of each language in each replicate, as ``_language_means``; NaN where no positive row is in."""
-    scores = np.empty((len(probabilities), len(sample.weights), len(sample.languages)))
+    """P(positive) of rows (seeds, n) → AUC-PR of each language in each replicate, as ``_language_means``.
+
+    NaN where no positive row is in, and all over where rows have no probability: NaN would rank them by their order.
+    """
+    scores = np.full((len(probabilities), len(sample.weights), len(sample.languages)), np.nan)
+    ranked = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     for index in range(len(sample.languages)):
         rows = np.flatnonzero(sample.language == index)
         drawn = sample.weights[:, sample.group[rows]]
-        for seed, probability in enumerate(probabilities):
-            scores[seed, :, index] = 100 * average_precision(positive[rows], probability[rows], drawn)
+        for seed in ranked:
+            scores[seed, :, index] = 100 * average_precision(positive[rows], probabilities[seed, rows], drawn)
     return scores
 
 
@@ -251,7 +255,8 @@ def _test(a: Floats, b: Floats, shares: Floats, n_rows: int, n_groups: int) -> C
     seeds = len(a), len(b)
     difference = float(a[:, 0].mean() - b[:, 0].mean())
     if np.isnan(difference):
-        return Comparison(None, None, None, None, n_rows, n_groups, seeds, "not defined: no positive rows")
+        lacking = "predictions without probabilities" if shares.any() else "no positive rows"
+        return Comparison(None, None, None, None, n_rows, n_groups, seeds, f"not defined: {lacking}")
     # As many groups of equal size as would give the same error.
     effective_groups = round(1 / float(np.square(shares).sum()), 6)
     if effective_groups < MIN_GROUPS:

@@ -99,6 +99,19 @@ def test_labels_in_another_order_have_another_positive_one(tmp_path: Path) -> No
     assert {row["note"] for row in diff(a, b)["scores"]} == {"not compared, because they differ in labels"}
 
 
+def test_icl_has_no_probabilities_to_compare(tmp_path: Path) -> None:
+    """Its labels differ between the runs, yet it has no AUC-PR in either: no change, and no part in Holm's family."""
+    a, b = (write_run(tmp_path / name, labels=("no", "yes"), metric="auc_pr", right={"icl": right}) for name, right in (("a", 3), ("b", 9)))
+    rows = {row["method"]: row for row in diff(a, b)["scores"]}
+    assert {(row["a"], row["b"], row["change"], row["change_p"], row["note"]) for row in [rows["icl"]]} == {
+        (None, None, None, None, "no AUC-PR in either")
+    }
+    assert rows["fiat"]["same"] and rows["fiat"]["change"] == 0
+    icl = {row["method"]: row for row in diff(a, a)["scores"]}["icl"]
+    assert icl["same"] and icl["change"] is None
+    assert "Few-shot ICL: AUC-PR – → –; no AUC-PR in either" in describe(diff(a, b))
+
+
 def test_a_tunable_without_scores_has_no_row(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / name, tunables=("xs", "s")) for name in "ab")
     scores = pd.read_parquet(b / "scores.parquet")

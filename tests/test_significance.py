@@ -160,6 +160,17 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval() -> None:
     assert compare_values(group, language, a, np.array([b, b])).note == TWO_SEEDS
 
 
+def test_without_probabilities_auc_pr_is_not_defined() -> None:
+    """Few-shot ICL says a label and no probability: rows without one are not ranked by chance."""
+    values = [(f"g{i}", "bn", "yes" if i % 2 else "no", "yes") for i in range(40)]
+    icl, ranked = rows_of(values, 3), [row | {"score": 0.9 if row["targets"] == ["yes"] else 0.1} for row in rows_of(values, 3)]
+    for found in (compare([icl], [ranked], "auc_pr", positive="yes"), compare([ranked, icl], [ranked], "auc_pr", positive="yes")):
+        for one in (found, found.by_language["bn"]):
+            assert (one.difference, one.low, one.high, one.p) == (None, None, None, None)
+            assert one.note == "not defined: predictions without probabilities"
+    assert from_zero([icl], "auc_pr", positive="yes").difference is None
+
+
 def test_auc_pr_compares_rankings_and_names_a_language_without_positives() -> None:
     rng = np.random.default_rng(5)
     label = rng.random(600) < 0.2
