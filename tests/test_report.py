@@ -221,9 +221,22 @@ class TestTables:
     def test_the_answer_takes_the_best_tuning_without_rationales_and_tests_the_first_two(self, tmp_path: Path) -> None:
         right = {"fiat": 1, "no_cot": 11, "no_peft": 6, "icl": 3}
         [said] = answer.answers(Results(read(write_run(tmp_path, methods=("fiat", "no_cot", "no_peft"), right=right))))
-        best = "LoRA tuning with instructions (no_cot, the best of 2 such methods)"
+        best = "LoRA tuning with instructions (no_cot, the best of 2 such methods on validation)"
         assert said.startswith("Fine-tune alone, on rivers") and f"FIAT loses to {best}" in said
         assert f"{best} beats prompting (few-shot ICL) by" in said
+
+    def test_the_answer_chooses_among_tunings_on_validation(self, tmp_path: Path) -> None:
+        """Not on test, where the best of several equal methods would seem to beat FIAT too often."""
+        right = {"fiat": 8, "no_cot": 7, "no_peft": 6, "icl": 2}
+        write_run(tmp_path, methods=("fiat", "no_cot", "no_peft"), right=right)
+        scores = pd.read_parquet(tmp_path / "scores.parquet")
+        scores.loc[(scores["split"] == "validation") & (scores["method"] == "no_peft"), "value"] = 99.0
+        scores.to_parquet(tmp_path / "scores.parquet")
+        [said] = answer.answers(Results(read(tmp_path)))
+        assert "full fine-tuning (no_peft, the best of 2 such methods on validation)" in said and "no_cot" not in said
+        scores[(scores["split"] == "test") | (scores["method"] != "no_peft")].to_parquet(tmp_path / "scores.parquet")
+        [said] = answer.answers(Results(read(tmp_path)))
+        assert "(no_cot, the best of 2 such methods on test, not all having a score on validation)" in said and "no_peft" not in said
 
     def test_an_answer_without_fiat_says_why(self, tmp_path: Path) -> None:
         [said] = answer.answers(Results(read(write_run(tmp_path, methods=("no_peft",), right={"no_peft": 11}))))

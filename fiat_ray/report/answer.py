@@ -47,17 +47,22 @@ def _answer(results: Results, task: str, tunable: str) -> str:
 
 
 def _choices(results: Results, task: str, tunable: str) -> Iterator[Choice]:
-    """The best method of each kind, on test; always the same label is one where it is better than what FIAT combines."""
+    """Scores on test of one method of each kind; always the same label is one where it is better than what FIAT combines.
+
+    Of several tunings the best on validation: the best on test of many equal ones would seem to beat FIAT too often.
+    """
     metric, average = results.metrics(task)[0], results.averages(task)[0]
 
     def choice(to_do: str, place: tuple[str, str], title: str) -> Choice:
         return Choice(to_do, *place, results.value(task, *place, metric, average) or 0.0, title)
 
     tuned = [(method, tunable) for method in results.methods(task) if _is_plain_tuning(results, task, method, tunable)]
-    best = results.best(task, tuned, metric, "test")
+    on_validation = results.best(task, tuned, metric, "validation")
+    best = on_validation or results.best(task, tuned, metric, "test")
     baselines = []
     if best:
-        of = f", the best of {len(tuned)} such methods" if len(tuned) > 1 else ""
+        by = "validation" if on_validation else "test, not all having a score on validation"
+        of = f", the best of {len(tuned)} such methods on {by}" if len(tuned) > 1 else ""
         plain, title = f"{PLAIN.get(best[0], 'fine-tuning')} ({best[0]}", results.title(best[0])
         also = "" if title in (best[0], f"{plain})") else f": {title}"
         baselines.append(choice("Fine-tune alone", best, f"{plain}{also}{of})"))
