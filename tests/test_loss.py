@@ -17,6 +17,7 @@ from fiat_ray.config import Lora
 from fiat_ray.recipe import RECIPES
 from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune import validate as validating
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
@@ -136,6 +137,29 @@ def test_answers_are_those_of_transformers_own_generation(tmp_path: Path, bos: b
         gold = [plain_loss(plain, prompt + [renderer.target(text)]) for prompt, text in zip(prompts, TARGETS, strict=True)]
     assert found == expected and any(expected)
     assert loss == pytest.approx(sum(float(losses.sum()) for losses in gold), abs=1e-3)
+
+
+def test_one_long_prompt_among_short_ones_does_not_pad_them_all(packed_model: Any, renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding pads every prompt of a batch to its longest: that, and not the sum of their lengths, has to stay within the bound."""
+    texts = [*(f"q{number}" for number in range(30)), "two roads " * 150, *(f"{number} " * number for number in range(30))]
+    prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in texts]
+    gold, steps, batches = [TARGETS[number % 4] for number in range(len(texts))], 5, []
+    answer_batch = validating._answer_batch
+
+    def recorded(model: Any, eos: int, batch: list[Supervised], max_tokens: int) -> Any:
+        batches.append([item.prompt.ids for item in batch])
+        return answer_batch(model, eos, batch, max_tokens)
+
+    monkeypatch.setattr(validating, "_answer_batch", recorded)
+    with torch.no_grad():
+        found, loss = answer(packed_model, renderer, prompts, gold, steps, BUDGET)
+        alone = [answer(packed_model, renderer, [prompt], [text], steps, BUDGET) for prompt, text in zip(prompts, gold, strict=True)]
+    together = batches[: -len(prompts)]
+    assert all(len(batch) == 1 or len(batch) * (max(map(len, batch)) + steps) <= BUDGET for batch in together)
+    assert sorted(ids for batch in together for ids in batch) == sorted(ids for [ids] in batches[-len(prompts) :])
+    assert 1 < len(together) < len(prompts) / 4
+    assert found == [text for [text], _ in alone] and len(set(found)) > 1
+    assert loss == pytest.approx(sum(own for _, own in alone), rel=1e-5)
 
 
 def test_an_answer_ends_at_eos(tiny: Path, renderer: Renderer) -> None:

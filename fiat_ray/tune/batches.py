@@ -49,6 +49,21 @@ def micro_batches(items: Sequence[Supervised], budget: int, shared: int = 0) -> 
     return batches
 
 
+def padded_batches(items: Sequence[Supervised], budget: int, more: int) -> list[list[int]]:
+    """Places of items, as many of like length together as stay within ``budget`` tokens when each is padded to the longest; at least one.
+
+    ``more``: tokens that each may grow by. Within a batch the items stay in order.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for at in sorted(range(len(items)), key=lambda at: -len(items[at].prompt)):
+        if not batches or (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+            longest = len(items[at].prompt) + more
+        batches[-1].append(at)
+    return [sorted(batch) for batch in batches]
+
+
 @dataclass(frozen=True)
 class Packed:
     """A micro-batch of prompts one behind the other, T tokens in all; attention stays within a prompt (see ``tune.attention``).

@@ -18,7 +18,7 @@ from fiat_ray.recipe import Recipe
 from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.scoring import score_predictions
 from fiat_ray.task import Task
-from fiat_ray.tune.batches import Supervised, micro_batches, pack
+from fiat_ray.tune.batches import Supervised, micro_batches, pack, padded_batches
 from fiat_ray.tune.loss import token_losses
 
 
@@ -94,11 +94,12 @@ def _validate(
 def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int, at_once: int) -> tuple[list[str], float]:
     """Greedy answers, in order, and Σ cross-entropy of the gold answers. One pass over a prompt serves both."""
     items = [Supervised(prompt + [renderer.target(text)], 1.0) for prompt, text in zip(prompts, gold, strict=True)]
-    answers: list[str] = []
+    answers = [""] * len(items)
     total = 0.0
-    for batch in micro_batches(items, at_once):
-        found, loss = _answer_batch(model, renderer.eos, batch, max_tokens)
-        answers += [renderer.decode(ids) for ids in found]
+    for batch in padded_batches(items, at_once, max_tokens):
+        found, loss = _answer_batch(model, renderer.eos, [items[at] for at in batch], max_tokens)
+        for at, ids in zip(batch, found, strict=True):
+            answers[at] = renderer.decode(ids)
         total += loss
     return answers, total
 
