@@ -41,14 +41,23 @@ def trouble(chat: ChatServer, chance: random.Random) -> None:
 
 
 class Postgres:
-    """A real one, reached from this machine only, with a folder of its own. It refuses to run as root, so that root runs it as ``postgres``."""
+    """A real one, reached from this machine only, with a folder of its own. It refuses to run as root, so that root runs it as ``postgres``.
 
-    def __init__(self) -> None:
+    ``password``: what it asks for; none by default.
+    """
+
+    def __init__(self, password: str = "") -> None:
         self._folder, self._port = Path(tempfile.mkdtemp(prefix="postgres")), free_port()
         self.uri = f"postgresql+psycopg2://postgres@127.0.0.1:{self._port}/postgres"
         if os.geteuid() == 0:
             shutil.chown(self._folder, "postgres")
-        self._run("initdb", "--pgdata", str(self._folder), "--username=postgres", "--auth=trust").wait()
+        with tempfile.NamedTemporaryFile("w") as secret:
+            secret.write(password)
+            secret.flush()
+            if os.geteuid() == 0:
+                shutil.chown(secret.name, "postgres")
+            auth = ["--auth=scram-sha-256", f"--pwfile={secret.name}"] if password else ["--auth=trust"]
+            self._run("initdb", "--pgdata", str(self._folder), "--username=postgres", *auth).wait()
         self.start()
 
     @staticmethod

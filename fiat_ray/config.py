@@ -114,7 +114,8 @@ class Config:
     """Folder or object store (``s3://bucket/folder?endpoint_override=…``, credentials from the environment) of the rationale store, to share it
     between campaigns; default: ``rationales`` inside the run."""
     tracking_uri: str | None = None
-    """MLflow's store: ``sqlite:///FILE``, ``http://HOST:PORT``, …; default: ``mlruns/mlflow.db`` in the working directory."""
+    """MLflow's store: ``sqlite:///FILE``, ``http://HOST:PORT``, …, passwords from the environment; default: ``mlruns/mlflow.db`` in the working
+    directory."""
     max_gpu_hours: float | None = None
     """A run that has taken so many, over all its sittings, starts nothing more. Hours of every engine and tuning worker count, its start included,
     times its GPUs; an hour of one without a GPU counts as one."""

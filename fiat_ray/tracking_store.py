@@ -12,13 +12,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from fiat_ray.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+HOLDS_SECRET = re.compile(r"(https?://.*|[\w+]+://[^/@:]*:[^@]+)@|.*[?&;](\w*password|passwd|pwd|\w*token|\w*secret)\s*=", re.IGNORECASE)
+"""A database's password may hold a slash, as SQLAlchemy reads it; its user alone is none. Before a server's host even a user may be a token."""
 PATIENCE = 5
 """Seconds to wait for a server before going on without it."""
 
@@ -29,14 +31,18 @@ def default_store() -> str:
 
 
 def check_uri(uri: str) -> None:
-    """``UserError`` unless MLflow has stores of this kind, so that a campaign does not learn it at its end. MLflow is not imported for it.
+    """``UserError`` unless MLflow has stores of this kind, so that a campaign does not learn it at its end, and where it holds a password.
 
-    MLflow 3.17 has no file store any more; SQLite in memory would be gone with the process.
+    MLflow is not imported for it. MLflow 3.17 has no file store any more; SQLite in memory would be gone with the process.
     """
+    if HOLDS_SECRET.match(unquote(uri)):  # the message must not repeat it
+        raise UserError(
+            "tracking_uri: holds a password, which would be written into the run; PostgreSQL's stands in PGPASSWORD or ~/.pgpass, "
+            "an MLflow server's in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     kinds = r"sqlite:///(?!:memory:).+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://[^/]+.*|databricks(://.+)?"
     if not re.fullmatch(kinds, uri, re.IGNORECASE):
-        shown = re.sub("//[^/]*@", "//…@", uri)[:100]
-        raise UserError(f"tracking_uri: {shown!r} is none of sqlite:///FILE, http(s)://HOST, postgresql://…, mysql://…, mssql://… and databricks")
+        raise UserError(f"tracking_uri: {uri[:100]!r} is none of sqlite:///FILE, http(s)://HOST, postgresql://…, mysql://…, mssql://… and databricks")
 
 
 def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> int:

@@ -145,7 +145,7 @@ def test_bad_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], co
         ({"tracking_uri": "./mlruns"}, "tracking_uri: './mlruns' is none of"),
         ({"tracking_uri": "sqlite://"}, "tracking_uri: 'sqlite://' is none of"),
         ({"tracking_uri": "sqlite:///:memory:"}, "tracking_uri: 'sqlite:///:memory:' is none of"),
-        ({"tracking_uri": "ftp://me:secret@host/x"}, "tracking_uri: 'ftp://…@host/x' is none of"),
+        ({"tracking_uri": "ftp://host/x"}, "tracking_uri: 'ftp://host/x' is none of"),
         ({"limit": {"train": -1}}, "limit.train: must be above 0"),
         ({"seeds": [2**32]}, "seeds: 4294967296 is none"),
         ({"where": {"workers": -3}}, "where.workers: must be above 0"),
@@ -156,7 +156,34 @@ def test_bad_values(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes:
 
 
 @pytest.mark.parametrize(
-    "uri", ["sqlite:///a/b.db", "http://host:5000", "HTTPS://host", "postgresql+psycopg2://me@host/x", "mysql://h/x", "databricks"]
+    "uri",
+    [
+        "postgresql://me:SECRET@host/db",
+        "postgresql+psycopg2://me:half/SECRET@host:5432/db",
+        "postgresql://me:SECRET%40@host/db",
+        "postgresql://me@host/db?sslmode=require&password=SECRET",
+        "mysql://host/db?user=me&passwd=SECRET",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Dme%3BPWD%3DSECRET",
+        "http://me:SECRET@host:5000",
+        "HTTPS://SECRET@host",
+        "https://host/?token=SECRET",
+        "ftp://me:SECRET@host/x",
+    ],
+)
+def test_a_password_of_the_tracking_store_stands_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str], uri: str) -> None:
+    """It would be written into the run's config, its report, MLflow and the warning of a store that is away."""
+    said = said_of_run(capsys, tmp_path, config_file(tmp_path), f"tracking_uri={uri}")
+    assert "tracking_uri: holds a password" in said and "PGPASSWORD" in said and "MLFLOW_TRACKING_PASSWORD" in said and "SECRET" not in said
+    assert not any("SECRET" in path.read_text("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file())
+    assert "SECRET" not in refused(capsys, "ui", "--tracking-uri", uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("sqlite:///a/b.db", "sqlite:////a:b@c/mlflow.db", "http://host:5000", "HTTPS://host", "databricks", "databricks://profile"),
+        *("postgresql+psycopg2://me@host/x", "postgresql://me@host:5432/x?passfile=/home/me/.pgpass&sslmode=require", "mysql://h/x"),
+    ],
 )
 def test_stores_that_mlflow_has_are_taken(uri: str) -> None:
     from fiat_ray.tracking_store import check_uri

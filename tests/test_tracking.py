@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from run_directory import write_run
 
+from benchmarks.fault_surroundings import Postgres
 from fiat_ray import tracking, tracking_store
 from fiat_ray.report.page import build
 
@@ -210,3 +211,24 @@ def test_progress_is_silent_where_there_is_no_server(run_dir: Path, caplog: pyte
         unused.bind(("127.0.0.1", 0))
         tracking.track_progress(run_dir, f"http://127.0.0.1:{unused.getsockname()[1]}")
     assert not caplog.records
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Postgres.programs(), reason="needs Debian's postgresql")
+def test_a_databases_password_comes_from_the_environment_and_stands_nowhere(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    password = "half/of:it@SECRET"
+    monkeypatch.chdir(tmp_path)
+    database = Postgres(password)
+    try:
+        assert tracking.track(run_dir, database.uri) is None and "no password supplied" in caplog.text
+        monkeypatch.setenv("PGPASSWORD", password)
+        parent = tracking.track(run_dir, database.uri)
+        assert parent is not None
+        assert password not in caplog.text + str(MlflowClient(database.uri).get_run(parent).to_dictionary())
+        assert not any(password.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    finally:
+        database.remove()
