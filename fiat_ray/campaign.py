@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -103,7 +104,16 @@ def trials(config: Config, tasks: Mapping[str, Measured], checkpoints: Mapping[t
                     continue
                 for size in train_sizes(config, measured.train_size):
                     found += [_trial(config, task, measured, method, recipe, tunable, checkpoint, size, seed) for seed in config.seeds]
-    return found, missing
+    return _one_for_each_task(found), missing
+
+
+def _one_for_each_task(trials: list[Trial]) -> list[Trial]:
+    """With the task in the fingerprints that several tasks share: drafts of instructions for the same rows are one thing to a recipe without any.
+
+    In those alone, so that a run directory of one task, or of tasks with rows of their own, goes on with what it holds.
+    """
+    tasks = Counter(trial.name for trial in trials)
+    return [replace(trial, fingerprint=fingerprint(trial.fingerprint, trial.task)) if tasks[trial.name] > 1 else trial for trial in trials]
 
 
 def train_sizes(config: Config, rows: int) -> list[int]:

@@ -61,6 +61,26 @@ def test_trials_are_tasks_times_tunables_times_methods_times_seeds() -> None:
     assert {(t.task, t.answer_tokens) for t in trials} == {("towns", 8), ("rivers", 9)}
 
 
+def test_drafts_of_instructions_for_the_same_rows_have_a_trial_each() -> None:
+    """Two tasks that differ in instructions alone: recipes without instructions see no difference, and yet each task has its own."""
+    drafts = {"v1": TASKS["towns"], "v2": replace(TASKS["towns"], i_tau="Say the answer.", rationales="others")}
+    rivers = {"rivers": replace(TASKS["towns"], rows="other rows")}
+    checkpoints = {key: replace(one, answer_tokens=dict.fromkeys((*drafts, *rivers), 8)) for key, one in CHECKPOINTS.items()}
+    several = replace(CONFIG, seeds=[0, 1], train_size=[6, 12])
+    both, _ = campaign.trials(several, drafts | rivers, checkpoints)
+    assert len({trial.name for trial in both}) == len({trial.fingerprint for trial in both}) == len(both) == 3 * len(ABLATIONS) * 2 * 2
+    turned, _ = campaign.trials(several, dict(reversed((drafts | rivers).items())), checkpoints)
+    assert set(turned) == set(both), "the order of tasks decides nothing"
+
+    def names(trials: list[Trial], task: str) -> dict[str, set[str]]:
+        return {method: {trial.name for trial in trials if (trial.task, trial.method) == (task, method)} for method in ABLATIONS}
+
+    for name, measured in (drafts | rivers).items():
+        alone = names(campaign.trials(several, {name: measured}, checkpoints)[0], name)
+        kept = [method for method in ABLATIONS if names(both, name)[method] == alone[method]]
+        assert kept == list(ABLATIONS if name == "rivers" else ABLATIONS[:2]), "names change only where two tasks had one"
+
+
 def test_without_a_pretrained_twin_the_last_ablation_says_so() -> None:
     only = {("xs", True): CHECKPOINTS["xs", True]}
     trials, missing = campaign.trials(CONFIG, TASKS, only)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,10 @@ def test_weights_that_are_gone_are_tuned_again_where_they_are_needed(tmp_path: P
     (run.trial(name) / "scores.json").unlink()
     assert not tuned(run, trial)
     assert json.loads((run.trial(name) / "trial.json").read_text())["fingerprint"] == trial.fingerprint
+
+
+def test_what_another_task_has_left_under_a_trials_name_is_not_its_own(tmp_path: Path, trials: list[Trial]) -> None:
+    """One draft of instructions, then both, then the other alone: a recipe without any has one name in the first and the last run."""
+    run, trial = RunFolder(tmp_path / "run"), trials[0]
+    finished(run, trial, value=1.0)
+    assert evaluated(run, trial) and not tuned(run, replace(trial, task="another draft"))

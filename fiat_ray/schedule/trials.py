@@ -34,7 +34,7 @@ def tuned(run: RunFolder, trial: Trial) -> bool:
     """Whether a trial is finished, on the rationales that are there now: those that failed before may have come since."""
     folder = run.trial(trial.name)
     record = artifact.read_json(folder / "trial.json", **TRIAL)
-    if record is None or record["fingerprint"] != trial.fingerprint:
+    if record is None or (record["fingerprint"], record["task"]) != (trial.fingerprint, trial.task):
         return False
     if not (run.weights(trial.name) or (folder / "scores.json").is_file()):
         return False  # they were not kept, and are needed again
