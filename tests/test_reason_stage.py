@@ -18,6 +18,8 @@ import pyarrow as pa
 import pytest
 import tiny_model
 
+from fiat_ray import config as configs
+from fiat_ray import runs
 from fiat_ray.errors import UserError
 from fiat_ray.length import measure
 from fiat_ray.reason import stage
@@ -179,6 +181,13 @@ def test_when_an_engine_dies_a_new_one_does_the_rest(ray_local: None, bench: Ben
 
 def batch(requests: Requests) -> pa.Table:
     return pa.table({"position": np.arange(len(requests), dtype=np.int32)})
+
+
+def test_more_reasoners_than_there_is_room_for_are_as_many_as_there_is(ray_local: None, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"task": "towns", "methods": ["icl"], "reasoner": {"kind": "scripted", "script": str(bench.script)}, "where": {"cpus": 1, "replicas": 4}}
+    done, _ = runs.run_config(configs.load(values), bench.folder / "run", tasks={"towns": tiny_model.task()}, stages=("reason",))
+    assert "18 distinct prompts, 0 stored; starting 2 reasoner(s)" in capsys.readouterr().err
+    assert bench.calls().total() == len(Store(done.folder.rationales).table()) == 18
 
 
 def test_an_actor_keeps_rows_that_could_not_be_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

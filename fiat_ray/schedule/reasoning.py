@@ -60,7 +60,7 @@ class Reasoning:
     def start_what_can(self, hardware: Hardware) -> None:
         unit, remote = reasoner_unit(self._prepared.config, hardware.unit), self._prepared.config.reasoner.is_remote
         if self._to_start and (remote or hardware.free(1)):
-            replicas = 1 if remote else max(1, min(self._prepared.config.where.replicas, unit.count - hardware.busy))
+            replicas = 1 if remote else max(1, min(self._prepared.config.where.replicas, int(unit.count - hardware.busy)))
             self._to_start, self._running = False, True
             hardware.start(0 if remote else replicas, self._reason, unit, replicas)
 
