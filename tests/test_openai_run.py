@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,14 @@ import yaml
 from test_cli import own_task
 
 from fiat_ray import config as configs
+from fiat_ray import runs
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared, make_reasoner, prepare, reasoner_budget
+from fiat_ray.progress import Console
 from fiat_ray.reason.reasoners import Answer
 from fiat_ray.reason.requests import Requests
+from fiat_ray.reason.store import Store
+from fiat_ray.schedule.trials import Outcome
 from fiat_ray.task import SPLITS, Task
 
 SECRET = "sk-planted-4f1d"
@@ -95,6 +100,39 @@ def test_a_run_with_an_endpoint_tells_what_it_cost_and_writes_its_key_nowhere(ti
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len([path for path in files if "ray" in path.parts and path.suffix in (".log", ".err", ".out")]) > 5  # Ray's own are among them
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_a_limit_of_cost_stops_an_endpoint_and_no_answer_is_lost(ray_local: None, tiny: Path, tmp_path: Path) -> None:
+    towns = tiny_model.task(tuple(tiny_model.row(n, SPLITS[n % 3], question=f"town {n}") for n in range(100)))
+
+    class Noting(Console):
+        asked_at_limit = 0
+
+        def line(self, text: str, stage: str = "", **counts: float | str) -> None:
+            if "nothing more is started" in text:
+                self.asked_at_limit = len(chat.requests)
+            super().line(text, stage, **counts)
+
+    console = Noting()
+
+    def reason(**changes: Any) -> tuple[int, Outcome]:
+        config = configs.load(values | changes)
+        done, outcome = runs.run_config(config, tmp_path / "run", tasks={"towns": towns}, stages=("reason",), console=console)
+        return len(Store(done.folder.rationales).table()), outcome
+
+    with chat_server.serving() as chat:
+        endpoint = {"kind": "openai", "model": "m", "base_url": chat.url, "tokenizer": str(tiny), "max_tokens": 48, "max_length": 1024}
+        prices = {"concurrency": 3, "price_in": 1e4, "price_out": 1e-3}
+        values = {"task": "towns", "methods": ["icl"], "reasoner": endpoint | prices}
+        chat.delay = 2.0
+        stored, outcome = reason(max_cost=4)  # of four rows
+        assert outcome.stopped is not None and outcome.stopped.startswith("max_cost: 4 is reached") and "prompts are not answered" in outcome.stopped
+        assert chat.at_once == 0 and 4 <= stored == len(chat.requests) <= console.asked_at_limit + 2 * 3 < 100
+        assert json.loads((tmp_path / "run" / "spent.json").read_text())["charged"] == pytest.approx(stored)
+        time.sleep(chat.delay)
+        assert len(chat.requests) == stored, "somebody still asks"
+        chat.delay = 0.0
+        assert reason() == (100, Outcome()) and set(chat.questions.values()) == {1}
 
 
 @pytest.fixture(scope="module")

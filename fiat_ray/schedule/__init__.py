@@ -50,7 +50,7 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     parts = (reasoning, tuning, evaluation)
     stopping = False
     try:
-        while any(part.unfinished for part in parts) and (hardware.busy or not stopping):
+        while any(part.unfinished for part in parts) and (hardware.busy or reasoning.running or not stopping):
             spending.update(hardware.gpu_seconds, reasoning.charged)
             if spending.reached and not stopping:
                 stopping = True

@@ -46,7 +46,8 @@ class Reasoning:
         """One a task that is reasoned about, the last of them at work where anything runs."""
         self._log = ProgressLog(run.progress, partial(track_progress, run.path, prepared.config.tracking_uri))
         self._wanted = self._to_start = wanted and bool(prepared.requests)
-        self._running = self._stopped = False
+        self.running = self._stopped = False
+        """``running``: rows are asked; a remote reasoner takes no unit of hardware that would tell."""
         self.sealed = not self._to_start and all(augmented.read_seal(run.augmented(task), prepared.asked(task)) for task in prepared.requests)
         """Whether what trials with CoT need is there."""
         if self._to_start and not self.missing:
@@ -55,13 +56,13 @@ class Reasoning:
 
     @property
     def unfinished(self) -> bool:
-        return self._to_start or self._running
+        return self._to_start or self.running
 
     def start_what_can(self, hardware: Hardware) -> None:
         unit, remote = reasoner_unit(self._prepared.config, hardware.unit), self._prepared.config.reasoner.is_remote
         if self._to_start and (remote or hardware.free(1)):
             replicas = 1 if remote else max(1, min(self._prepared.config.where.replicas, int(unit.count - hardware.busy)))
-            self._to_start, self._running = False, True
+            self._to_start, self.running = False, True
             hardware.start(0 if remote else replicas, self._reason, unit, replicas)
 
     @property
@@ -81,7 +82,7 @@ class Reasoning:
         self._run.stop.touch()
 
     def show_progress(self) -> None:
-        if self._running and self._watches:
+        if self.running and self._watches:
             watch = self._watches[-1]
             self._console.status(watch.text(), "reason", task=watch.task, **watch.numbers())
             self._log.write(watch.task, watch.numbers)
@@ -109,7 +110,7 @@ class Reasoning:
         return self._reasoned
 
     def _reasoned(self) -> None:
-        self._running = False
+        self.running = False
         if self._stopped and self.missing:
             return
         self._seal()
@@ -117,7 +118,7 @@ class Reasoning:
 
     def _broken_off(self, why: str) -> None:
         """Trials that need no rationales go on."""
-        self._running = False
+        self.running = False
         self._console.line(why, "reason")
         self._trials.outcome.broken_off.append(why)
         self._trials.fail_without_rationales()
