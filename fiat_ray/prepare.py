@@ -27,7 +27,7 @@ from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer, plain_tokenizer
 from fiat_ray.run_folder import RunFolder, place_for
 from fiat_ray.schema import VERSION
-from fiat_ray.task import SPLITS, Task, check_splits, count_by_language, limited
+from fiat_ray.task import SPLITS, Task, check_splits, count_by_language, in_languages, limited
 from fiat_ray.task_folder import reader_options
 from fiat_ray.yaml_file import parse_yaml
 
@@ -89,6 +89,14 @@ def load_tasks(config: Config) -> dict[str, Task]:
     return tasks
 
 
+def _drawn_from(tasks: Mapping[str, Task], config: Config) -> dict[str, Task]:
+    """What the config asks for of tasks that somebody has read. Raises ``UserError`` for keys that would have had to be known before."""
+    for key in ("data", "focus", "passages"):
+        if getattr(config, key) is not None:
+            raise UserError(f"{key}: says how rows are read, and those of a Task that is handed over are there; give it to Task.load")
+    return {name: limited(in_languages(task, config.languages), config.limit) for name, task in tasks.items()}
+
+
 def _known_options(config: Config, task: str) -> list[str]:
     try:
         return reader_options(task)
@@ -106,7 +114,7 @@ def drawn(config: Config) -> list[dict[str, Any]]:
 
 def prepare(config: Config, tasks: Mapping[str, Task] | None = None) -> Prepared:
     """Read, render and measure. ``tasks``: given instead of the config's own (``Task.from_rows``). Raises ``UserError`` for what can't run."""
-    tasks = load_tasks(config) if tasks is None else {name: limited(task, config.limit) for name, task in tasks.items()}
+    tasks = load_tasks(config) if tasks is None else _drawn_from(tasks, config)
     for task in tasks.values():
         check_splits(task)
     if config.store and "://" in config.store:

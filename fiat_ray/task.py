@@ -101,13 +101,7 @@ class Task:
         from fiat_ray.leakage import without_overlap
         from fiat_ray.task_folder import read_task
 
-        task = read_task(name, data, options)
-        if languages:
-            unknown = sorted(set(languages) - {row.language for row in task.rows})
-            if unknown:
-                known = ", ".join(sorted({row.language for row in task.rows}))
-                raise UserError(f"{task.name}: no rows in language {', '.join(unknown)}; its languages are {known}")
-            task = replace(task, rows=tuple(row for row in task.rows if row.language in languages))
+        task = in_languages(read_task(name, data, options), languages)
         return limited(without_overlap(task), limit or {})
 
     @classmethod
@@ -167,6 +161,16 @@ def parse_answer(rationale: str, labels: Sequence[str] = ()) -> str:
 def without_answer(rationale: str) -> str:
     """A rationale less its answer line (``Recipe.rationale: without_answer``)."""
     return ANSWER.sub("", rationale).strip()
+
+
+def in_languages(task: Task, languages: Sequence[str] | None) -> Task:
+    """The rows of some languages, or of all where none is named. Raises ``UserError`` for a language without rows."""
+    if not languages:
+        return task
+    if unknown := sorted(set(languages) - set(task.languages)):
+        raise UserError(f"{task.name}: no rows in language {', '.join(unknown)}; its languages are {', '.join(task.languages)}")
+    removed = tuple(row for row in task.removed if row["language"] in languages)
+    return replace(task, rows=tuple(row for row in task.rows if row.language in languages), removed=removed)
 
 
 def limited(task: Task, limit: Mapping[str, int]) -> Task:

@@ -254,6 +254,13 @@ def test_names_in_a_list_are_no_tasks(tmp_path: Path) -> None:
         fiat.run([task(), "country_facts"], out=tmp_path / "run")  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("key", ["data", "focus", "passages"])
+def test_what_reads_rows_is_refused_beside_rows_that_are_there(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}: says how rows are read, .* give it to Task.load$"):
+        fiat.run(task(), out=tmp_path / "run", methods=["majority"], **{key: "english"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*questions(20), {"question": "q"}]), "utf-8")

@@ -120,6 +120,17 @@ def test_a_runs_task_folder_is_a_task_folder(tmp_path: Path) -> None:
     assert all(len(names) == 1 for names in groups.values()) and len(set.union(*groups.values())) == len(groups)
 
 
+def test_of_a_task_that_is_handed_over_the_languages_that_are_asked_for_count(tmp_path: Path) -> None:
+    task = Task.from_rows(questions(), target="answer", language="lang")
+    removed = tuple({"id": language, "split": "train", "language": language, "overlaps": "test"} for language in task.languages)
+    run = carried_out(tmp_path, {"own_task": replace(task, removed=removed)}, languages=["fi", "sw"], limit={"train": 3})
+    kept = load_tasks(config.load(run))["own_task"]
+    assert [row.id for row in kept.rows] == [row.id for row in limited(task, {"train": 3}).rows if row.language != "bn"]
+    assert kept.languages == ["fi", "sw"] and kept.removed == removed[1:]
+    with pytest.raises(UserError, match="own_task: no rows in language xx; its languages are bn, fi, sw"):
+        carried_out(tmp_path, {"own_task": task}, languages=["fi", "xx"])
+
+
 def test_other_rows_are_drawn_anew(tmp_path: Path) -> None:
     data = write(tmp_path / "data", qa_tree())
     run = carried_out(tmp_path, task="xtreme_up_qa", data=str(data), limit={"train": 1})
