@@ -191,8 +191,8 @@ def memory_of(found: Unit) -> int | None:
         return None
 
 
-def check_shared(folder: Path) -> None:
-    """Every node writes and reads a probe in the run directory. Raises ``UserError`` naming a node that does not see it."""
+def check_shared(folder: Path, key: str) -> None:
+    """Every node writes and reads a probe in a folder. Raises ``UserError`` naming a node that does not see it, and the ``key`` that named it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -215,7 +215,7 @@ def check_shared(folder: Path) -> None:
             here = NodeAffinitySchedulingStrategy(node_id=name, soft=False)
             seen = ray.get(see.options(scheduling_strategy=here).remote(str(probe), name))
             if not seen or not Path(f"{probe}-{name}").is_file():
-                raise UserError(f"{folder}: node {node['NodeManagerAddress']} does not see this folder; --out must lie on storage all nodes share")
+                raise UserError(f"{folder}: node {node['NodeManagerAddress']} does not see this folder; {key} must lie on storage all nodes share")
     finally:
         for path in folder.glob(f"{probe.name}*"):
             path.unlink(missing_ok=True)

@@ -229,8 +229,9 @@ def test_the_demo_on_two_nodes_tracked_in_postgresql(head: dict[str, str], tmp_p
         running.callback(database.remove)
         server = MlflowServer(tmp_path, database.uri)
         running.callback(server.stop)
-        unseen = submit(head, "demo", "--out", str(private / "demo"), f"tracking_uri={server.uri}")
-        assert unseen.returncode != 0 and "does not see this folder; --out must lie on storage all nodes share" in unseen.stdout
+        for key, places in {"--out": (private / "demo", shared / "store"), "store": (shared / "unseen", private / "store")}.items():
+            unseen = submit(head, "demo", "--out", str(places[0]), f"store={places[1]}", f"tracking_uri={server.uri}")
+            assert unseen.returncode != 0 and f"does not see this folder; {key} must lie on storage all nodes share" in unseen.stdout
 
         done = submit(head, "demo", "--out", str(shared / "demo"), f"tracking_uri={server.uri}", seconds=1100)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

@@ -66,6 +66,17 @@ def test_what_is_written_is_read(store: Store) -> None:
     assert sorted(store.table().to_pylist(), key=str) == sorted(rows, key=str)
 
 
+def test_a_folder_is_the_same_wherever_a_process_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray that runs already starts its workers in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    store = Store("mytask/rationales")
+    assert store.place == str(tmp_path / "mytask" / "rationales") == Store(store.place).place
+    store.write([answered("a")])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert finished(Store(store.place), "a") == {"a"}
+
+
 def test_parts_are_parquet_that_anybody_opens(store: Store) -> None:
     store.write([answered("a")])
     (part,) = files(store)

@@ -73,9 +73,15 @@ ADDED = {"cached_tokens"}
 class Store:
     def __init__(self, place: str | Path) -> None:
         """``place``: a folder, or a URI such as ``s3://bucket/path?endpoint_override=…`` (credentials come from the environment)."""
-        self.place = str(place)
-        self._files, self._root = _filesystem(self.place)
+        self._files, self._root = _filesystem(str(place))
         self._local = isinstance(self._files, fs.LocalFileSystem)
+        self.place = self._root if self._local else str(place)
+        """The same for all processes, whatever folder they work in."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the parts lie; None in an object store."""
+        return Path(self._root) if self._local else None
 
     def parts(self) -> list[str]:
         """Paths of all parts, by name: the order in which they count. Those that were merged into another one (see ``merge``) are none any more."""

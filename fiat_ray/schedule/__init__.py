@@ -13,6 +13,7 @@ from fiat_ray import memory
 from fiat_ray.cluster import Raylet, check_shared, connect, memory_of, resolved, unit, wait_for_machines
 from fiat_ray.prepare import Prepared
 from fiat_ray.progress import Console
+from fiat_ray.reason.store import Store
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.evaluation import Evaluation
 from fiat_ray.schedule.hardware import Hardware
@@ -38,7 +39,7 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     if spending.reached:
         trials.outcome.stopped = f"{spending.reached}; {_left(reasoning, trials)}"
         return trials.outcome
-    hardware = _connect(prepared, run, console)
+    hardware = _connect(prepared, run, console, reasoning)
     where = resolved(prepared.config.where, hardware.unit)
     needed = memory.at_least(prepared.config, where, reasoning=reasoning.unfinished, tune=trials.to_tune, evaluate=trials.to_evaluate)
     memory.check(needed, memory_of(hardware.unit), "a GPU" if hardware.unit.gpus else "a machine")
@@ -83,11 +84,13 @@ def _left(reasoning: Reasoning, trials: Trials) -> str:
     return "; ".join(left)
 
 
-def _connect(prepared: Prepared, run: RunFolder, console: Console) -> Hardware:
+def _connect(prepared: Prepared, run: RunFolder, console: Console, reasoning: Reasoning) -> Hardware:
     connect()
     wait_for_machines(prepared.config.where, console)
     found = unit(prepared.config.where)
     what = f"{found.gpus:g} GPU" if found.gpus else f"{found.cpus:g} CPUs"
     console.line(f"Ray: room for {count(found.count, 'engine')} or as many tuning workers at a time, {what} each")
-    check_shared(run.path)
+    check_shared(run.path, "--out")
+    if reasoning.unfinished and prepared.config.store and (folder := Store(prepared.config.store).folder):  # reasoners write there themselves
+        check_shared(folder, "store")
     return Hardware(found)
