@@ -28,7 +28,6 @@ from fiat_ray.output import SUFFIXES, columns, writing
 from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_budget, requests_of
 from fiat_ray.progress import Console, clock
 from fiat_ray.reason.merge import merge
-from fiat_ray.reason.order import missing
 from fiat_ray.reason.requests import Requests, joined
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
@@ -204,15 +203,16 @@ class _Job:
     def _reason(self, requests: Requests, length: int) -> None:
         """Ask what the run's store lacks."""
         store, config = Store(self._run.folder.rationales), self._config
-        if not (lacking := missing(requests, store.known())):
+        watch = Watch(self._task.name, requests, store, config.reasoner)
+        if not watch.missing:
             return
         unit = self._unit()
         create = make_reasoner(replace(config, where=cluster.resolved(config.where, unit)), length)
         unit = cluster.reasoner_unit(config, unit)
         replicas = 1 if config.reasoner.is_remote else max(1, min(config.where.replicas, unit.count))
-        said = f"infer: {len(requests) - lacking:,} of {len(requests):,} rationales are stored; starting {replicas} reasoner(s)"
-        self._console.line(said, "reason", prompts=len(requests), missing=lacking)
-        watch, window = Watch(self._task.name, lacking, store, config.reasoner), window_of(config, unit)
+        said = f"infer: {len(requests) - watch.missing:,} of {len(requests):,} rationales are stored; starting {replicas} reasoner(s)"
+        self._console.line(said, "reason", prompts=len(requests), missing=watch.missing)
+        window = window_of(config, unit)
         with requests.shared(self._run.path, digest(str(self._folder.resolve()))) as shared, self._console.watching(watch, "reason"):
             deque(reason(shared, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, window=window), maxlen=0)
         merge(store)

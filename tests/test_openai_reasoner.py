@@ -244,7 +244,7 @@ def of_questions(tiny: Path, *questions: str) -> Requests:
 def test_the_stage_asks_an_endpoint_once_for_each_prompt(ray_local: None, tiny: Path, chat: ChatServer, tmp_path: Path) -> None:
     questions = [*(f"q{n}" for n in range(30)), "empty", "length", "context", "filtered"]
     requests, store = of_questions(tiny, *questions, *questions), Store(tmp_path)
-    watch = Watch("towns", len(requests), store, config(tiny, chat.url, price_in=1e6, price_out=1e6).reasoner)
+    watch = Watch("towns", requests, store, config(tiny, chat.url, price_in=1e6, price_out=1e6).reasoner)
     answered = list(reason(requests, store, partial(OpenAIReasoner, chat.url, "m", 32, (), 16), cpus=0, window=16))
     ended = {"ok": 30, "empty": 1, "length": 1, "prompt_too_long": 1, "engine_error": 1}
     assert Counter(row["status"] for row in store.table().to_pylist()) == ended and len(answered) == 34

@@ -13,19 +13,33 @@ import pyarrow.parquet as pq
 import pytest
 
 from fiat_ray import progress, schema
+from fiat_ray.reason.merge import FEWEST, merge
+from fiat_ray.reason.requests import Request, Requests, write
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 from fiat_ray.reason.watch import Watch
 
 
-def row(key: int, status: str = "ok", error: str = "", **tokens: int) -> dict[str, Any]:
-    return {"key": str(key), "status": status, "error": error, "tries": 1, "prompt_tokens": 1000, "cached_tokens": 750, "output_tokens": 50} | tokens
+def row(key: int | str, status: str = "ok", error: str = "", **changed: int) -> dict[str, Any]:
+    counts = {"tries": 1, "prompt_tokens": 1000, "cached_tokens": 750, "output_tokens": 50}
+    return {"key": str(key), "status": status, "error": error, **counts, **changed}
 
 
-def test_a_line_says_how_far_how_fast_and_what_failed(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def watch_of(store: Store, keys: int, reasoner: ReasonerConfig | None = None) -> Watch:
+    """Of a campaign that asks for the keys from 0 on."""
+    file = Path(store.place).with_name("requests.parquet")
+    write(file, [[Request(str(key)) for key in range(keys)]])
+    return Watch("rivers", Requests(file), store, reasoner or ReasonerConfig())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "rationales")
+
+
+def test_a_line_says_how_far_how_fast_and_what_failed(store: Store) -> None:
     store.write([row(0)])  # before the watch began
-    watch = Watch("rivers", 20, store, ReasonerConfig())
+    watch = watch_of(store, 21)
     assert watch.text() == "reason: rivers: 0/20 rows, starting …"
     store.write([row(1), row(2, "length"), row(3, "engine_error", "ValueError: too\n odd"), row(4, "engine_error", "ValueError: too odd")])
     text = watch.text()
@@ -36,18 +50,46 @@ def test_a_line_says_how_far_how_fast_and_what_failed(tmp_path: Path) -> None:
     assert now["status/engine_error"] == 2 and now["status/ok"] == 1
 
 
-def test_a_script_has_no_prefix_cache(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    watch = Watch("rivers", 2, store, ReasonerConfig())
+def test_what_others_write_and_what_is_merged_costs_nothing(store: Store) -> None:
+    """Another campaign shares the store, and merges it. Nor is anything to be counted where nothing is missing."""
+    store.write([row(0), row(1, "engine_error"), row("theirs")])
+    watch = watch_of(store, 4, ReasonerConfig(kind="openai", price_in=1000.0, price_out=0.0))
+    nothing = watch_of(store, 1)
+    assert (watch.missing, nothing.missing) == (3, 0)
+
+    def costs(rows: int, charged: float) -> bool:
+        now = watch.numbers()
+        return (now["rows"], now["missing"], watch.charged) == (rows, 3 - rows, charged)
+
+    for number in range(FEWEST):
+        store.write([row(f"theirs {number}")])
+    assert costs(0, 0)
+    merge(store)
+    assert costs(0, 0), "the first try of key 1 was before"
+    store.write([row(1, tries=2, status="engine_error"), row(2), row("theirs, too")])
+    assert costs(2, 2)
+    store.write([row(2), row(1, tries=3)])  # theirs, and another try
+    assert costs(2, 3)
+    for number in range(FEWEST):
+        store.write([row(f"more of theirs {number}")])
+    merge(store)
+    assert costs(2, 3) and len(store.parts()) < FEWEST
+    store.write([row(3)])
+    assert costs(3, 4) and nothing.numbers()["rows"] == 0
+
+
+def test_a_script_has_no_prefix_cache(store: Store) -> None:
+    watch = watch_of(store, 2)
     store.write([row(1, prompt_tokens=0, cached_tokens=0)])
     assert "cached" not in watch.text()
 
 
-def test_parts_of_older_versions_are_read(tmp_path: Path) -> None:
+def test_parts_of_older_versions_are_read(store: Store) -> None:
     """They lack the column of cached tokens."""
     old = pa.schema([field for field in schema.RATIONALES if field.name != "cached_tokens"])
-    store, watch = Store(tmp_path), Watch("rivers", 2, Store(tmp_path), ReasonerConfig())
-    pq.write_table(pa.Table.from_pylist([row(1)], schema=old), tmp_path / "part-0.parquet")
+    watch = watch_of(store, 2)
+    Path(store.place).mkdir()
+    pq.write_table(pa.Table.from_pylist([row(1)], schema=old), store.path("part-0.parquet"))
     assert store.read(["1"])["1"]["cached_tokens"] is None and "1/2 rows" in watch.text()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from fiat_ray.reason.requests import Requests
-from fiat_ray.reason.store import Known
+from fiat_ray.reason.store import DIGEST, Known, digests, find
 
 MOST_ROWS = 1024
 """Rows of a block: few enough that engines end together, and many enough that a block's own cost is small."""
@@ -40,7 +40,13 @@ def blocks(requests: Requests, known: Known, replicas: int, window: int) -> list
 
 def missing(requests: Requests, known: Known) -> int:
     """How many requests ``known`` lacks."""
-    return sum(int((~known.has(table["key"])).sum()) for table in requests.columns("key"))
+    return len(lacking(requests, known))
+
+
+def lacking(requests: Requests, known: Known) -> np.ndarray:
+    """Digests of their keys, sorted."""
+    found = np.concatenate([np.empty(0, DIGEST), *(digests(table["key"]) for table in requests.columns("key"))])
+    return np.sort(found[find(known.finished, found) < 0])
 
 
 def _missing(requests: Requests, known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -94,10 +94,9 @@ class Reasoning:
         for task, requests in self._prepared.requests.items():
             if self._stopped:
                 break
-            total, lacking = len(requests), missing(requests, self._store.known())
-            said = f"reason: {task}: {total} distinct prompts, {total - lacking} stored; starting {replicas} reasoner(s)"
-            self._console.line(said, "reason", task=task, prompts=total, missing=lacking)
-            watch = Watch(task, lacking, self._store, config.reasoner)
+            total, watch = len(requests), Watch(task, requests, self._store, config.reasoner)
+            said = f"reason: {task}: {total} distinct prompts, {total - watch.missing} stored; starting {replicas} reasoner(s)"
+            self._console.line(said, "reason", task=task, prompts=total, missing=watch.missing)
             self._watches.append(watch)
             options: dict[str, Any] = {"replicas": replicas, "cpus": unit.cpus, "gpus": unit.gpus, "window": window, "stop": self._run.stop}
             with requests.shared(self._run.path) as shared:
