@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +32,9 @@ DRAWN = "drawn.json"
 ID, GROUP, EXAMPLE = "@id", "@group", "@example"
 """Fields that a row has in a run's task folder beside its own. No template can name them: they are no identifiers."""
 
+ABANDONED = 6 * 3600.0
+"""Seconds after which nobody is writing a part of the store any more; it takes one."""
+
 
 class RunFolder:
     def __init__(self, path: str | Path) -> None:
@@ -40,9 +45,23 @@ class RunFolder:
         self.path = place_for(path, "a run directory")
 
     def sweep(self) -> None:
-        """Remove what a killed run left half-written. Only under the run's lock: nobody else writes here."""
-        for path in [*self.path.glob(".ray-train-*"), self.stop, *self.path.glob("trials/*/.*"), *self.path.glob("**/.*.tmp")]:
+        """Remove what a killed run left half-written. Only under the run's lock: nobody else writes here, but ``infer`` and who shares the store."""
+        for path in [*self.path.glob(".ray-train-*"), self.stop, *self.path.glob("trials/*/.*"), *self._half_written()]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _half_written(self) -> Iterator[Path]:
+        for folder, folders, names in os.walk(self.path):
+            folders[:] = [name for name in folders if not name.startswith(".")]  # one may be an ``infer``'s, whose output lies here
+            found = (Path(folder, name) for name in names if name.startswith(".") and name.endswith(".tmp"))
+            yield from (path for path in found if not self._is_in_use(path))
+
+    def _is_in_use(self, path: Path) -> bool:
+        """Whether another process may be writing a part of the store, or holds a file for its reasoners to read."""
+        try:
+            young = path.parent == self.rationales and time.time() - path.stat().st_mtime < ABANDONED
+            return young or _is_locked(path)
+        except OSError:  # it has its final name by now, or is another user's
+            return True
 
     @contextmanager
     def only_one(self) -> Iterator[None]:
@@ -179,6 +198,16 @@ def locked(folder: Path, said: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(said) from None
         yield
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file (see ``Requests.shared``)."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def place_for(path: str | Path, what: str) -> Path:

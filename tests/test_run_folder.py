@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from fiat_ray.errors import UserError
 from fiat_ray.length import Lengths
 from fiat_ray.prepare import drawn, load_tasks, prepare
 from fiat_ray.progress import Console
-from fiat_ray.run_folder import DRAWN, RunFolder
+from fiat_ray.reason import requests
+from fiat_ray.run_folder import ABANDONED, DRAWN, RunFolder
 from fiat_ray.task import Task, limited
 
 ODD = 'lone \ud800 surrogate, line\u2028separator, "quoted", <|im_start|>, \x00 and \x1b'
@@ -266,3 +268,33 @@ def test_what_a_killed_run_left_half_written_goes_and_nothing_else(tmp_path: Pat
         path.write_text("")
     run.sweep()
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(stays)
+
+
+def test_what_others_are_at_in_a_run_stays(tmp_path: Path) -> None:
+    """An ``infer``, whose reasoners read its requests and whose output may lie in the run, and campaigns that share the run's store."""
+    run, now = RunFolder(tmp_path / "run"), time.time()
+    requests.write(tmp_path / "requests.parquet", [[requests.Request("a")]])
+    theirs = {run.rationales / ".part.tmp": 60.0, run.path / "said" / ".answers.jsonl.parts" / ".rows.tmp": 0.0}
+    left = {run.rationales / ".old.tmp": ABANDONED + 60.0, run.path / ".requests-killed.tmp": 0.0}
+    for path, age in (theirs | left).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+        os.utime(path, (now - age, now - age))
+    with requests.Requests(tmp_path / "requests.parquet").shared(run.path, "infer") as shared:
+        run.sweep()
+        assert len(shared) == 1 and all(path.exists() for path in theirs) and not any(path.exists() for path in left)
+    assert not shared.file.exists()
+
+
+def test_the_requests_of_a_killed_infer_go(tmp_path: Path) -> None:
+    requests.write(tmp_path / "requests.parquet", [[requests.Request("a")]])
+    program = (
+        "import os, signal, sys; from pathlib import Path; from fiat_ray.reason.requests import Requests\n"
+        "with Requests(Path(sys.argv[1]) / 'requests.parquet').shared(Path(sys.argv[1]) / 'run'): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=False)
+    assert len(list(run.path.iterdir())) == 1
+    run.sweep()
+    assert not list(run.path.iterdir())

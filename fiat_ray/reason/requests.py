@@ -5,6 +5,7 @@ Requests lie in a Parquet file, in the order that a prefix cache likes, and are 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -114,8 +115,10 @@ class Requests:
         file = run / f".requests-{name or uuid.uuid4().hex}.tmp"
         file.unlink(missing_ok=True)
         try:
-            shutil.copyfile(self.file, file)
-            yield replace(self, file=file, folder=None)
+            with file.open("w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)  # until this process ends, a run that starts meanwhile does not sweep it away
+                shutil.copyfile(self.file, file)
+                yield replace(self, file=file, folder=None)
         finally:
             file.unlink(missing_ok=True)
 
