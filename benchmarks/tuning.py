@@ -309,10 +309,11 @@ def watched(config: dict[str, Any]) -> None:
             noted["marks"].append((time.perf_counter(), self.tokens, self.supervised_tokens, self.losses[-1]))
 
     class Keeper(resume.Keeper):
-        def keep(self, *arguments: Any) -> None:
+        def keep(self, *arguments: Any) -> str:
             start = time.perf_counter()
-            super().keep(*arguments)
+            said = super().keep(*arguments)
             noted["kept"].append(time.perf_counter() - start)
+            return said
 
     resume.KEEP_SECONDS = KEEP_AFTER
     trial.DeepSpeedTunable, trial.Keeper = Tunable, Keeper  # type: ignore[attr-defined, misc]

@@ -21,6 +21,7 @@ from fiat_ray.draw import number_of_steps, steps_of
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import prepare
 from fiat_ray.reason.store import Store
+from fiat_ray.run_folder import RunFolder
 from fiat_ray.runs import run_config
 from fiat_ray.task import Task
 from fiat_ray.text import WIDTH
@@ -159,6 +160,21 @@ def test_disk_is_what_is_not_there_yet(tiny: Path, tmp_path: Path) -> None:
     assert found["needed"]["rationales"] >= 6 * 32 * disk.TOKEN
     shared = planning.plan(config(tiny, store=str(tmp_path / "store")), towns(), run=tmp_path)["disk"]
     assert shared[0]["needed"]["their copy in the run"] == shared[0]["needed"]["rationales"]
+
+
+@pytest.mark.parametrize(
+    ("where", "at_once"), [({}, 1), ({"replicas": 2}, 2), ({"replicas": 5, "workers": 2}, 2), ({"gpus": 1, "tunings_per_gpu": 3}, 3)]
+)
+def test_disk_holds_two_states_of_each_tuning_side_by_side(tiny: Path, tmp_path: Path, where: dict[str, Any], at_once: int) -> None:
+    asked = config(tiny, methods=["fiat", "no_peft"], seeds=[0, 1], where={"gpus": 0, **where})
+    prepared, run = prepare(asked, towns()), RunFolder(tmp_path)
+    full = 2 * disk.KEPT * models.parameters(tiny).total
+    lora = 2 * disk.KEPT * disk._weights(tiny, True, asked.lora) // disk.WEIGHT
+    [found] = planning.of(prepared, tmp_path)["disk"]
+    what = "states that broken-off tunings go on from"
+    assert found["needed"][what] == sum(sorted([full, full, lora, lora], reverse=True)[:at_once])
+    [found] = disk.disk(prepared, run, units=100)
+    assert found["needed"][what] == 2 * full + 2 * lora, "no more run side by side than there are"
 
 
 def test_an_adapter_takes_what_was_planned(tiny: Path, tmp_path: Path) -> None:

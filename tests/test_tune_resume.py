@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from fiat_ray import artifact, runs
 from fiat_ray import config as configs
@@ -41,9 +45,23 @@ def config(tiny: Path) -> configs.Config:
     )
 
 
-def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: int, killed_after: int | None) -> None:
-    """In a process of its own: the trial, keeping its state at every step; SIGKILL after so many updates of both learning rates together."""
-    import torch
+@contextmanager
+def no_room() -> Iterator[None]:
+    """While a state is written, the disk has no room for a DeepSpeed file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes fail with an OSError then
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: int, killed_after: int | None, full_after: int | None = None) -> None:
+    """In a process of its own: the trial, keeping its state at every step; SIGKILL after so many updates of both learning rates together.
+
+    ``full_after``: of updates, from when on the disk is full whenever a state is kept.
+    """
     import torch.distributed as dist
 
     from fiat_ray.tune.lane import _quiet_deepspeed
@@ -65,16 +83,22 @@ def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: 
         update(self)
         updates += 1
 
-    DeepSpeedTunable.update = counted  # type: ignore[method-assign]
+    keep = DeepSpeedTunable.keep
+
+    def kept(self: DeepSpeedTunable, folder: Path) -> None:
+        with no_room() if full_after is not None and updates > full_after else nullcontext():
+            keep(self, folder)
+
+    DeepSpeedTunable.update, DeepSpeedTunable.keep = counted, kept  # type: ignore[method-assign]
     run_trial(trial, RunFolder(run), zero, 1.0, lambda text, *_: print(text, file=(run / "said").open("a")))
     (run / f"updates-{rank}").write_text(str(updates))
 
 
-def sitting(run: Path, trial: Trial, zero: int = 0, workers: int = 1, killed_after: int | None = None) -> int:
+def sitting(run: Path, trial: Trial, zero: int = 0, workers: int = 1, killed_after: int | None = None, full_after: int | None = None) -> int:
     """How many updates it took; checks that it ended as it should."""
     meeting = run / f"meeting-{len(list(run.glob('meeting-*')))}"
     spawn = get_context("spawn")
-    processes = [spawn.Process(target=tune, args=(rank, workers, meeting, run, trial, zero, killed_after)) for rank in range(workers)]
+    processes = [spawn.Process(target=tune, args=(rank, workers, meeting, run, trial, zero, killed_after, full_after)) for rank in range(workers)]
     for process in processes:
         process.start()
     for process in processes:
@@ -125,6 +149,35 @@ def test_killed_in_mid_epoch_with_each_learning_rate(make_run: Any, tiny: Path, 
     assert [line for line in (run / "said").read_text().splitlines() if "goes on" in line] == [f"goes on after step 3/{STEPS}"] * workers * 2
     assert content(run, trial) == content(undisturbed, trial)
     assert not list(run.rglob("resume*"))
+
+
+@pytest.mark.timeout(300)
+def test_a_disk_that_is_full_costs_the_state_and_not_the_trial(make_run: Any, tiny: Path) -> None:
+    """What was kept before stays, and is gone on from."""
+    trial, run, undisturbed = trial_of(tiny, "no_cot"), make_run("full"), make_run("undisturbed")
+    assert sitting(undisturbed, trial) == 2 * STEPS
+    sitting(run, trial, killed_after=7, full_after=3)
+    assert len(list(run.rglob("resume-*"))) == 1
+    assert sitting(run, trial, full_after=0) == 2 * STEPS - 3
+    said = (run / "said").read_text().splitlines()
+    assert said.count(f"goes on after step 3/{STEPS}") == 1
+    [first, second] = [line for line in said if "can't be kept" in line]
+    assert first.endswith("once broken off, it goes on from what was kept before") and second.endswith("from what was kept before")
+    assert content(run, trial) == content(undisturbed, trial)
+    assert not list(run.rglob("resume*"))
+
+
+def test_a_state_is_not_begun_where_there_is_no_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        keeper = resume.Keeper(tmp_path / "trial", {})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # type: ignore[attr-defined]
+        said = keeper.keep("0-1", {}, {"weight": torch.zeros(1000)}, lambda folder: pytest.fail("it was begun"))
+        assert said == "0 MiB are free, and it takes 0 MiB" and not list((tmp_path / "trial").iterdir())
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.timeout(300)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import uuid
 
-from fiat_ray import memory
+from fiat_ray import disk, memory
 from fiat_ray.cluster import Raylet, check_shared, connect, memory_of, resolved, unit, wait_for_machines
 from fiat_ray.prepare import Prepared
 from fiat_ray.progress import Console
@@ -43,6 +43,8 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     where = resolved(prepared.config.where, hardware.unit)
     needed = memory.at_least(prepared.config, where, reasoning=reasoning.unfinished, tune=trials.to_tune, evaluate=trials.to_evaluate)
     memory.check(needed, memory_of(hardware.unit), "a GPU" if hardware.unit.gpus else "a machine")
+    if trials.to_tune:
+        disk.check(prepared, run, hardware.unit.count)
     raylet = Raylet()
     hardware.start(0, raylet.watch)
     storage = run.path / f".ray-train-{uuid.uuid4().hex[:8]}"

@@ -79,6 +79,8 @@ class Tuning:
                 self._retry(report.trial, report.error)
             elif report.ended:
                 self._console.line(f"tuned {trial.name}", "tune", trial=trial.name)
+            elif report.lasting:
+                self._console.line(f"tune {trial.name}: {report.text}", "tune", trial=trial.name)
             else:
                 self._console.status(f"tune {trial.name}: {report.text}", "tune", trial=trial.name, step=report.step, steps=report.steps)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ class Report:
     text: str
     step: int = 0
     steps: int = 0
+    lasting: bool = False
+    """To be read later too."""
     ended: bool = False
     error: str | None = None
 
@@ -93,7 +94,7 @@ def _work(config: dict[str, Any]) -> None:
 
     from fiat_ray.cluster import end_with_raylet
     from fiat_ray.run_folder import RunFolder
-    from fiat_ray.tune.trial import run_trial
+    from fiat_ray.tune.trial import Progress, run_trial
 
     end_with_raylet()
     _quiet_deepspeed()
@@ -102,8 +103,8 @@ def _work(config: dict[str, Any]) -> None:
     board, rank, run = config["board"], dist.get_rank(), RunFolder(config["run"])
     os.chdir(run.path)
 
-    def say(trial: Trial) -> Callable[[str, int, int], None]:
-        return lambda text, step, steps: board.report.remote(Report(trial.name, text, step, steps)) if rank == 0 else None
+    def say(trial: Trial) -> Progress:
+        return lambda *said: board.report.remote(Report(trial.name, *said)) if rank == 0 else None
 
     while True:
         chosen = [ray.get(board.take.remote(config["lane"])) if rank == 0 else None]

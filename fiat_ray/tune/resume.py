@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fiat_ray import artifact
+from fiat_ray import artifact, disk
 from fiat_ray.errors import UserError
+from fiat_ray.text import size_of
 
 KEEP_SECONDS = 300.0
 """How often a tuning's state is kept: what a break-off costs at most. Shorter tunings, which keep nothing, just start over."""
@@ -71,9 +73,33 @@ class Keeper:
             dist.broadcast(due := due.to("cuda" if dist.get_backend() == "nccl" else "cpu"), 0)
         return bool(due)
 
-    def keep(self, name: str, progress: Mapping[str, Any], best: Mapping[str, torch.Tensor], save: Callable[[Path], None]) -> None:
-        """``save`` writes the workers' shares into a folder, which has a ``name`` of its own. The state before stays until this one is whole."""
-        start, folder, first = time.monotonic(), self._place / f"resume-{name}", dist.get_rank() == 0
+    def keep(self, name: str, progress: Mapping[str, Any], best: Mapping[str, torch.Tensor], save: Callable[[Path], None]) -> str:
+        """``save`` writes the workers' shares into a folder, which has a ``name`` of its own. The state before stays until this one is whole.
+
+        Returns what was in the way, where the disk has no room for it; the state before stays then too.
+        """
+        start, folder, said = time.monotonic(), self._place / f"resume-{name}", ""
+        try:
+            said = self._lack_of_room(disk.KEPT * sum(tensor.numel() for tensor in best.values()))
+            if not said:
+                self._write(folder, progress, best, save)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+            if dist.get_world_size() > 1:
+                raise  # the other workers wait in a collective
+            shutil.rmtree(folder, ignore_errors=True)
+            said = " ".join(str(error).split())[:160]
+        self._next = time.monotonic() + max(KEEP_SECONDS, (time.monotonic() - start) / MOST_SHARE)
+        return said
+
+    def _lack_of_room(self, size: int) -> str:
+        """In words, the same on all workers: none begins what one of them could not end."""
+        self._place.mkdir(parents=True, exist_ok=True)
+        free = [shutil.disk_usage(self._place).free]
+        dist.broadcast_object_list(free)
+        return f"{size_of(free[0])} are free, and it takes {size_of(size)}" if free[0] < size else ""
+
+    def _write(self, folder: Path, progress: Mapping[str, Any], best: Mapping[str, torch.Tensor], save: Callable[[Path], None]) -> None:
+        first = dist.get_rank() == 0
         if first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -86,7 +112,6 @@ class Keeper:
             record = {"identity": self._identity, "folder": folder.name, "files": _hashes(folder, durable=True), "progress": dict(progress)}
             artifact.write_json(self._place / RECORD, record)
             self._remove(other_than=folder)
-        self._next = time.monotonic() + max(KEEP_SECONDS, (time.monotonic() - start) / MOST_SHARE)
 
     def forget(self) -> None:
         """Delete everything that was kept."""

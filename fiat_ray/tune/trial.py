@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -31,8 +31,10 @@ RECORDED = ("name", "task", "method", "tunable", "seed", "train_size", "fingerpr
 KEPT = ("history", "validated", "tokens", "supervised_tokens")
 """What of a session is kept as it is, beside its best state."""
 
-Progress = Callable[[str, int, int], None]
-"""Is told what goes on, the step, and how many there are."""
+
+class Progress(Protocol):
+    def __call__(self, text: str, step: int, steps: int, lasting: bool = False, /) -> None:
+        """Is told what goes on, the step, and how many there are. ``lasting``: to be read later too."""
 
 
 @dataclass
@@ -98,6 +100,8 @@ class _Session:
         self.dtype = precision(self.base, trial.recipe.peft, workers)
         identity = {"fingerprint": trial.fingerprint, "augmented": seal, "zero": zero, "workers": workers, "dtype": str(self.dtype)}
         self.keeper = Keeper(folder, identity)
+        self.warned = False
+        """That its state can't be kept."""
         self.kept = self.keeper.find()
         if self.kept:
             self._go_on(self.kept)
@@ -176,7 +180,11 @@ class _Session:
             "best": {"validation": asdict(self.best.validation), "learning_rate": self.best.learning_rate, "step": self.best.step},
         }
         name = f"{self.trial.learning_rates.index(learning_rate)}-{tunable.step}"
-        self.keeper.keep(name, progress, self.best.state, tunable.keep)
+        said = self.keeper.keep(name, progress, self.best.state, tunable.keep)
+        if said and not self.warned:
+            self.warned = True
+            text = f"its state can't be kept ({said}); once broken off, it goes on from what was kept before"
+            self.progress(text, tunable.step, self.steps, True)
 
     def _go_on(self, kept: Kept) -> None:
         for name in KEPT:
