@@ -1,14 +1,16 @@
-"""The report of tasks that are scored by another metric than the paper's."""
+"""The report of tasks unlike the paper's: scored by another metric, or tuned on languages that are not tested."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 from run_directory import write_run
 
 from fiat_ray.metrics import shown_metrics
-from fiat_ray.report import page
+from fiat_ray.report import page, terminal
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
 
@@ -39,3 +41,17 @@ def test_the_tasks_metric_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert gain and gain.low is not None and gain.low > 0
     assert whole and whole.low is not None and whole.high is not None and whole.low < (whole.difference or 0) <= whole.high <= 100
     assert whole.difference == pytest.approx(results.value("rivers", "fiat", "xs", metric))
+
+
+def test_a_language_without_test_rows_is_in_no_mean(tmp_path: Path) -> None:
+    """Cross-lingual transfer: train rows in English alone, test rows in four other languages."""
+    run = write_run(tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    of_task = manifest["tasks"]["rivers"]
+    of_task |= {"languages": ["en", *of_task["languages"]], "rows": of_task["rows"] | {"train": {"en": 48}}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    html, text = page.build(run).read_text("utf-8"), terminal.console_table(run)
+    assert "means of 4 languages" in html and "F1 is the mean of 4 languages (fi bn ur ja)." in html and "5 languages" not in html
+    assert "rivers: means of 4 languages on test (fi bn ur ja)" in text and "5 languages" not in text
+    for table in ("per_language", "language_differences", "rationale_use", "figure3_gain_by_language"):
+        assert not re.search(r"\ben\b", (run / "report" / f"{table}.csv").read_text("utf-8")), table

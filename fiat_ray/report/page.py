@@ -111,7 +111,7 @@ def _asked(results: Results) -> str:
     pairs = []
     for task, of in manifest["tasks"].items():
         rows = count(sum(of["rows"].get("test", {}).values()), "test row")
-        pairs.append((f"Task {task}", f"{metric_title(of['metric'])} on {rows} in {count(len(of['languages']), 'language')}"))
+        pairs.append((f"Task {task}", f"{metric_title(of['metric'])} on {rows} in {count(len(results.languages(task)), 'language')}"))
     pairs += [("Reasoner" if name == "reasoner" else f"Tunable {name}", _model(model)) for name, model in run.models.items()]
     pairs.append(("Trials", f"{sum(trial['tuned'] for trial in run.trials)} of {len(run.trials)} tuned"))
     return _pairs(pairs)

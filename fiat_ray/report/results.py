@@ -73,7 +73,9 @@ class Results:
         return "accuracy" if metric in OF_ALL_ROWS else metric
 
     def languages(self, task: str) -> list[str]:
-        return list(self.run.manifest["tasks"][task]["languages"])
+        """Those with test rows: a task may be tuned on others."""
+        of = self.run.manifest["tasks"][task]
+        return [language for language in of["languages"] if language in of["rows"]["test"]]
 
     def averages(self, task: str) -> list[str]:
         """Names of the task's averages, the headline first: ``mean``, or for cross-lingual QA, Full, ``mean_22``.
