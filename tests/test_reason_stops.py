@@ -19,6 +19,7 @@ import tiny_model
 from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.length import measure
 from fiat_ray.reason.failures import FEWEST_ROWS, Failures
+from fiat_ray.reason.order import missing
 from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner
 from fiat_ray.reason.requests import Requests, scripted_requests
 from fiat_ray.reason.stage import ANSWERED, reason
@@ -37,6 +38,8 @@ def reason(row):
     if question.startswith("fails"):
         time.sleep(0.2)  # sixteen at a time: slow enough for a busy driver to stop the stage before most of them
         raise ValueError("as it was told to")
+    if question.startswith("unlucky") and not CALLS.with_name("up").exists():
+        raise ConnectionError("503")
     what, _, times = question.partition(" ")
     if what in ("hangs", "stops") and CALLS.read_text().splitlines().count(question) <= int(times):
         if what == "stops":
@@ -182,6 +185,18 @@ def test_a_failing_stage_ends_early_and_a_failing_row_does_not_end_it(ray_local:
         bench.run(many, window=16)
     assert len(bench.store.table()) < 600, "most rows were spared"
     assert set(bench.store.known().tries.values()) == {1}, "what fails everywhere is not tried out: it may be put right"
+
+
+@pytest.mark.parametrize("rows", [1, 10, 72])
+def test_an_outage_makes_no_row_final_however_few_they_are(ray_local: None, bench: Bench, rows: int) -> None:
+    """The blocks of 72 rows are smaller than ``FEWEST_ROWS``."""
+    requests = bench.requests(*[f"unlucky {n}" for n in range(rows)])
+    with pytest.raises(Unfinished, match=r"rows failed: \d+ by 'engine_error: ConnectionError: 503' \(bn \d+\)"):
+        bench.run(requests, window=32)
+    assert missing(requests, bench.store.known()) == rows and set(bench.store.known().tries.values()) == {1}
+    bench.script.with_name("up").touch()
+    bench.run(requests, window=32)
+    assert {row["status"] for row in bench.store.read(requests.distinct()).values()} == {"ok"} and not missing(requests, bench.store.known())
 
 
 CONFIG = """

@@ -14,11 +14,12 @@ FAILED = ("engine_error", "prompt_too_long")
 MOST_SHARE = 0.5
 
 FEWEST_ROWS, FEWEST_SHARE = 20, 0.1
-"""Of how many rows, and of which part of all, the share is taken at the earliest: rows that are alike come together, and so do their failures."""
+"""Of how many rows, and of which part of all, the share is taken at the earliest while others are to come: rows that are alike come together, and so
+do their failures."""
 
 
-def too_many(failed: int, rows: int, fewest: float = FEWEST_ROWS) -> bool:
-    return rows >= fewest and failed >= MOST_SHARE * rows
+def too_many(failed: int, rows: int) -> bool:
+    return 0 < rows * MOST_SHARE <= failed
 
 
 class Failures:
@@ -36,8 +37,16 @@ class Failures:
                 cause = f"{row['status']}: {row['error']}"[:120] if row["error"] else row["status"]
                 self._failed.setdefault(cause, Counter())[row["language"] or "no language"] += 1
         failed = sum(languages.total() for languages in self._failed.values())
-        if too_many(failed, self._rows, self._fewest):
-            raise Unfinished(f"reasoning stopped, because {failed} of {self._rows} rows failed: {self._causes()}")
+        if self._rows >= self._fewest and too_many(failed, self._rows):
+            raise self._stopped(failed)
+
+    def check_all(self, engine_errors: int) -> None:
+        """When all were asked, however few they are. Raises ``Unfinished`` where too many of them may be asked again."""
+        if too_many(engine_errors, self._rows):
+            raise self._stopped(sum(languages.total() for languages in self._failed.values()))
+
+    def _stopped(self, failed: int) -> Unfinished:
+        return Unfinished(f"reasoning stopped, because {failed} of {self._rows} rows failed: {self._causes()}")
 
     def _causes(self) -> str:
         """The three commonest causes with their languages."""

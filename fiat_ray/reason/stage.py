@@ -67,6 +67,7 @@ def reason(
     after ``MOST_STRIKES``, and where too many rows fail; ``UserError`` where the store can't be written or a reasoner raises one.
     """
     strikes: list[str] = []
+    again = False
     actor = (create, str(requests.file), dict(requests.prefixes), store.place, window, patience, stop)
     while todo := blocks(requests, store.known(), replicas, window):
         left = sum(map(len, todo))
@@ -79,6 +80,9 @@ def reason(
                     yield from answered.to_pylist()
             if not left or (stop is not None and stop.exists()):  # where all is answered, a store of a million rows need not be read again to know it
                 return
+            if not again:  # later only those are asked that failed, and all of them may
+                failures.check_all(left)
+            again = True
         except EngineFailed as failed:
             strikes.append(str(failed))
         if len(strikes) == MOST_STRIKES:
