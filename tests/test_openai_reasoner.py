@@ -176,6 +176,14 @@ def test_a_broken_config_is_no_rows_failure(chat: ChatServer, monkeypatch: pytes
     assert "\n" not in str(caught.value)
 
 
+def test_a_row_that_is_forbidden_after_others_were_answered_is_one_rows_failure(chat: ChatServer) -> None:
+    """Gateways refuse single prompts so."""
+    well, forbidden = ask(chat, "well", "forbidden", concurrency=1)
+    assert (well.status, forbidden.status, forbidden.error) == ("ok", "engine_error", "403: not yours")
+    with pytest.raises(UserError, match="the endpoint answers 403, not yours"):
+        ask(chat, "forbidden", "well", concurrency=1)
+
+
 @pytest.mark.usefixtures("impatient")
 def test_an_endpoint_that_is_not_there_is_named() -> None:
     with chat_server.serving() as gone:

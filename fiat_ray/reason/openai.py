@@ -29,8 +29,11 @@ PATIENCE = 300.0
 LONGEST_PAUSE = 120
 """Seconds of ``Retry-After`` that the client waits for. A longer one is about a quota, and the same for all rows."""
 
-BROKEN = (401, 402, 403, 404)
-"""What an endpoint says to every row alike: no or a wrong key, no credit, no access, no such model or path."""
+FORBIDDEN = 403
+"""No access; or, of an endpoint that has answered before, a gateway's refusal of one prompt."""
+
+BROKEN = (401, 402, 404)
+"""What an endpoint says to every row alike: no or a wrong key, no credit, no such model or path."""
 
 TOO_LONG = re.compile(
     r"context.?(length|window|size)|(prompt|input|request) is too (long|large)|token count|too many \w*.?tokens|number of (input )?tokens",
@@ -50,6 +53,7 @@ class OpenAIReasoner:
             raise UserError(f"{KEY}: holds spaces or other characters that no key has; set it anew")
         self._client = AsyncOpenAI(api_key=self._key or "none", base_url=base_url, max_retries=RETRIES, timeout=PATIENCE)
         self._free = asyncio.Semaphore(concurrency)
+        self._has_answered = False
 
     async def reason(self, prefix: Sequence[int], ids: Sequence[int], row: str) -> Answer:
         from openai import OpenAIError
@@ -62,7 +66,9 @@ class OpenAIReasoner:
                 return replace(self._failed(error), seconds=time.perf_counter() - start)
             except ValueError:  # half of a JSON text, or none
                 done = None
-        return _answer(done, time.perf_counter() - start)
+        answer = _answer(done, time.perf_counter() - start)
+        self._has_answered |= answer.status != "engine_error"
+        return answer
 
     def _failed(self, error: Exception) -> Answer:
         """The row's own failure. Raises ``UserError`` where every other row would fail for the same reason."""
@@ -73,8 +79,9 @@ class OpenAIReasoner:
         said, status = self._said(error.body["message"] if isinstance(error.body, dict) and error.body.get("message") else error), error.status_code
         if status in (400, 413, 422) and (error.code == "context_length_exceeded" or TOO_LONG.search(said)):
             return Answer("prompt_too_long", error=said)
-        if status in BROKEN or error.code == "insufficient_quota" or error.param in self._parameters:
-            key = f"; {KEY} is {'set' if self._key else 'not set'} where the reasoner runs" if status in (401, 403) else ""
+        is_broken = status in BROKEN or (status == FORBIDDEN and not self._has_answered)
+        if is_broken or error.code == "insufficient_quota" or error.param in self._parameters:
+            key = f"; {KEY} is {'set' if self._key else 'not set'} where the reasoner runs" if status in (401, FORBIDDEN) else ""
             raise UserError(f"reasoner.model: {self._model} at {self._url}: the endpoint answers {status}, {said}{key}") from None
         pause = error.response.headers.get("retry-after", "")
         if pause.isdigit() and int(pause) > LONGEST_PAUSE:
