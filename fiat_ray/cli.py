@@ -99,8 +99,9 @@ def _init(parsed: argparse.Namespace) -> None:
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {count(len(task.languages), 'language')}")
     print(f"from: {started.source}\ninput: {task.input}")
-    if started.group:
-        print(f"group: rows with the same {' and '.join(started.group)} stay in one split, and count as one where intervals are drawn")
+    if started.same:
+        kept = "" if "example" in started.same else " stay in one split, and"
+        print(f"group: rows with the same {' and '.join(started.same['group'])}{kept} count as one where intervals are drawn")
     if started.takes:
         print(f"config.yaml: {started.takes}")
     if not task.exemplars:

@@ -26,7 +26,7 @@ DRAFTED_EXEMPLARS = 4
 """As many as the paper's authors wrote by hand for a language."""
 
 MOST_OF_ROWS = 0.1
-"""Share of all rows that may ask about one passage, for passages to be kept in one split."""
+"""Share of all rows that may ask about one passage, for it to be kept in one split."""
 
 NO_INPUT = ("id", "split", "language", "lang")
 PASSAGES = ("passage", "context", "text")
@@ -92,9 +92,8 @@ def from_rows(
     )
     _check_definition(task)
     split = split or ("split" if any("split" in raw for _, raw in placed) else None)
-    group = group or (shared_passage(placed, template, cut) if split is None else [])
-    keys = group_fields({"input": template, "target": target} | ({"group": group} if group else {}))
-    task = replace(task, rows=tuple(_rows(task, placed, split, keys, seed, (validation_share, test_share))))
+    same = row_keys(placed, template, cut, group, split)
+    task = replace(task, rows=tuple(_rows(task, placed, split, same, seed, (validation_share, test_share))))
     if exemplars is not None:
         task = replace(task, exemplars=tuple(_given(task, place, raw) for place, raw in placed_rows(exemplars)))
         task = without_overlap(task)
@@ -153,28 +152,45 @@ def _longest(names: Sequence[str], placed: Placed) -> str | None:
 # Splits
 
 
-def shared_passage(placed: Placed, template: str, cut: str | None) -> list[str]:
-    """The passage, where there are several questions about one: in two splits it would help to score itself, and they are no independent evidence.
+def row_keys(placed: Placed, template: str, cut: str | None, group: str | Sequence[str] | None, split: str | None) -> dict[str, list[str]]:
+    """``group`` and ``example`` of ``task.yaml``, where they are not the input's fields. ``group``: somebody's own.
 
-    Not where so many share one that it would upset the splits.
+    Where there are several questions about one passage it is their group: in two splits it would help to score itself, and they are no independent
+    evidence. A passage that so many share that it would upset the splits may stand in two: then rows are the same only where their inputs are.
     """
+    if group:
+        return {"group": [group] if isinstance(group, str) else list(group)}
     fields = template_fields(template)
-    if cut is None or cut.lower() not in PASSAGES or cut not in fields:
-        return []
-    inputs = [tuple(text_field(raw, name, place) for name in fields) for place, raw in placed]
-    rows, asked = (Counter(texts[fields.index(cut)] for texts in of) for of in (inputs, set(inputs)))
-    return [cut] if max(asked.values()) > 1 and max(rows.values()) <= MOST_OF_ROWS * len(placed) else []
+    if split is not None or cut is None or cut.lower() not in PASSAGES or cut not in fields:
+        return {}
+    common = _common(placed, cut)
+    inputs = {tuple(text_field(raw, name, place) for name in fields) for place, raw in placed}
+    asked = Counter(passage for texts in inputs if (passage := texts[fields.index(cut)]).strip() and passage not in common)
+    if max(asked.values(), default=0) < 2:
+        return {}
+    return {"group": [cut]} | ({"example": fields} if common else {})
 
 
-def _rows(task: Task, placed: Placed, split: str | None, keys: tuple[list[str], list[str]], seed: int, shares: tuple[float, float]) -> list[Row]:
+def _common(placed: Placed, cut: str) -> set[str]:
+    """Passages that are too many rows' to be kept in one split."""
+    rows = Counter(text_field(raw, cut, place) for place, raw in placed)
+    return {passage for passage, number in rows.items() if passage.strip() and number > MOST_OF_ROWS * len(placed)}
+
+
+def _rows(task: Task, placed: Placed, split: str | None, same: Mapping[str, list[str]], seed: int, shares: tuple[float, float]) -> list[Row]:
+    """``same``: see ``row_keys``."""
+    group, example = group_fields({"input": task.input, **same})
     names = ["train"] * len(placed) if split is None else [text_field(raw, split, place) for place, raw in placed]
     lacking = {name: share for name, share in (("test", shares[1]), ("validation", shares[0])) if name not in names}
     if lacking:
         at = [number for number, name in enumerate(names) if name == "train"]
-        train = joined(make_rows(task, ((placed[number][0], "train", placed[number][1]) for number in at), *keys))
-        for number, name in zip(at, _shared_out(train, bool(task.labels), seed, lacking), strict=True):
+        train: Iterable[Row] = make_rows(task, ((placed[number][0], "train", placed[number][1]) for number in at), group, group)
+        if "example" in same and task.cut is not None:
+            common = _common(placed, task.cut)
+            train = (replace(row, example=row.id) if row.fields[task.cut] in common else row for row in train)
+        for number, name in zip(at, _shared_out(joined(train), bool(task.labels), seed, lacking), strict=True):
             names[number] = name
-    return joined(make_rows(task, ((place, name, raw) for (place, raw), name in zip(placed, names, strict=True)), *keys))
+    return joined(make_rows(task, ((place, name, raw) for (place, raw), name in zip(placed, names, strict=True)), group, example))
 
 
 def _shared_out(rows: Sequence[Row], by_label: bool, seed: int, shares: Mapping[str, float]) -> list[str]:

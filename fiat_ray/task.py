@@ -215,8 +215,8 @@ def make_rows(task: Task, source: Iterable[tuple[Place, str, dict[str, Any]]], g
             language=language,
             fields=fields,
             targets=targets,
-            group=digest(*(_key_text(raw, name, place) for name in group)),
-            example=digest(*(_key_text(raw, name, place) for name in example)),
+            group=_key(raw, group, names, place),
+            example=_key(raw, example, names, place),
             place=place,
         )
 
@@ -261,6 +261,13 @@ def _targets(task: Task, raw: dict[str, Any], place: Place) -> tuple[str, ...]:
     if not targets[0].strip():
         raise UserError(f"{place}: field '{task.target}' is empty; there is nothing to learn or score")
     return targets
+
+
+def _key(raw: dict[str, Any], names: Sequence[str], inputs: Sequence[str], place: Place) -> str:
+    """What rows of one group, or example, share. That all these fields are blank is nothing to share: then it is the input."""
+    texts = [_key_text(raw, name, place) for name in names]
+    said = any(raw[name] is not None and str(raw[name]).strip() for name in names)
+    return digest(*(texts if said else (_key_text(raw, name, place) for name in inputs)))
 
 
 def _key_text(raw: dict[str, Any], name: str, place: Place) -> str:

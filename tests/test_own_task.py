@@ -196,6 +196,23 @@ def test_questions_about_one_passage_stay_in_one_split() -> None:
     assert len(given.rows) > 50
 
 
+def about_passages(count: int = 40, each: int = 5) -> Rows:
+    return [questions(count)[n // each] | {"question": f"Question {n}?"} for n in range(count * each)]
+
+
+@pytest.mark.parametrize("context, count", [("", 40), (" ", 24), ("Our shop is open at all hours. Call us.", 24)], ids=["empty", "blank", "common"])
+def test_one_common_or_empty_passage_leaves_the_others_in_one_split(context: str, count: int) -> None:
+    """``count`` rows are more than a tenth of all."""
+    rows = about_passages() + [row | {"context": context, "question": f"And {n}?"} for n, row in enumerate(questions(count))]
+    drafted = task(rows)
+    held = [{row.fields["context"] for row in drafted.split(split)} - {context} for split in SPLITS]
+    assert all(held) and len(set.union(*held)) == sum(map(len, held))
+    common = [row for row in drafted.rows if row.fields["context"] == context]
+    assert {row.split for row in common} == set(SPLITS), "rows with nothing else in common are shared out"
+    assert len({row.group for row in common}) == (1 if context.strip() else len(common))
+    assert len({row.group for row in drafted.rows if row not in common}) == sum(map(len, held))
+
+
 def test_answers_to_one_input_are_one_group_whatever_its_white_space() -> None:
     rows = [row | {"answer": answer} for row in questions() for answer in ("one", "another")]
     drafted = task(rows)
