@@ -61,7 +61,7 @@ def from_rows(
     ``input``: the template (default: every text field as ``name: {name}``, the passage last); ``cut``: the field that gives way when a prompt is too
     long (default: the longest of passage, context and text, or of all). ``labels``: makes it a classification, the positive label last, unless
     ``positive`` names it. ``metric``: one of ``metrics.TEXT_METRICS`` or ``LABEL_METRICS``, or a function of yours, ``module:function``. ``group``:
-    fields that dependent rows share (default: the passage where there are several questions about one and splits are drawn here, else the input's).
+    fields that dependent rows share (default: the passage where there are several questions about one, else the input's).
     ``split``: the field that says train, validation or test (default: ``split`` where there is one); rows for splits that it does not name, or
     without it for all, are shared out of train, seeded, each language (and label) alike, rows of one group or with the same input together.
     ``exemplars``: dicts with the template's fields, ``rationale``, the target and, optionally, the language. Without them a few train rows become
@@ -156,19 +156,20 @@ def row_keys(placed: Placed, template: str, cut: str | None, group: str | Sequen
     """``group`` and ``example`` of ``task.yaml``, where they are not the input's fields. ``group``: somebody's own.
 
     Where there are several questions about one passage it is their group: in two splits it would help to score itself, and they are no independent
-    evidence. A passage that so many share that it would upset the splits may stand in two: then rows are the same only where their inputs are.
+    evidence. A passage that so many share that it would upset the splits may stand in two, and so may any in splits that are given: then rows are
+    the same only where their inputs are.
     """
     if group:
         return {"group": [group] if isinstance(group, str) else list(group)}
     fields = template_fields(template)
-    if split is not None or cut is None or cut.lower() not in PASSAGES or cut not in fields:
+    if cut is None or cut.lower() not in PASSAGES or cut not in fields:
         return {}
     common = _common(placed, cut)
     inputs = {tuple(text_field(raw, name, place) for name in fields) for place, raw in placed}
     asked = Counter(passage for texts in inputs if (passage := texts[fields.index(cut)]).strip() and passage not in common)
     if max(asked.values(), default=0) < 2:
         return {}
-    return {"group": [cut]} | ({"example": fields} if common else {})
+    return {"group": [cut]} | ({"example": fields} if split is not None or common else {})
 
 
 def _common(placed: Placed, cut: str) -> set[str]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from test_cli import refused
-from test_own_task import questions
+from test_own_task import about_passages, questions
 
 from fiat_ray import Task, config, planning
 from fiat_ray.cli import main
@@ -230,6 +230,17 @@ def test_questions_about_one_passage_are_a_group_and_that_is_said(tmp_path: Path
     assert main(["init", str(tmp_path / "mytask"), "--train", str(rows)]) == 0
     assert "group: rows with the same context stay in one split" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "mytask/task.yaml").read_text())["group"] == ["context"]
+
+
+def test_splits_that_share_passages_are_kept_and_the_passages_are_the_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row | {"split": SPLITS[n % 3]} for n, row in enumerate(about_passages())]
+    assert main(["init", str(tmp_path / "mytask"), "--train", str(jsonl(tmp_path / "rows.jsonl", rows)), "--hardware", "cpu"]) == 0
+    assert "group: rows with the same context count as one where intervals are drawn" in capsys.readouterr().out
+    spec = yaml.safe_load((tmp_path / "mytask/task.yaml").read_text())
+    assert (spec["group"], spec["example"]) == (["context"], ["question", "context"])
+    task = Task.load(tmp_path / "mytask")
+    assert len(task.split("test")) == 66 and len({row.group for row in task.split("test")}) == 40
+    assert planning.plan(config.load(tmp_path / "mytask/config.yaml"))["trials"]
 
 
 def test_classes_that_datasets_stores_as_numbers(tmp_path: Path) -> None:

@@ -192,8 +192,20 @@ def test_questions_about_one_passage_stay_in_one_split() -> None:
     assert all(held) and len(set.union(*held)) == sum(map(len, held)) == len({row.group for row in drafted.rows})
     same = task([row | {"context": questions()[n // 30]["context"]} for n, row in enumerate(rows)])  # too few passages to part rows by
     assert len({row.group for row in same.rows}) == len(same.rows)
-    given = task([row | {"split": SPLITS[n % 3]} for n, row in enumerate(rows)])  # somebody's own splits stay
-    assert len(given.rows) > 50
+
+
+def test_questions_about_one_passage_are_no_independent_evidence_in_somebodys_own_splits() -> None:
+    rows = [row | {"split": SPLITS[n % 3]} for n, row in enumerate(about_passages())]  # all splits share passages, which is theirs to decide
+    drafted = task(rows)
+    assert len(drafted.rows) == len(rows) - 4, "four became exemplars"
+    for split in SPLITS:
+        assert len({row.group for row in drafted.split(split)}) == len({row.fields["context"] for row in drafted.split(split)})
+    assert len({row.group for row in drafted.split("test")}) == 40
+    with pytest.raises(UserError, match="also in a later split"):
+        task([*rows, rows[0] | {"split": "test"}])
+    drawn = task([row for row in rows if row["split"] == "train"])  # what is drawn keeps them together
+    held = [{row.fields["context"] for row in drawn.split(split)} for split in SPLITS]
+    assert len(set.union(*held)) == sum(map(len, held))
 
 
 def about_passages(count: int = 40, each: int = 5) -> Rows:
