@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiat_ray import cpu
+from fiat_ray.models import weight_files
 from fiat_ray.predict import one_token_each
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     from safetensors import safe_open
 
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 part = file.get_slice(name)

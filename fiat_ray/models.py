@@ -10,9 +10,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fiat_ray.errors import UserError
 
@@ -23,6 +24,7 @@ EMBEDDED_FROM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the embedded model is a 4-bit copy of."""
 
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.jinja")
+INDEX = "model.safetensors.index.json"
 HASHED = ("*.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
@@ -93,15 +95,22 @@ def _check_weights(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        for path in folder.glob("*.safetensors"):
+        files = weight_files(folder)
+        if missing := [path for path in files if not path.is_file()]:
+            raise UserError(f"model {folder}: lacks {missing[0].name}, which its index names; copy it again")
+        for path in files:
             with safe_open(path, framework="np"):  # reads the header, and compares it with the file's size
                 pass
-        index = folder / "model.safetensors.index.json"
-        parts = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"model {folder}: its weights can't be read ({' '.join(str(error).split())[:200]}); copy it again") from None
-    if missing := sorted(part for part in parts if not (folder / part).is_file()):
-        raise UserError(f"model {folder}: lacks {missing[0]}, which its index names; copy it again")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A checkpoint's weights: what its index names, for some folders hold them once more, under other names; all there are where it has none."""
+    index = folder / INDEX
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
 
 
 def content_hash(folder: Path) -> str:
@@ -146,17 +155,25 @@ def parameters(folder: Path) -> Parameters:
 
 def weight_bytes(folder: Path) -> int:
     """What a checkpoint's weights take, as they are stored."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 def shapes(folder: Path) -> dict[str, list[int]]:
-    """Tensor name → shape, from the headers of a checkpoint's safetensors files."""
-    found: dict[str, list[int]] = {}
-    for path in folder.glob("*.safetensors"):
+    """Tensor name → shape."""
+    return {name: tensor["shape"] for name, tensor in _headers(folder)}
+
+
+def stored_dtypes(folder: Path) -> set[str]:
+    """Types of a checkpoint's numbers by the names of safetensors: BF16, F32 and so on."""
+    return {tensor["dtype"] for _, tensor in _headers(folder)}
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the headers of a checkpoint's safetensors files say of each tensor."""
+    for path in weight_files(folder):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        found |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
-    return found
+        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 
 def cache_folder() -> Path:

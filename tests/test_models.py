@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from fiat_ray import models
+from fiat_ray.engine import check_same_tensors
 from fiat_ray.errors import UserError
+from fiat_ray.tune.model import dtype_of
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +53,30 @@ def test_a_byte_of_what_decides_changes_the_hash(copy: Path, name: str) -> None:
     before = models.content_hash(copy)
     changed(copy / name, -5)
     assert models.content_hash(copy) != before
+
+
+def test_what_an_index_does_not_name_is_no_part_of_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    """As of Mistral 7B v0.3, whose ``consolidated.safetensors`` has all weights once more, under other names."""
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    shards = list(tmp_path.glob("*.safetensors"))
+    sizes, content = sum(path.stat().st_size for path in shards), models.content_hash(tmp_path)
+    save_file({"tok_embeddings.weight": torch.zeros(3, 5)}, tmp_path / "consolidated.safetensors")
+    assert len(shards) > 1 and models.weight_bytes(tmp_path) == sizes
+    assert models.parameters(tmp_path) == models.parameters(tiny)
+    assert models.content_hash(tmp_path) != content, "as ever: a run goes on with the rationales of the same files"
+    model.save_pretrained(tmp_path / "saved")
+    check_same_tensors(tmp_path, tmp_path / "saved")
+    models.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_precision_is_that_of_the_weights_where_the_config_names_none(tmp_path: Path, dtype: str) -> None:
+    tiny_model.write(tmp_path, dtype=dtype)
+    values = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert values.pop("dtype") == dtype
+    (tmp_path / "config.json").write_text(json.dumps(values), "utf-8")
+    assert dtype_of(tmp_path) == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "added_tokens.json", "model-00002-of-00002.safetensors", "chat_template.jinja2.jinja"])

@@ -11,16 +11,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fiat_ray.models import stored_dtypes
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT
 from fiat_ray.tune import attention
 from fiat_ray.tune.rounding import round_, rounded
 
 
 def dtype_of(folder: Path) -> torch.dtype:
-    """The precision a checkpoint is stored in."""
+    """The precision a checkpoint is stored in: what its config says, else what its weights are."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder).dtype or torch.float32
+    stored = stored_dtypes(folder)
+    half = next((dtype for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)) if name in stored), torch.float32)
+    return AutoConfig.from_pretrained(folder).dtype or half
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
