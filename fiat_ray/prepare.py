@@ -152,16 +152,31 @@ def make_renderer(role: str, folder: Path, instruction_tuned: bool = True) -> Re
 
 
 def check_models(prepared: Prepared) -> None:
-    """Raises ``UserError`` for a model whose config transformers does not take."""
-    for folder in {budget.renderer.folder for budget in prepared.budgets}:
+    """Raises ``UserError`` for a model whose config transformers does not take, and for a tunable that can't be tuned."""
+    for budget in prepared.budgets:
+        folder = budget.renderer.folder
         with _usable(folder):
-            _check_config(folder)
+            found = _check_config(folder)
+        if budget.recipes:
+            _check_architecture(budget.role, folder, found)
 
 
-def _check_config(folder: Path) -> None:
+def _check_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(folder)
+
+
+def _check_architecture(key: str, folder: Path, found: Any) -> None:
+    """Tuning packs rows, whose attention only models keep apart that let it be exchanged; and it names some of their parts."""
+    from transformers import AutoModelForCausalLM
+
+    causal = AutoModelForCausalLM._model_mapping.get(type(found), None)
+    exchanged = getattr(causal, "_supports_attention_backend", False)
+    parts = getattr(causal, "base_model_prefix", "") == "model" and "lm_head.weight" in (getattr(causal, "_tied_weights_keys", None) or ())
+    if not (exchanged and parts and hasattr(found, "intermediate_size")):
+        name = models.public_name(str(folder)).name
+        raise UserError(f"{key}: {name} is of the kind {found.model_type}, which tuning does not support; choose another, such as a Qwen3 or a Llama")
 
 
 @contextmanager
