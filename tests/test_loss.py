@@ -16,6 +16,7 @@ from fiat_ray.augmented import Example
 from fiat_ray.config import Lora
 from fiat_ray.recipe import RECIPES
 from fiat_ray.render import IGNORED, Prompt, Renderer
+from fiat_ray.tune import attention
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune import validate as validating
 from fiat_ray.tune.adapter import add_lora
@@ -137,6 +138,32 @@ def test_answers_are_those_of_transformers_own_generation(tmp_path: Path, bos: b
         gold = [plain_loss(plain, prompt + [renderer.target(text)]) for prompt, text in zip(prompts, TARGETS, strict=True)]
     assert found == expected and any(expected)
     assert loss == pytest.approx(sum(float(losses.sum()) for losses in gold), abs=1e-3)
+
+
+def made(kind: str, renderer: Renderer, **more: Any) -> Any:
+    """A tiny random model of another architecture than the fixtures', such as ``Mistral``."""
+    import transformers
+
+    attention.register()
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(renderer.tokenizer), initializer_range=0.1, **shape, **more)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).eval()
+
+
+def test_a_window_as_long_as_a_prompt_keeps_all_prompts_of_a_batch(renderer: Renderer) -> None:
+    """A cache that follows the config would keep the window's last tokens of all prompts together."""
+    window, steps = 64, 8
+    model = made("Mistral", renderer, sliding_window=window)
+    prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_instructions"]) for text in ("q", "the town", "two roads", "x y z", "a river")]
+    gold = [TARGETS[number % 4] for number in range(len(prompts))]
+    assert max(map(len, prompts)) + steps <= window < sum(map(len, prompts))
+    with torch.no_grad():
+        found, loss = answer(model, renderer, prompts, gold, steps, BUDGET)
+        alone = [answer(model, renderer, [prompt], [text], steps, BUDGET) for prompt, text in zip(prompts, gold, strict=True)]
+    assert found == [text for [text], _ in alone] and len(set(found)) > 1
+    assert loss == pytest.approx(sum(own for _, own in alone), rel=1e-5)
 
 
 def test_one_long_prompt_among_short_ones_does_not_pad_them_all(packed_model: Any, renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, pad
+from transformers import DynamicCache
 
 from fiat_ray.augmented import Example
 from fiat_ray.metrics import NAMED_AVERAGES, selecting_metric
@@ -108,13 +109,16 @@ def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens:
     """Prompts and gold answers pass packed, without padding; then the prompts' part of the cache is laid out for decoding side by side."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     packed = pack(batch, model.device)
-    output = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, **packed.attention(causal.dtype), use_cache=True)
+    packing = packed.attention(causal.dtype)
+    # Of no config: its windows would keep the last tokens of all prompts together.
+    cache = DynamicCache()
+    output = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, **packing, past_key_values=cache, use_cache=True)
     positions = (packed.labels != IGNORED).nonzero(as_tuple=True)[0]
     loss = cross_entropy(causal.lm_head(output.last_hidden_state[0, positions - 1]).float(), packed.labels[positions], reduction="sum")
     lengths = [len(item.prompt) - item.tokens for item in batch]
     ends = torch.tensor([start + length for start, length in zip(packed.bounds, lengths, strict=False)], device=model.device)
     token = causal.lm_head(output.last_hidden_state[0, ends - 1]).argmax(-1)
-    cache, mask = _side_by_side(output.past_key_values, packed.bounds, lengths)
+    cache, mask = _side_by_side(cache, packed.bounds, lengths)
     position = torch.tensor(lengths, device=model.device)
     answers: list[list[int]] = [[] for _ in batch]
     running = set(range(len(batch)))
@@ -132,10 +136,8 @@ def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens:
     return answers, float(loss)
 
 
-def _side_by_side(packed: Any, bounds: Sequence[int], lengths: Sequence[int]) -> tuple[Any, torch.Tensor]:
+def _side_by_side(packed: DynamicCache, bounds: Sequence[int], lengths: Sequence[int]) -> tuple[DynamicCache, torch.Tensor]:
     """A packed cache, (1, heads, T, d) a layer, as one of B rows padded on the left, (B, heads, longest, d), and its mask (B, longest)."""
-    from transformers import DynamicCache
-
     cache, longest = DynamicCache(), max(lengths)
     for number, layer in enumerate(packed.layers):
         rows = []
