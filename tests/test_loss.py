@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,22 @@ def test_a_window_as_long_as_a_prompt_keeps_all_prompts_of_a_batch(renderer: Ren
     assert loss == pytest.approx(sum(own for _, own in alone), rel=1e-5)
 
 
+@pytest.mark.parametrize("labels", [(), ("a", "b"), ("no", "the town")], ids=["text", "one token", "labels"])
+def test_validation_scales_logits_as_the_model_does(renderer: Renderer, labels: tuple[str, ...]) -> None:
+    model = made("Granite", renderer, logits_scaling=8.0)
+    prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
+    with torch.no_grad():
+        if labels == ("a", "b"):
+            last = torch.stack([model(torch.tensor([prompt.ids])).logits[0, -1] for prompt in prompts]).log_softmax(-1)
+            expected = -last[:, [renderer.answer_ids(label)[0] for label in labels]]
+        else:
+            texts = [labels or (text,) for text in TARGETS]
+            endings = [[prompt + [renderer.target(text)] for text in of] for prompt, of in zip(prompts, texts, strict=True)]
+            expected = torch.tensor([[plain_loss(model, each).sum() for each in row] for row in endings])
+        found = label_losses(model, renderer, prompts, labels, BUDGET) if labels else answer(model, renderer, prompts, TARGETS, 4, BUDGET)[1]
+    np.testing.assert_allclose(found, expected if labels else expected.sum(), rtol=1e-4)
+
+
 def test_one_long_prompt_among_short_ones_does_not_pad_them_all(packed_model: Any, renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding pads every prompt of a batch to its longest: that, and not the sum of their lengths, has to stay within the bound."""
     texts = [*(f"q{number}" for number in range(30)), "two roads " * 150, *(f"{number} " * number for number in range(30))]
@@ -197,9 +213,11 @@ def test_an_answer_ends_at_eos(tiny: Path, renderer: Renderer) -> None:
     said = torch.tensor(list(zip(*tokens, strict=True)))  # (step, row)
     steps = iter(said)
 
+    first = list(accumulate((len(renderer.target(text).ids) for text in TARGETS[:-1]), initial=0))  # of each answer, among all tokens of the answers
+
     def say(_: Any, __: Any, output: Any) -> Any:
-        rows = next(steps, None) if output.shape[-2] in (1, len(prompts)) else None
-        return output if rows is None else torch.nn.functional.one_hot(rows, output.shape[-1]).float().view(*output.shape)
+        rows = torch.nn.functional.one_hot(next(steps), output.shape[-1]).float()
+        return output.index_copy(1, torch.tensor(first), rows[None]) if len(output) == 1 else rows[:, None]
 
     hook = model.lm_head.register_forward_hook(say)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -29,7 +31,14 @@ def token_losses(model: nn.Module, batch: Packed) -> tuple[torch.Tensor, torch.T
     Logits are computed for supervised positions only: a vocabulary is wide, and targets are short.
     """
     positions = (batch.labels != IGNORED).nonzero(as_tuple=True)[0]
-    before = positions - 1  # the token before predicts the token
+    logits = packed_logits(model, batch, positions - 1)  # the token before predicts the token
+    return cross_entropy(logits, batch.labels[positions], reduction="none"), positions
+
+
+def packed_logits(model: nn.Module, batch: Packed, positions: torch.Tensor, cache: Any = None) -> torch.Tensor:
+    """What the model, whose own scaling counts, says after the tokens at ``positions`` (N,): (N, vocabulary), float32. ``cache``: is filled."""
     packing = batch.attention(model.dtype)
-    output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **packing, use_cache=False, logits_to_keep=before)
-    return cross_entropy(output.logits[0].float(), batch.labels[positions], reduction="none"), positions
+    kept = {"past_key_values": cache, "use_cache": cache is not None}
+    output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **packing, **kept, logits_to_keep=positions)
+    logits: torch.Tensor = output.logits[0].float()
+    return logits

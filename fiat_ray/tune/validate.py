@@ -20,7 +20,7 @@ from fiat_ray.render import IGNORED, Prompt, Renderer
 from fiat_ray.scoring import score_predictions
 from fiat_ray.task import Task
 from fiat_ray.tune.batches import Supervised, micro_batches, pack, padded_batches
-from fiat_ray.tune.loss import token_losses
+from fiat_ray.tune.loss import packed_logits, token_losses
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,14 @@ def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequ
 
 def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens: int) -> tuple[list[list[int]], float]:
     """Prompts and gold answers pass packed, without padding; then the prompts' part of the cache is laid out for decoding side by side."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     packed = pack(batch, model.device)
-    packing = packed.attention(causal.dtype)
+    positions = (packed.labels != IGNORED).nonzero(as_tuple=True)[0]
     # Of no config: its windows would keep the last tokens of all prompts together.
     cache = DynamicCache()
-    output = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, **packing, past_key_values=cache, use_cache=True)
-    positions = (packed.labels != IGNORED).nonzero(as_tuple=True)[0]
-    loss = cross_entropy(causal.lm_head(output.last_hidden_state[0, positions - 1]).float(), packed.labels[positions], reduction="sum")
+    logits = packed_logits(model, packed, positions - 1, cache)
+    loss = cross_entropy(logits, packed.labels[positions], reduction="sum")
+    token = logits[[0, *accumulate(item.tokens for item in batch[:-1])]].argmax(-1)
     lengths = [len(item.prompt) - item.tokens for item in batch]
-    ends = torch.tensor([start + length for start, length in zip(packed.bounds, lengths, strict=False)], device=model.device)
-    token = causal.lm_head(output.last_hidden_state[0, ends - 1]).argmax(-1)
     cache, mask = _side_by_side(cache, packed.bounds, lengths)
     position = torch.tensor(lengths, device=model.device)
     answers: list[list[int]] = [[] for _ in batch]
@@ -131,7 +128,7 @@ def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens:
         if not running or step + 1 == max_tokens:
             break
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
-        found = causal(input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache, use_cache=True)
+        found = model(input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache, use_cache=True)
         token, position = found.logits[:, -1].argmax(-1), position + 1
     return answers, float(loss)
 
@@ -166,12 +163,9 @@ def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labe
 
 def _next_token_losses(model: Any, prompts: Sequence[Prompt], tokens: Sequence[int], at_once: int) -> np.ndarray:
     """−log P(token | prompt), shape (prompts, tokens), from one pass over each prompt."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     rows: list[list[float]] = []
     for batch in micro_batches([Supervised(prompt, 1.0) for prompt in prompts], at_once):
         packed = pack(batch, model.device)
-        packing = packed.attention(causal.dtype)
-        hidden = causal.model(input_ids=packed.input_ids, position_ids=packed.position_ids, **packing, use_cache=False).last_hidden_state
-        last = torch.tensor(packed.bounds[1:], device=model.device) - 1
-        rows += (-torch.log_softmax(causal.lm_head(hidden[0, last]).float(), dim=-1)[:, list(tokens)]).tolist()
+        logits = packed_logits(model, packed, torch.tensor(packed.bounds[1:], device=model.device) - 1)
+        rows += (-torch.log_softmax(logits, dim=-1)[:, list(tokens)]).tolist()
     return np.array(rows).reshape(len(prompts), len(tokens))
