@@ -13,7 +13,7 @@ from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.predict import shown_rationales
-from fiat_ray.render import CHAT_OPTIONS, Prompt, Renderer
+from fiat_ray.render import CHAT_OPTIONS, DATE, Prompt, Renderer
 from fiat_ray.report.tables import title_of
 from fiat_ray.runs import Run
 from fiat_ray.task import Task, template_fields
@@ -79,6 +79,8 @@ def _how_to_ask(run: Run, config: Config, task: Task, trial: Trial, renderer: Re
             f"`{{rationale}}` is what the reasoner, {_reasoner(config)}, says of the row; the model was tuned and scored with it, and with an "
             "empty one where the reasoner gave none. `fiat-ray infer` asks both models; `fiat-ray prompt` shows what the reasoner reads."
         )
+    if renderer.dated:
+        lines.append(f"The chat template asks for today's date; the model was tuned and scored with {DATE:%d %b %Y}, and a server writes another.")
     if task.labels:
         labels = ", ".join(f"`{label}`" for label in task.labels)
         lines.append(

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -28,8 +29,11 @@ Message = tuple[Literal["user", "assistant"], tuple[str, ...]]
 IGNORED = -100
 """Label of a token without loss (torch's cross-entropy skips it)."""
 
-CHAT_OPTIONS = {"enable_thinking": False, "date_string": "01 Jan 2025"}
-"""Given to every chat template: replies without thinking, and no today's date, which would make the same row another prompt tomorrow."""
+DATE = datetime(2025, 1, 1)
+"""What chat templates take for today, whose own date would make the same row another prompt tomorrow."""
+
+CHAT_OPTIONS = {"enable_thinking": False, "date_string": f"{DATE:%d %b %Y}"}
+"""Given to every chat template, JSON: replies without thinking, and a date. Templates that ask a clock are given ``DATE`` beside."""
 
 _SLOT = re.compile("\ufdd0(\\d+)\ufdd1")  # noncharacters: they occur in no template
 
@@ -201,7 +205,13 @@ class Renderer:
                 pieces.append(Piece("structure", part, tuple(self.tokenizer.encode(part, add_special_tokens=False))))
         return self._with_bos(pieces[:last]), tuple(pieces[last + 1 :])
 
-    def _template(self, messages: Sequence[tuple[str, str]]) -> str:
+    @property
+    def dated(self) -> bool:
+        """Whether prompts hold ``DATE`` because their template asks a clock, where a server's would hold the day's."""
+        one = [("user", "a")]
+        return self._template(one) != self._template(one, DATE - timedelta(days=1))
+
+    def _template(self, messages: Sequence[tuple[str, str]], today: datetime = DATE) -> str:
         if not self.chat:
             turns = [text if role == "user" else f"\n{text}\n\n" for role, text in messages]
             return "".join(turns) + self.reply
@@ -210,6 +220,7 @@ class Renderer:
                 [{"role": role, "content": text} for role, text in messages],
                 tokenize=False,
                 add_generation_prompt=True,
+                strftime_now=today.strftime,  # instead of transformers' own
                 **CHAT_OPTIONS,
             )
         )

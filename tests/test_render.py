@@ -177,6 +177,17 @@ def test_a_date_in_a_template_is_fixed(tmp_path: Path) -> None:
     assert first.ids == second.ids
 
 
+def test_a_template_that_asks_a_clock_is_told_the_same_date(tmp_path: Path) -> None:
+    plain, given = made(tmp_path / "plain"), made(tmp_path / "given", date=True)
+    asking = [Renderer(plain.folder) for _ in range(2)]
+    for renderer in asking:
+        renderer.tokenizer.chat_template = "Today is {{ strftime_now('%d %b %Y %H:%M:%S.%f') }}.\n" + tiny_model.CHATML
+    first, second = (renderer.tunable_prompt(TASK, "row", None, Recipe()) for renderer in asking)
+    assert first.pieces[0].text.startswith("Today is 01 Jan 2025 00:00:00.000000.")
+    assert first.ids == second.ids
+    assert [renderer.dated for renderer in (*asking, plain, given)] == [True, True, False, False]
+
+
 @given(st.text())
 def test_answers_survive_the_tokens(text: str) -> None:
     renderer = _shared()
