@@ -117,7 +117,9 @@ class Renderer:
         self.tokenizer = load_tokenizer(folder)
         self.chat = chat and bool(self.tokenizer.chat_template)
         self.reply = reply
+        # Of each renderer its own: a method's would keep every renderer, and its vocabulary, for as long as the process lives.
         self._content = lru_cache(maxsize=4096)(self._encode_content)
+        self._around_last = lru_cache(maxsize=256)(self._split_around_last)
 
     def reasoner_prompt(self, task: Task, exemplar_count: int, text: str, language: str, which: Which = "row_language") -> Prompt:
         """``reasoner_turns`` as tokens: what β reasons about."""
@@ -186,8 +188,7 @@ class Renderer:
         text = valid(text)  # what a tokenizer takes
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else ()
 
-    @lru_cache(maxsize=256)  # noqa: B019 - a renderer lives as long as its process
-    def _around_last(self, messages: tuple[Message, ...], kinds: tuple[str, ...]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    def _split_around_last(self, messages: tuple[Message, ...], kinds: tuple[str, ...]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
         """Pieces before and after the last content piece of ``messages``, whose kinds are given in order."""
         contents = [text for _, texts in messages for text in texts]
         slots = iter(range(len(contents)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -150,6 +152,15 @@ def test_a_prefix_and_a_row_are_the_whole_prompt(renderer: Renderer) -> None:
         assert (prefix + renderer.row_pieces(row)).ids == renderer.reasoner_prompt(TASK, 2, row, "bn").ids
     assert renderer.reasoner_prefix(TASK, 2, "bn").pieces is not renderer.reasoner_prefix(TASK, 2, "hi").pieces
     assert renderer.reasoner_prefix(TASK, 2, "bn").pieces is prefix.pieces  # rendered once for a language
+
+
+def test_a_renderer_goes_when_nobody_uses_it(tiny: Path) -> None:
+    renderer = Renderer(tiny)
+    renderer.reasoner_prompt(TASK, 2, "row", "bn")
+    gone = weakref.ref(renderer)
+    del renderer
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_reasoner_reads_the_exemplars_of_the_language(chat: Renderer) -> None:
