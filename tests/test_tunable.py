@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -73,6 +74,34 @@ def deepspeed_curves(rank: int, workers: int, folder: Path) -> None:
     if rank == 0:
         (folder / f"curves-{workers}.pickle").write_bytes(pickle.dumps(found))
     dist.barrier()
+
+
+def two_rates(folder: Path) -> None:
+    """In a process of its own: no model of the first learning rate is there when the second one's is loaded."""
+    import torch.distributed as dist
+
+    from fiat_ray.tune.lane import _quiet_deepspeed
+    from fiat_ray.tune.trial import _Session
+
+    os.environ["LOCAL_RANK"] = "0"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-rates", rank=0, world_size=1)
+    _quiet_deepspeed()
+    rows = [Example(r.id, r.split, r.language, "question", r.targets, r.group) for r in memory_task().rows]
+    of = replace(trial(folder, "no_peft"), answer_tokens=2)
+    session = _Session(of, memory_task(), Renderer(folder), rows, {}, None, folder / "session", 0, 1.0, lambda *_: None)
+    initialize = tunables.DeepSpeedTunable.initialize
+    before: list[weakref.ref[torch.nn.Module]] = []
+
+    def watched(self: tunables.DeepSpeedTunable) -> None:
+        assert all(model() is None for model in before)
+        initialize(self)
+        before.append(weakref.ref(self.model))
+
+    tunables.DeepSpeedTunable.initialize = watched  # type: ignore[method-assign]
+    for rate in (RATE, 2 * RATE):
+        session.tune(rate)
+    assert len(before) == 2 and session.model is before[1]()
 
 
 def plain_curve(folder: Path, method: str, dtype: torch.dtype) -> list[float]:
@@ -172,3 +201,10 @@ def test_only_lora_is_tuned_in_bfloat16_on_a_cpu_and_only_where_products_are_fas
         monkeypatch.setattr(tunables.cpu, "has", lambda *_, amx=amx: amx)
         found = [tunables.precision(folder, peft, workers) for folder in (single, half) for peft, workers in ((True, 1), (True, 2), (False, 1))]
         assert [dtype == torch.bfloat16 for dtype in found] == [False, False, False, amx, False, False]
+
+
+def test_one_learning_rates_model_makes_room_for_the_nexts(folder: Path) -> None:
+    process = get_context("spawn").Process(target=two_rates, args=(folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0

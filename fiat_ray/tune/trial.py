@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -111,7 +112,8 @@ class _Session:
         kept = self.kept
         if kept and kept.progress["learning_rate"] != learning_rate:
             return  # done with before the break-off
-        self.kept = None
+        self.kept = self.model = None
+        gc.collect()  # an engine's parts hold one another, and with them the weights of the rate before
         trial, done = self.trial, kept.progress["tunable"]["step"] if kept else 0
         tunable = DeepSpeedTunable(trial, self.task, self.renderer, self.base, learning_rate, self.steps, self.zero, self.dtype, self.share, kept)
         batches = islice(steps_of(self.train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix), done, None)
