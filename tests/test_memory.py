@@ -52,11 +52,25 @@ def test_without_room_a_prompt_is_tried_all_the_same() -> None:
     assert memory.passes(SHAPE, torch.bfloat16, -GIB, 2048, 16384) == (1, True)
 
 
-@pytest.mark.parametrize(("half", "expected"), [(True, 2 * 10 + 20 * 4), (False, 4 * 10 + 20 * 4)])
-def test_state(half: bool, expected: int) -> None:
+@pytest.mark.parametrize(("half", "weight", "gradient", "optimizer"), [(True, 2, 6, 12), (False, 4, 8, 8)])
+def test_state(half: bool, weight: int, gradient: int, optimizer: int) -> None:
     """A tuned parameter in bfloat16: 2 weight, 2 gradient, 4 sum of gradients, 4 master, 8 moments; in float32: 4, 4, 4, 8."""
-    assert memory.state_bytes(10, 4, half, 1) == expected
-    assert memory.state_bytes(10, 4, half, 2) == expected - 4 * (12 if half else 8) // 2
+    for stage in range(4):
+        assert memory.state_bytes(12, 8, half, stage, 1) == 20 * weight + 8 * (gradient + optimizer)
+    assert memory.state_bytes(12, 8, half, 0, 4) == 20 * weight + 8 * (gradient + optimizer)
+    assert memory.state_bytes(12, 8, half, 1, 4) == 20 * weight + 8 * gradient + 2 * optimizer
+    assert memory.state_bytes(12, 8, half, 2, 4) == 20 * weight + 2 * (gradient + optimizer)
+    assert memory.state_bytes(12, 8, half, 3, 4) == 5 * weight + 2 * (gradient + optimizer)
+
+
+def test_eight_billion_parameters_have_room_on_four_gpus_that_share_them() -> None:
+    """Full tuning of a model of Qwen3-8B's shape, 80 GB a GPU: without ZeRO-3 not even one prompt would fit."""
+    shape = SimpleNamespace(
+        hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, head_dim=128, intermediate_size=12288, num_hidden_layers=36
+    )
+    room = {stage: int(80e9 * memory.USABLE) - memory.state_bytes(0, 8_190_000_000, True, stage, 4) for stage in (1, 3)}
+    assert memory.passes(shape, torch.bfloat16, room[1], 4096, 32768) == (1, True)
+    assert memory.passes(shape, torch.bfloat16, room[3], 4096, 32768).tokens >= 4096
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])

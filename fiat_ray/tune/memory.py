@@ -41,11 +41,15 @@ def of_device(device: torch.device, share: float = 1.0) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def state_bytes(frozen: int, tuned: int, half: bool, shards: int) -> int:
-    """Weights, gradients and AdamW's state of so many parameters. ``half``: weights are bfloat16, with float32 masters; ``shards``: workers that
-    masters and moments are spread over."""
-    weights = 2 if half else 4
-    return frozen * weights + tuned * (2 * weights + 4) + tuned * (12 if half else 8) // shards
+def state_bytes(frozen: int, tuned: int, half: bool, stage: int, workers: int) -> int:
+    """Weights, gradients and AdamW's state of so many parameters, on each worker. ``half``: weights are bfloat16, with float32 masters.
+
+    ``stage``: of ZeRO, which spreads masters and moments over workers from 1 on, gradients from 2 on, and weights at 3.
+    """
+    weight = 2 if half else 4
+    spread = [workers if stage >= least else 1 for least in (3, 2, 1)]
+    state = ((frozen + tuned) * weight, tuned * (weight + 4), tuned * (12 if half else 8))
+    return sum(size // over for size, over in zip(state, spread, strict=True))
 
 
 def passes(config: Any, dtype: torch.dtype, room: int, longest: int, most: int) -> Passes:

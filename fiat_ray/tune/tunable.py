@@ -164,7 +164,8 @@ class DeepSpeedTunable:
     def _passes(self, tuned: int) -> memory.Passes:
         dtype, device = self.model.dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         frozen = sum(p.numel() for p in self.model.parameters()) - tuned
-        state = memory.state_bytes(frozen, tuned, dtype == torch.bfloat16, dist.get_world_size())
+        half = dtype == torch.bfloat16
+        state = memory.state_bytes(frozen, tuned, half, self._stage(half), dist.get_world_size())
         room = int(memory.of_device(device, self._share) * memory.USABLE) - state
         return memory.passes(self.model.config, dtype, room, self.trial.max_length, memory.FULL_SPEED[device.type])
 
