@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import string
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,13 @@ from fiat_ray.errors import UserError
 from fiat_ray.rows import Place, text_field
 
 SPLITS = ("train", "validation", "test")
-ANSWER = re.compile(r"(?im)^[ \t*_#]*answer[ \t*_]*:[ \t*_]*(.*?)[ \t*_]*$")
-"""A rationale ends with a line ``Answer: …``, emphasis or not; the last such line counts."""
+MARKUP = "*_`\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Emphasis, and the marks that say which way a line is read."""
+
+_SPACE = rf"(?:[^\S\n]|[{MARKUP}])"
+_OPENING = rf"^(?:{_SPACE}|[>#-])*answer{_SPACE}*[:：]"
+ANSWER = re.compile(rf"(?im){_OPENING}(?:{_SPACE}*\n(?!{_OPENING})>?)*[*_`]*(.*)$")
+"""A rationale ends with a line ``Answer: …``, in Markdown or not. Where nothing is said on it, the next line that says something is the answer."""
 
 Which = Literal["row_language", "all"]
 """Exemplars in a row's prompt: those of its language, or all."""
@@ -147,19 +153,34 @@ def template_fields(template: str, place: str = "") -> list[str]:
 
 
 def parse_answer(rationale: str, labels: Sequence[str] = ()) -> str:
-    """The answer in a rationale; empty where there is none, or where it is none of the labels."""
-    found = ANSWER.findall(rationale)
-    answer: str = found[-1].strip() if found else ""
-    if not labels:
-        return answer
-    ends = string.punctuation + string.whitespace
-    forms: tuple[Callable[[str], str], ...] = (str, str.casefold, lambda text: text.casefold().strip(ends))
-    alike = (label for form in forms for label in labels if form(answer) and form(label) == form(answer))
-    return next(alike, "")
+    """The last answer in a rationale; empty where there is none, or where it is none of the labels.
+
+    What stands around a label is left out, but for characters that labels begin or end with: they may be all that tells one from another.
+    """
+    ends = {character for label in labels for character in label[:1] + label[-1:]}
+    signed = any(unicodedata.category(character) == "Pd" for character in ends)  # then no dash of another kind is punctuation
+
+    def around(character: str) -> bool:
+        kind = unicodedata.category(character)
+        markup = character.isspace() or character in MARKUP
+        if not labels:
+            return markup
+        return character not in ends and not (signed and kind == "Pd") and (markup or character in "<>|~" or kind[0] in "PZ" or kind == "Cf")
+
+    answers = [answer for text in ANSWER.findall(rationale) if (answer := _stripped(text, around))]
+    if not answers or not labels or answers[-1] in labels:
+        return answers[-1] if answers else ""
+    alike = [label for label in labels if label.casefold() == answers[-1].casefold()]
+    return alike[0] if len(alike) == 1 else ""
+
+
+def _stripped(text: str, around: Callable[[str], bool]) -> str:
+    kept = [at for at, character in enumerate(text) if not around(character)]
+    return text[kept[0] : kept[-1] + 1] if kept else ""
 
 
 def without_answer(rationale: str) -> str:
-    """A rationale less its answer line (``Recipe.rationale: without_answer``)."""
+    """A rationale less its answer lines (``Recipe.rationale: without_answer``)."""
     return ANSWER.sub("", rationale).strip()
 
 

@@ -21,7 +21,7 @@ from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section
 from fiat_ray.scoring import score_predictions
 from fiat_ray.significance import holm
-from fiat_ray.task import Task, parse_answer
+from fiat_ray.task import Task, parse_answer, without_answer
 
 ROWS = 24
 LANGUAGES = ("fi", "bn", "ur", "ja")
@@ -261,3 +261,43 @@ def test_the_answer_is_on_the_last_answer_line(said: str, answer: str) -> None:
 )
 def test_the_label_is_the_one_that_is_most_alike(labels: tuple[str, ...], said: str, answer: str) -> None:
     assert parse_answer(said, labels) == answer
+
+
+NO_YES, SIGNS = ("no", "yes"), ("-1", "0", "1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said", "answer"),
+    [
+        (SIGNS, "Answer: 1.", "1"),
+        (SIGNS, "Answer: **-1**.", "-1"),
+        (SIGNS, "Answer: –1", ""),  # an en dash: read as 1 it would be another label
+        (("C", "C++"), "Answer: C++.", "C++"),
+        (("C", "C++"), "Answer: “c”", "C"),
+        (("C", "C#"), "Answer: C#", "C#"),
+        (("A", "A*"), "Answer: A*", "A*"),
+        (("Yes", "yes"), "Answer: yes.", "yes"),
+        (("Yes", "yes"), "Answer: YES", ""),
+        (NO_YES, "Answer: “yes”", "yes"),
+        (NO_YES, "**Answer:**\nyes", "yes"),
+        (NO_YES, "**Answer: **\n\n**Yes**.", "yes"),
+        (NO_YES, "> **Answer:**\n> yes", "yes"),
+        (NO_YES, "> Answer: yes", "yes"),
+        (NO_YES, "- Answer: yes", "yes"),
+        (NO_YES, "`Answer: yes`", "yes"),
+        (NO_YES, "Answer: yes\n\n**Answer:**", "yes"),
+        (NO_YES, "Answer:\n**Answer:** yes", "yes"),
+        (NO_YES, "Answer: yes\nAnswer: maybe", ""),
+        (("否", "是"), "Answer：是", "是"),
+        (("否", "是"), "Answer: 是。", "是"),
+        (("नहीं", "हाँ"), "Answer: हाँ।", "हाँ"),
+        (("لا", "نعم"), "Answer: \u200fنعم", "نعم"),
+        ((), "> Answer: \u200fParis, it says.", "Paris, it says."),
+        ((), "- **Answer:**\r\n\r\n_Paris_\r\n", "Paris"),
+        ((), "Answer: -1", "-1"),
+    ],
+)
+def test_answers_are_read_as_they_are_written(labels: tuple[str, ...], said: str, answer: str) -> None:
+    assert parse_answer(said, labels) == answer
+    assert parse_answer(f"Why it is so.\n\n{said}\n", labels) == answer
+    assert without_answer(f"Why it is so.\n\n{said}\n") == "Why it is so."
