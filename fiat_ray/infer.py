@@ -57,13 +57,13 @@ class Inferred:
 def infer_rows(run: Run, rows: Rows, trial: str | None = None) -> list[dict[str, Any]]:
     """Each row with ``prediction`` (and ``score``, P(positive), of a label; ``rationale`` and its ``status`` with CoT) added, in order.
 
-    Rationales go into the run's own store, so a second call generates nothing twice. Raises ``UserError`` for a row without a field of the task,
-    or one that does not fit.
+    What it had under these names is left out. Rationales go into the run's own store, so a second call generates nothing twice.
+    Raises ``UserError`` for a row without a field of the task, or one that does not fit.
     """
     rows = list(rows)
     with tempfile.TemporaryDirectory(prefix="fiat-infer-") as folder:
         answers = _Job(run, trial, Path(folder), Console(quiet=True)).answers(rows)
-        return [{**raw, **answer} for (_, raw), answer in zip(rows, answers, strict=True)]
+        return [_answered(raw, answer) for (_, raw), answer in zip(rows, answers, strict=True)]
 
 
 def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, console: Console | None = None) -> Inferred:
@@ -94,12 +94,12 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
             if not job.rows:  # nothing was started
                 shutil.rmtree(folder)
             raise
-        unset = dict.fromkeys(INFERRED.names) if schema else {}  # every row has a table's columns
-        lost, answered = [], ({**raw, **unset, **answer} for (_, raw), answer in zip(read_rows(source), answers, strict=False))
+        lost, answered = [], zip(read_rows(source), answers, strict=False)
         with artifact.replacing(folder / output.name) as temporary, writing(temporary, schema) as write:
             for start in range(1, job.rows + 1, PIECE):
-                write(piece := list(islice(answered, PIECE)))
-                lost += [number for number, row in enumerate(piece, start) if row.get("status") == "engine_error"]
+                piece = list(islice(answered, PIECE))
+                write([_answered(raw, answer) for (_, raw), answer in piece])
+                lost += [number for number, (_, answer) in enumerate(piece, start) if answer.get("status") == "engine_error"]
         if _state(source) != before:
             raise UserError(f"{source}: was changed while its rows were answered; run the command again")
         (folder / output.name).replace(output)
@@ -308,6 +308,11 @@ def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a row of ``INFERRED`` adds to the row that was asked about."""
     reasoning = {name: row[name] for name in ("rationale", "status") if row["rationale"] is not None}
     return reasoning | {name: row[name] for name in ("prediction", "score") if row[name] is not None}
+
+
+def _answered(raw: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The row and its answer. A row that was answered before keeps nothing of that: it would pass for this trial's."""
+    return {name: value for name, value in raw.items() if name not in INFERRED.names} | dict(answer)
 
 
 def tuned_trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign.Trial:

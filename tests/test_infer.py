@@ -23,8 +23,10 @@ from test_break import raylet_of
 from test_cli import config_file, own_task
 
 from benchmarks.interruption import FLUSHED_AFTER
-from fiat_ray import config, evaluate, infer, runs
+from fiat_ray import artifact, config, evaluate, infer, runs
 from fiat_ray.progress import Console
+from fiat_ray.rows import read_rows
+from fiat_ray.schema import INFERRED
 
 PIECE = 64
 
@@ -162,6 +164,27 @@ def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monk
     assert run.infer([row(0)])[0]["prediction"] == "question: q0 context: c"
     infer.infer_file(run, source, output.with_suffix(".parquet"), console=Console(quiet=True))
     assert pq.read_table(output.with_suffix(".parquet")).to_pylist() == [json.loads(line) | {"score": None} for line in output.open()]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_that_were_answered_before_keep_nothing_of_it(tmp_path: Path, tiny: Path, suffix: str) -> None:
+    """Asked of a trial without CoT. Its answers lie there as if killed before they were put together, so no engine starts."""
+    folder = make_run(tmp_path / "it", tiny, 0)
+    [record] = folder.glob("trials/*/trial.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"recipe": {"cot": "none"}}))
+    run, source, output = runs.open_run(folder), tmp_path / "rows.jsonl", tmp_path / f"answers{suffix}"
+    earlier = {"prediction": "old", "score": 0.5, "rationale": "old", "status": "engine_error"}
+    source.write_text("".join(json.dumps(row(number) | earlier) + "\n" for number in range(3)))
+    parts = tmp_path / f".{output.name}.parts"
+    parts.mkdir()
+    job = infer._Job(run, None, parts, Console(quiet=True))
+    job.go_on(infer._state(source))
+    job._measure(read_rows(source))
+    answers = [{"prediction": f"new {number}", "score": None, "rationale": None, "status": None} for number in range(3)]
+    artifact.write_rows(job._piece("answers", 0), answers, INFERRED)
+    assert infer.infer_file(run, source, output, console=Console(quiet=True)) == infer.Inferred(3, [])
+    unset = {"score": None, "rationale": None, "status": None} if suffix == ".parquet" else {}
+    assert [found for _, found in read_rows(output)] == [row(number) | unset | {"prediction": f"new {number}"} for number in range(3)]
 
 
 @pytest.mark.slow
