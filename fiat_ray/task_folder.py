@@ -67,17 +67,19 @@ def read_definition(folder: Path) -> Task:
         target=spec.get("target", "target"),
         language=spec.get("language"),
     )
-    check_fields(task, path)
+    check_fields(task, path, _annotations(spec))
     return replace(task, exemplars=tuple(_exemplars(task, folder / "exemplars.jsonl")))
 
 
-def check_fields(task: Task, origin: str | Path) -> None:
+def check_fields(task: Task, origin: str | Path, annotations: Sequence[str] = ()) -> None:
     """Raise ``UserError`` where the input can't be cut as asked, or would hold the answer."""
     fields = template_fields(task.input)
     if task.cut is not None and task.cut not in fields:
         raise UserError(f"{origin}: cut: '{task.cut}' is no field of the input template {task.input!r}")
     if task.target in fields:
         raise UserError(f"{origin}: input: the template holds the target field '{task.target}': the answer would stand in the question")
+    if shown := [name for name in fields if name in annotations]:
+        raise UserError(f"{origin}: input: the template holds '{shown[0]}', which is among the annotations: no prompt may depend on them")
 
 
 def definition_files(before: Mapping[str, Any], task: Task, after: Mapping[str, Any]) -> dict[str, str]:
@@ -150,8 +152,12 @@ def group_fields(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def gold_fields(name: str | Path) -> list[str]:
     """Fields of a task's raw rows that no prompt may depend on: the target and the annotations."""
     spec = read_task_yaml(_folder(name)[0] / "task.yaml")
-    annotations = spec.get("annotations", [])
-    return [spec.get("target", "target"), *([annotations] if isinstance(annotations, str) else annotations)]
+    return [spec.get("target", "target"), *_annotations(spec)]
+
+
+def _annotations(spec: Mapping[str, Any]) -> list[str]:
+    names = spec.get("annotations", [])
+    return [names] if isinstance(names, str) else list(names)
 
 
 def text_file(path: Path) -> str:
