@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from fiat_ray import augmented, fiat
 from fiat_ray.augmented import Example
 from fiat_ray.recipe import Recipe
-from fiat_ray.render import Renderer, shown_rationale
+from fiat_ray.render import Renderer, rationale_part, shown_rationale
 from fiat_ray.task import Task
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ def shown_rationales(task: Task, renderer: Renderer, recipe: Recipe, examples: S
     if recipe.cot == "none":
         return {}
     return {name: shown_rationale(task, renderer, text, recipe, max_tokens) for name, text in augmented.readable(examples).items()}
+
+
+def cut_rationales(task: Task, recipe: Recipe, examples: Sequence[Example], shown: Mapping[str, str]) -> dict[str, int]:
+    """Language → rows whose rationale was too long in the tunable's own tokens. ``shown``: of ``shown_rationales``."""
+    whole = augmented.readable(examples)
+    return dict(Counter(e.language for e in examples if e.id in shown and shown[e.id] != rationale_part(task, whole[e.id], recipe)))
 
 
 def predict(tuned: EngineTuned, examples: Sequence[Example], rationales: dict[str, str], recipe: Recipe) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fiat_ray.artifact import valid
 from fiat_ray.recipe import Recipe
-from fiat_ray.task import Task, Which, without_answer
+from fiat_ray.task import Task, Which, split_at_answer, without_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -173,6 +173,10 @@ class Renderer:
         """An answer as it stands after the prompt: the reply of a chat, or after ``answer:`` and a space in plain text."""
         return self._content(text if self.chat else f" {text}")
 
+    def size(self, text: str) -> int:
+        """How many tokens a text takes as content of a prompt."""
+        return len(self._content(text))
+
     def content(self, kind: Any, text: str) -> Piece:
         return Piece(kind, text, self._content(text))
 
@@ -239,15 +243,24 @@ class Renderer:
         return ids[0] if ids and ids[0] == self.tokenizer.bos_token_id else None
 
 
-def shown_rationale(task: Task, renderer: Renderer, rationale: str, recipe: Recipe, max_tokens: int) -> str:
-    """The part of a rationale that a recipe shows to the tunable, at most ``max_tokens`` of the tunable's own tokens."""
-    text = rationale.strip()
+def rationale_part(task: Task, rationale: str, recipe: Recipe) -> str:
+    """The part of a rationale that a recipe shows to the tunable, however long."""
     if recipe.rationale == "answer_only":
-        text = task.answer(rationale)
-    elif recipe.rationale == "without_answer":
-        text = without_answer(rationale)
-    ids, bound = renderer.content("rationale", text).ids, max_tokens
-    while len(ids) > max_tokens:  # another tokenizer than the reasoner's may need more; a cut text may too, hence the loop
-        text = renderer.decode(ids[:bound]).rstrip("\ufffd")  # half a character stands at the end of a cut
-        ids, bound = renderer.content("rationale", text).ids, bound - 1
-    return text
+        return task.answer(rationale)
+    return without_answer(rationale) if recipe.rationale == "without_answer" else rationale.strip()
+
+
+def shown_rationale(task: Task, renderer: Renderer, rationale: str, recipe: Recipe, max_tokens: int) -> str:
+    """``rationale_part`` in at most ``max_tokens`` of the tunable's own tokens: where it is longer, what leads to the answer is cut, not its line."""
+    text = rationale_part(task, rationale, recipe)
+    if renderer.size(text) <= max_tokens:  # another tokenizer than the reasoner's may need more
+        return text
+    before, line, _ = split_at_answer(text, task.labels)
+    if renderer.size(line) > max_tokens:
+        before, line = text, ""
+    before, ending = before.rstrip(), f"\n{line}" if line else ""
+    ids, bound = renderer.content("rationale", before).ids, max(0, max_tokens - renderer.size(ending))
+    while before and renderer.size(before + ending) > max_tokens:  # a cut text may need more than it was cut to, hence the loop
+        before = renderer.decode(ids[:bound]).rstrip("\ufffd")  # half a character stands at the end of a cut
+        ids, bound = renderer.content("rationale", before).ids, bound - 1
+    return (before + ending).strip()

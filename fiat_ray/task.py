@@ -153,7 +153,16 @@ def template_fields(template: str, place: str = "") -> list[str]:
 
 
 def parse_answer(rationale: str, labels: Sequence[str] = ()) -> str:
-    """The last answer in a rationale; empty where there is none, or where it is none of the labels.
+    """The last answer in a rationale; empty where there is none, or where it is none of the labels."""
+    _, _, answer = split_at_answer(rationale, labels)
+    if not labels or answer in labels:
+        return answer
+    alike = [label for label in labels if label.casefold() == answer.casefold()]
+    return alike[0] if len(alike) == 1 else ""
+
+
+def split_at_answer(rationale: str, labels: Sequence[str] = ()) -> tuple[str, str, str]:
+    """(what stands before the last answer that is not empty, its line, the answer); the first is the whole rationale where there is none.
 
     What stands around a label is left out, but for characters that labels begin or end with: they may be all that tells one from another.
     """
@@ -167,11 +176,10 @@ def parse_answer(rationale: str, labels: Sequence[str] = ()) -> str:
             return markup
         return character not in ends and not (signed and kind == "Pd") and (markup or character in "<>|~" or kind[0] in "PZ" or kind == "Cf")
 
-    answers = [answer for text in ANSWER.findall(rationale) if (answer := _stripped(text, around))]
-    if not answers or not labels or answers[-1] in labels:
-        return answers[-1] if answers else ""
-    alike = [label for label in labels if label.casefold() == answers[-1].casefold()]
-    return alike[0] if len(alike) == 1 else ""
+    for line in reversed(list(ANSWER.finditer(rationale))):
+        if answer := _stripped(line[1], around):
+            return rationale[: line.start()], line[0].strip(), answer
+    return rationale, "", ""
 
 
 def _stripped(text: str, around: Callable[[str], bool]) -> str:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from fiat_ray import models
 from fiat_ray.augmented import Example
+from fiat_ray.predict import cut_rationales, shown_rationales
 from fiat_ray.recipe import RECIPES, Recipe
 from fiat_ray.render import IGNORED, Prompt, Renderer, load_tokenizer, plain_tokenizer, shown_rationale
-from fiat_ray.task import ANSWER
+from fiat_ray.task import ANSWER, parse_answer, split_at_answer
 from fiat_ray.tune.tunable import supervised
 
 TASK = tiny_model.task()
@@ -244,6 +245,33 @@ def test_a_rationale_is_bounded_in_the_tunables_own_tokens(chat: Renderer, ratio
     assert size <= bound
     assert rationale.startswith(shown)  # no half characters at the end
     assert size >= bound - 4  # as much as fits: the longest character here is three tokens
+
+
+BENGALI = "নদীর পাশে যে শহরটি আছে, তার নাম প্রসঙ্গে লেখা আছে। " * 6
+
+
+@pytest.mark.parametrize("ending", ["\nAnswer: হ্যাঁ", "\n\n**Answer:**\nহ্যাঁ।", "\nAnswer: না\nAnswer: হ্যাঁ\nAnswer:\n", "\nAnswer: হ্যাঁ\n" + BENGALI])
+def test_the_answer_line_of_a_rationale_that_is_too_long_is_kept(ending: str) -> None:
+    """The embedded tokenizer takes several tokens for a Bengali letter, so that this happens to most rationales."""
+    renderer, task = Renderer(models.find(models.EMBEDDED)), replace(TASK, labels=("না", "হ্যাঁ"))
+    rationale = BENGALI + ending
+    for bound in range(80, 200, 7):
+        shown = shown_rationale(task, renderer, rationale, Recipe(), bound)
+        assert bound - 12 <= renderer.size(shown) <= bound
+        assert parse_answer(shown, task.labels) == parse_answer(rationale, task.labels) == "হ্যাঁ"
+        assert BENGALI.startswith(split_at_answer(shown, task.labels)[0].rstrip().removesuffix("\nAnswer: না").rstrip())
+    line = split_at_answer(rationale, task.labels)[1]
+    assert shown_rationale(task, renderer, rationale, Recipe(), renderer.size(line)) == line
+    assert BENGALI.startswith(shown_rationale(task, renderer, rationale, Recipe(), renderer.size(line) - 1)), "the line alone does not fit"
+    assert shown_rationale(task, renderer, rationale, Recipe(), renderer.size(rationale)) == rationale.strip()
+
+
+def test_rationales_that_are_cut_are_counted(chat: Renderer) -> None:
+    said = {"1": ("bn", BENGALI), "2": ("bn", BENGALI), "3": ("en", BENGALI), "4": ("fi", " Short. ")}
+    examples = [Example(name, "train", language, "", ("a",), "", text, "ok") for name, (language, text) in said.items()]
+    shown = shown_rationales(TASK, chat, RECIPES["fiat"], examples, 100)
+    assert cut_rationales(TASK, RECIPES["fiat"], examples, shown) == {"bn": 2, "en": 1}
+    assert cut_rationales(TASK, RECIPES["no_cot"], examples, shown_rationales(TASK, chat, RECIPES["no_cot"], examples, 100)) == {}
 
 
 def test_a_rationale_within_its_bound_is_whole(chat: Renderer) -> None:

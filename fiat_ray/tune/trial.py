@@ -17,7 +17,7 @@ from fiat_ray import artifact, augmented, fiat, models
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
 from fiat_ray.draw import number_of_steps, steps_of, train_subset, validation_subset
-from fiat_ray.predict import shown_rationales
+from fiat_ray.predict import cut_rationales, shown_rationales
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT, RunFolder
 from fiat_ray.schema import HISTORY, VALIDATED
@@ -106,6 +106,12 @@ class _Session:
         self.kept = self.keeper.find()
         if self.kept:
             self._go_on(self.kept)
+
+        self.cut = cut_rationales(task, trial.recipe, examples, rationales)
+        if self.cut:
+            counts = ", ".join(f"{language} {rows}" for language, rows in sorted(self.cut.items()))
+            said = f"rationales cut to {trial.rationale_tokens} tokens of the tunable, their answer lines kept where they fit: {counts}"
+            progress(said, 0, self.steps, True)
 
     def tune(self, learning_rate: float) -> None:
         """Algorithm 1 with one learning rate."""
@@ -218,6 +224,7 @@ class _Session:
                 "base": models.public_name(trial.model)._asdict(),
                 "recipe": asdict(trial.recipe),
                 "augmented": self.seal,
+                "cut_rationales": self.cut,
                 "learning_rate": best.learning_rate,
                 "learning_rates_tried": list(trial.learning_rates),
                 "step": best.step,
