@@ -99,3 +99,12 @@ def test_on_the_page_and_in_the_terminal(run: Path) -> None:
 def test_a_run_without_a_plan_says_so(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", methods=("fiat",))
     assert "without a plan" in build(folder).read_text() and estimates.console_table(folder) == ""
+
+
+def test_rationales_that_were_cut_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path, seeds=(0, 1))
+    assert len(facts.trials(Results(read(tmp_path))).footnotes) == 1
+    for path in (tmp_path / "trials").glob("fiat-*/trial.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cut_rationales": {"ja": 1, "bn": 1200}}))
+    [_, note] = facts.trials(Results(read(tmp_path))).footnotes
+    assert note == "rivers, fiat, xs: rationales cut, because they are too long in the tunable's own tokens: bn 1,200, ja 1."

@@ -58,8 +58,13 @@ def trials(results: Results) -> Table:
     for trial in results.run.trials:
         tried = sorted(set(results.run.history(trial["name"])["learning_rate"]))
         rows.append({**trial, "learning_rates_tried": " ".join(f"{rate:g}" for rate in tried)})
-    note = "Learning rate and step were chosen on validation only; step 0 is the model before tuning."
-    return Table("trials", "Trials and what validation chose", pd.DataFrame(rows, columns=columns), [note])
+    notes = ["Learning rate and step were chosen on validation only; step 0 is the model before tuning."]
+    # Seeds and sizes of one method and tunable read the same.
+    cut = {(t["task"], t["tunable"], t["method"]): t["cut_rationales"] for t in results.run.trials if t.get("cut_rationales")}
+    for (task, tunable, method), rows_cut in cut.items():
+        counts = ", ".join(f"{language} {count:,}" for language, count in sorted(rows_cut.items()))
+        notes.append(f"{task}, {method}, {tunable}: rationales cut, because they are too long in the tunable's own tokens: {counts}.")
+    return Table("trials", "Trials and what validation chose", pd.DataFrame(rows, columns=columns), notes)
 
 
 def curves(results: Results) -> Table:
