@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -207,6 +208,23 @@ def check_full_attention(key: str, folder: Path, length: int) -> None:
         raise UserError(f"{key}: {folder.name} has attention windows, capped logits or other layers, which tuning does not support; choose another")
 
 
+def check_targets(key: str, folder: Path, targets: str) -> None:
+    """Refuse adapters on a head that is the embedding too: tuning would add to the one, merged weights to both."""
+    if targets == "all-linear":  # which leaves the head out
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    if not model.config.get_text_config().tie_word_embeddings:
+        return
+    tied = (model.get_input_embeddings(), model.get_output_embeddings())
+    reached = [name for name, module in model.named_modules() if module in tied and re.fullmatch(targets, name)]
+    if reached:
+        raise UserError(f"lora.targets: '{targets}' takes in {reached[0]}, whose weights are input and output embedding of {key}; leave it out")
+
+
 def max_length(key: str, section: ReasonerConfig | TunableConfig, folder: Path) -> int:
     """Prompt and output together, in tokens, of a model that the config's ``key`` describes: what is asked for, or what it was made for."""
     context = context_length(folder)
@@ -248,6 +266,8 @@ def _tunable_budgets(config: Config, tasks: Mapping[str, Task], found: dict[str,
             renderer = make_renderer(name, model.folder, tuned)
             length = max_length(key, tunable, model.folder)
             check_full_attention(key, model.folder, length)
+            if any(recipe.peft for recipe in recipes):
+                check_targets(key, model.folder, config.lora.targets)
             answers = {task.name: _answer_tokens(task, renderer) for task in tasks.values()}
             reserved = (config.reasoner.max_tokens if any(r.cot != "none" for r in recipes) else 0) + max(answers.values()) + 1
             checkpoints[name, tuned] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 
 from fiat_ray.config import Lora
+from fiat_ray.errors import UserError
+from fiat_ray.prepare import check_targets
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import InOneSum, add_lora
 from fiat_ray.tune.rounding import rounded
@@ -124,3 +127,15 @@ def test_a_young_adapter_is_merged_into_bfloat16_and_not_lost(tmp_path: Path) ->
     changes = [merged.get_submodule(name).weight.float() - base.get_submodule(name).weight.float() for name in layers]
     expected = torch.cat([layer.get_delta_weight("default").flatten() for layer in layers.values()])
     assert kept(expected, torch.cat([change.flatten() for change in changes])) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("reached", ["lm_head", "model.embed_tokens"])
+def test_targets_that_reach_a_tied_head_are_refused(tmp_path: Path, reached: str) -> None:
+    """Merged, such an adapter would change the embedding too: a model that was never tuned would be scored."""
+    folder = tiny_model.write(tmp_path / "tiny")
+    check_targets("tunables.xs", folder, ".*(q_proj|v_proj)")
+    with pytest.raises(UserError, match=f"lora.targets.* takes in {reached}, .*tunables.xs"):
+        check_targets("tunables.xs", folder, f".*(q_proj|v_proj)|{reached}")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    check_targets("tunables.xs", folder, f".*(q_proj|v_proj)|{reached}")
