@@ -285,6 +285,10 @@ def _check(config: Config) -> None:
     config.reasoner.check()
     if config.max_cost is not None and config.where.gpu_hour_price is None and not config.reasoner.has_price:
         raise UserError("max_cost: needs where.gpu_hour_price, what a GPU costs an hour, or the prices of an endpoint (reasoner.price_in, price_out)")
+    try:
+        re.compile(config.lora.targets)
+    except re.error as error:
+        raise UserError(f"lora.targets: '{config.lora.targets}' is neither all-linear nor a regular expression ({error})") from None
     if config.where.wait and config.where.gpus is None:
         raise UserError("where.wait: needs where.gpus, as nobody knows what machines will come")
     for seed in config.seeds:
