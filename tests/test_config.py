@@ -53,7 +53,7 @@ def test_built_in_configs_load(name: str) -> None:
         ({"task": "t", "methods": "no_cto"}, "methods: unknown method 'no_cto'; did you mean no_cot?"),
         ({"task": "t", "methods": 3}, "methods: must be a list, not 3"),
         ({"task": "t", "methods": ["icl", "icl"]}, "methods: names something twice"),
-        ({"task": "t", "lora": {"targets": "*_proj"}}, "lora.targets: '*_proj' is neither all-linear nor a regular expression"),
+        ({"task": "t", "lora": {"targets": "*_proj"}}, r"lora.targets: '\*_proj' is neither all-linear nor a regular expression"),
         ({"task": "t", "where": {"wait": 5}}, "where.wait: needs where.gpus"),
         ({"task": "t", "recipes": {"paper": {}}}, "recipes: 'paper' is no name for one"),
         ({"task": "t", "methods": ["fiat", "no_cto"]}, "methods: unknown method 'no_cto'; did you mean no_cot?"),
