@@ -18,9 +18,9 @@ ROWS = 8
 def write(folder: Path) -> tuple[Path, Path]:
     """(The leaky task's folder, a folder with rows for it and for the two official tasks), both under ``folder``."""
     task = Path(shutil.copytree(BUILT_IN / "xor_attriqa", folder / "leaky"))
-    _change(task / "task.yaml", r'(?m)^input: "(.*)"$', r'input: "\1 votes: {ais_vote}"')
-    _change(task / "task.py", '"label": ', '"ais_vote": raw["ais_vote"], "label": ')
-    _change(task / "exemplars.jsonl", r"(?m)^\{", '{"ais_vote": "3/3", ')
+    _change(task / "task.yaml", r'(?m)^input: "(.*)"$', r'input: "\1 votes: {votes}"')
+    _change(task / "task.py", '"label": ', '"votes": raw["ais_vote"], "label": ')
+    _change(task / "exemplars.jsonl", r"(?m)^\{", '{"votes": "3/3", ')
     data = folder / "data"
     for name in ("train", "val", "bn", "fi", "ja", "ru", "te"):
         _write_rows(data / "xor_attriqa" / "in-language" / f"{name}.jsonl", _judged)

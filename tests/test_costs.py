@@ -66,7 +66,7 @@ def test_an_engine_of_two_gpus_reads_twice_as_fast_and_is_paid_twice() -> None:
 def test_nothing_is_told_that_nobody_stated_or_measured() -> None:
     unstated = estimate({"gpus": 1, "gpu_hour_price": 3})
     assert (unstated["seconds"], unstated["gpu_hours"], unstated["cost"]) == (None, None, None)
-    assert "state yours: where.throughput.tflops" in plan_text.describe_time(unstated)
+    assert "state it: where.throughput.tflops" in plan_text.describe_time(unstated)
     unpriced = estimate({**STATED, "gpu_hour_price": None})
     assert unpriced["gpu_hours"] and unpriced["cost"] is None and "no price of a GPU hour is stated" in plan_text.describe_time(unpriced)
     cpu = estimate({**STATED, "gpus": 0})

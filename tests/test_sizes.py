@@ -65,7 +65,7 @@ def test_a_row_of_ten_megabytes_is_cut_as_others_are(tmp_path: Path, capsys: pyt
     task = own_task(tmp_path, **{"train.jsonl": rows})
     tunables = {"xs": {"model": str(tiny), "max_length": 512}}
     assert cli.main(["plan", str(config_file(tmp_path, task=str(task), limit={}, methods=["no_cot"], tunables=tunables))]) == 0
-    assert "1 passages cut to fit" in capsys.readouterr().out
+    assert "1 passage cut to fit" in capsys.readouterr().out
 
 
 def test_rows_and_answers_that_rays_object_store_could_not_hold(tmp_path: Path) -> None:
