@@ -14,7 +14,7 @@ from fiat_ray.campaign import Trial
 from fiat_ray.config import Lora
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared
-from fiat_ray.run_folder import RunFolder
+from fiat_ray.run_folder import KEPT, KEPT_OF_ZERO_2, RunFolder
 from fiat_ray.schedule.trials import tuned
 from fiat_ray.text import size_of
 from fiat_ray.where import Where
@@ -25,11 +25,6 @@ ROW = 400
 """Bytes of a row besides its texts: ids, keys, targets."""
 WEIGHT = 4
 """Bytes of an adapter's number; half of that where it is tuned on a GPU."""
-KEPT = 16
-"""Bytes of a number that is tuned, in the state that a tuning goes on from: the weight, AdamW's moments, and the best weight so far; the same in
-bfloat16, where a float32 master comes on top, and in float32."""
-KEPT_OF_ZERO_2 = 20
-"""It keeps masters of float32 weights too."""
 
 
 def disk(prepared: Prepared, run: RunFolder, units: int | None = None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fiat_ray.planning import SAMPLED
 from fiat_ray.task import SPLITS
-from fiat_ray.text import count, line, size_of
+from fiat_ray.text import by_language, count, line, size_of
 
 UNKNOWN = "the mean of those stored, or as reasoner.max_tokens"
 
@@ -36,18 +36,18 @@ def describe_time(time: Mapping[str, Any]) -> str:
 def _describe_task(name: str, task: Mapping[str, Any], of_models: Mapping[str, Any]) -> Iterable[str]:
     yield f"{name} ({task['metric']}), {count(len(task['languages']), 'language')}"
     for split in SPLITS:
-        yield line(split, f"{count(sum(task['rows'][split].values()), 'row')}: {_counts(task['rows'][split])}")
+        yield line(split, f"{count(sum(task['rows'][split].values()), 'row')}: {by_language(task['rows'][split])}")
     if task["removed"]:
         yield line("removed", f"{count(len(task['removed']), 'row')} of train or validation, also in a later split")
-    cut = f"{count(sum(task['cut'].values()), 'passage')} cut to fit: {_counts(task['cut'])}" if task["cut"] else "no passage is cut"
+    cut = f"{count(sum(task['cut'].values()), 'passage')} cut to fit: {by_language(task['cut'])}" if task["cut"] else "no passage is cut"
     gold = {language: rows for language, rows in task["gold_cut"].items() if rows}
-    yield line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {_counts(gold)}" if gold else ""))
+    yield line("length", cut + (f"; {sum(gold.values()):,} of them lost their gold answer: {by_language(gold)}" if gold else ""))
     yield from _describe_length(task)
     if not task["reasoner"]:
         return
     fewer = {x: shown for x, shown in task["exemplars"].items() if shown < task["exemplars_most"][x]}
     most = max(task["exemplars_most"].values())
-    yield line("exemplars", f"fewer than {most} fit in {_counts(fewer)}" if fewer else f"{most} in every prompt")
+    yield line("exemplars", f"fewer than {most} fit in {by_language(fewer)}" if fewer else f"{most} in every prompt")
     yield from _describe_reasoner(task["reasoner"], of_models.get("reasoner"))
 
 
@@ -126,10 +126,6 @@ def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
     for missing in planned["not_run"]:
         where = f"{missing['method']} on {missing['task']} ({missing['tunable']})"
         yield line("not run", f"{where}: {missing['reason']}; config key {missing['config_key']}")
-
-
-def _counts(by_language: Mapping[str, int]) -> str:
-    return ", ".join(f"{language} {count:,}" for language, count in sorted(by_language.items()))
 
 
 def _parameters(model: Mapping[str, Any]) -> str:

@@ -32,6 +32,12 @@ DRAWN = "drawn.json"
 ID, GROUP, EXAMPLE = "@id", "@group", "@example"
 """Fields that a row has in a run's task folder beside its own. No template can name them: they are no identifiers."""
 
+KEPT = 16
+"""Bytes of a number that is tuned, in the state that a tuning goes on from: the weight, AdamW's moments, and the best weight so far; the same in
+bfloat16, where a float32 master comes on top, and in float32."""
+KEPT_OF_ZERO_2 = 20
+"""It keeps masters of float32 weights too."""
+
 ABANDONED = 6 * 3600.0
 """Seconds after which nobody is writing a part of the store any more; it takes one."""
 

@@ -1,6 +1,7 @@
 """Text for terminals."""
 
 import re
+from collections.abc import Mapping
 from textwrap import fill
 
 WIDTH = 110
@@ -14,6 +15,10 @@ def size_of(size: float) -> str:
 def count(number: int, noun: str) -> str:
     """A number of things, of which there may be one."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def by_language(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{language} {number:,}" for language, number in sorted(numbers.items()))
 
 
 def line(label: str, text: str) -> str:

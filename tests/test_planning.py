@@ -22,7 +22,7 @@ from fiat_ray.draw import number_of_steps, steps_of
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import check_models, prepare
 from fiat_ray.reason.store import Store
-from fiat_ray.run_folder import RunFolder
+from fiat_ray.run_folder import KEPT, RunFolder
 from fiat_ray.runs import run_config
 from fiat_ray.task import Task
 from fiat_ray.text import WIDTH
@@ -169,8 +169,8 @@ def test_disk_is_what_is_not_there_yet(tiny: Path, tmp_path: Path) -> None:
 def test_disk_holds_two_states_of_each_tuning_side_by_side(tiny: Path, tmp_path: Path, where: dict[str, Any], at_once: int) -> None:
     asked = config(tiny, methods=["fiat", "no_peft"], seeds=[0, 1], where={"gpus": 0, **where})
     prepared, run = prepare(asked, towns()), RunFolder(tmp_path)
-    full = 2 * disk.KEPT * models.parameters(tiny).total
-    lora = 2 * disk.KEPT * disk._weights(tiny, True, asked.lora) // disk.WEIGHT
+    full = 2 * KEPT * models.parameters(tiny).total
+    lora = 2 * KEPT * disk._weights(tiny, True, asked.lora) // disk.WEIGHT
     [found] = planning.of(prepared, tmp_path)["disk"]
     what = "states that broken-off tunings go on from"
     assert found["needed"][what] == sum(sorted([full, full, lora, lora], reverse=True)[:at_once])

@@ -12,6 +12,7 @@ from fiat_ray.recipe import PAPER, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import Table, absent, not_held
+from fiat_ray.text import by_language
 
 STATUSES = ("ok", "length", "prompt_too_long", "empty", "engine_error")
 SIZES = {"xor_attriqa": "table4_sizes", "xtreme_up_qa": "table5_sizes"}
@@ -62,8 +63,7 @@ def trials(results: Results) -> Table:
     # Seeds and sizes of one method and tunable read the same.
     cut = {(t["task"], t["tunable"], t["method"]): t["cut_rationales"] for t in results.run.trials if t.get("cut_rationales")}
     for (task, tunable, method), rows_cut in cut.items():
-        counts = ", ".join(f"{language} {count:,}" for language, count in sorted(rows_cut.items()))
-        notes.append(f"{task}, {method}, {tunable}: rationales cut, because they are too long in the tunable's own tokens: {counts}.")
+        notes.append(f"{task}, {method}, {tunable}: rationales cut, because they are too long in the tunable's own tokens: {by_language(rows_cut)}.")
     return Table("trials", "Trials and what validation chose", pd.DataFrame(rows, columns=columns), notes)
 
 

@@ -21,9 +21,10 @@ def dtype_of(folder: Path) -> torch.dtype:
     """The precision a checkpoint is stored in: what its config says, else what its weights are."""
     from transformers import AutoConfig
 
+    if dtype := AutoConfig.from_pretrained(folder).dtype:
+        return dtype
     stored = stored_dtypes(folder)
-    half = next((dtype for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)) if name in stored), torch.float32)
-    return AutoConfig.from_pretrained(folder).dtype or half
+    return next((dtype for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)) if name in stored), torch.float32)
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:

@@ -22,8 +22,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fiat_ray import artifact, disk
+from fiat_ray import artifact
 from fiat_ray.errors import UserError
+from fiat_ray.run_folder import KEPT
 from fiat_ray.text import size_of
 
 KEEP_SECONDS = 300.0
@@ -80,7 +81,7 @@ class Keeper:
         """
         start, folder, said = time.monotonic(), self._place / f"resume-{name}", ""
         try:
-            said = self._lack_of_room(disk.KEPT * sum(tensor.numel() for tensor in best.values()))
+            said = self._lack_of_room(KEPT * sum(tensor.numel() for tensor in best.values()))
             if not said:
                 self._write(folder, progress, best, save)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk

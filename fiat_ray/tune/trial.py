@@ -22,6 +22,7 @@ from fiat_ray.render import Renderer
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT, RunFolder
 from fiat_ray.schema import HISTORY, VALIDATED
 from fiat_ray.task import Task
+from fiat_ray.text import by_language
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.resume import Keeper, Kept
 from fiat_ray.tune.tunable import DeepSpeedTunable, precision
@@ -109,8 +110,9 @@ class _Session:
 
         self.cut = cut_rationales(task, trial.recipe, examples, rationales)
         if self.cut:
-            counts = ", ".join(f"{language} {rows}" for language, rows in sorted(self.cut.items()))
-            said = f"rationales cut to {trial.rationale_tokens} tokens of the tunable, their answer lines kept where they fit: {counts}"
+            said = (
+                f"rationales cut to {trial.rationale_tokens} tokens of the tunable, answer lines kept where they fit: {by_language(self.cut)}"
+            )
             progress(said, 0, self.steps, True)
 
     def tune(self, learning_rate: float) -> None:
