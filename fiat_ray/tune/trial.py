@@ -110,9 +110,7 @@ class _Session:
 
         self.cut = cut_rationales(task, trial.recipe, examples, rationales)
         if self.cut:
-            said = (
-                f"rationales cut to {trial.rationale_tokens} tokens of the tunable, answer lines kept where they fit: {by_language(self.cut)}"
-            )
+            said = f"rationales cut to {trial.rationale_tokens} tokens of the tunable, answer lines kept where they fit: {by_language(self.cut)}"
             progress(said, 0, self.steps, True)
 
     def tune(self, learning_rate: float) -> None:
