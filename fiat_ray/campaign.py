@@ -45,6 +45,21 @@ class Trial:
     def name(self) -> str:
         return f"{self.method}-{self.tunable}-s{self.seed}-{self.fingerprint[:8]}"
 
+    @property
+    def role(self) -> str:
+        return role(self.tunable, self.recipe.instruction_tuned)
+
+
+def role(tunable: str, instruction_tuned: bool) -> str:
+    """What a tunable's checkpoint is called in messages and manifests: ``tunables.xs``, ``tunables.xs.pretrained``."""
+    return f"tunables.{tunable}{'' if instruction_tuned else '.pretrained'}"
+
+
+def recipes(config: Config, instruction_tuned: bool) -> tuple[Recipe, ...]:
+    """Those that tunables' instruction-tuned checkpoints are tuned in, or their pretrained twins."""
+    found = (config.recipe(method) for method in config.methods if method not in UNTUNED)
+    return tuple(recipe for recipe in found if recipe.instruction_tuned == instruction_tuned)
+
 
 @dataclass(frozen=True)
 class NotRun:
@@ -100,7 +115,7 @@ def trials(config: Config, tasks: Mapping[str, Measured], checkpoints: Mapping[t
                 checkpoint = checkpoints.get((tunable, recipe.instruction_tuned))
                 if checkpoint is None:
                     reason = f"needs the pretrained twin of tunable {tunable}, a checkpoint without instruction tuning"
-                    missing.append(NotRun(task, method, tunable, reason, f"tunables.{tunable}.pretrained"))
+                    missing.append(NotRun(task, method, tunable, reason, role(tunable, False)))
                     continue
                 for size in train_sizes(config, measured.train_size):
                     found += [_trial(config, task, measured, method, recipe, tunable, checkpoint, size, seed) for seed in config.seeds]

@@ -189,16 +189,16 @@ class _Job:
         self._console.line(said, "measure", rows=total, cut=cut, prompts=len(requests))
 
     def _budgets(self) -> tuple[list[Budget], Budget | None, Model | None]:
-        """All that rows must fit, the reasoner's part of it, and who that is."""
-        trial = self._spec
-        renderer = make_renderer(trial.tunable, find(trial.model), trial.recipe.instruction_tuned)
-        asks = trial.recipe.cot == "augmented"
-        reserved = trial.answer_tokens + 1 + (trial.rationale_tokens if asks else 0)
-        budgets = [Budget(f"tunables.{trial.tunable}", renderer, trial.max_length, reserved, (trial.recipe,))]
+        """What the run's rows had to fit in the models that are asked, the reasoner's part of it, and who that is."""
+        trial, asks = self._spec, self._spec.recipe.cot == "augmented"
         budget, model = reasoner_budget(self._config) if asks else (None, None)
         if model is not None:
             _check_hash(self._run, "reasoner", model.hash)
-        return [*budgets, *([budget] if budget else [])], budget, model
+        alone = trial.answer_tokens + 1 + (trial.rationale_tokens if asks else 0)
+        reserved = self._run.folder.read_manifest().get("reserved", {}).get(trial.role, alone)  # which older runs do not tell
+        renderer = make_renderer(trial.tunable, find(trial.model), trial.recipe.instruction_tuned)
+        own = Budget(trial.role, renderer, trial.max_length, reserved, campaign.recipes(self._config, trial.recipe.instruction_tuned))
+        return [own, *([budget] if budget else [])], budget, model
 
     def _reason(self, requests: Requests, length: int) -> None:
         """Ask what the run's store lacks."""
@@ -326,7 +326,7 @@ def tuned_trial(run: Run, config: Config, record: Mapping[str, Any]) -> campaign
     assert model is not None, "a trial of a pretrained twin has one"
     if (commit := record.get("base", {}).get("commit")) and not Path(model).is_dir():
         model = f"{model.partition('@')[0]}@{commit}"  # the name alone may mean other files by now
-    key = f"tunables.{record['tunable']}{'' if recipe.instruction_tuned else '.pretrained'}"
+    key = campaign.role(record["tunable"], recipe.instruction_tuned)
     _check_hash(run, key, resolve(model).hash)
     length = max_length(key, tunable, find(model))
     who = {key: record[key] for key in ("task", "method", "tunable", "seed", "train_size", "answer_tokens", "fingerprint")}

@@ -144,13 +144,12 @@ def _data(described: Mapping[str, Any]) -> str:
 
 
 def _recipe(config: Config, manifest: Mapping[str, Any], record: Mapping[str, Any], trial: Trial, revision: str) -> str:
-    key = f"tunables.{trial.tunable}{'' if trial.recipe.instruction_tuned else '.pretrained'}"
     lora = {f"LoRA {name}": value for name, value in vars(config.lora).items()} if trial.recipe.peft else {}
     said = {
         "method": trial.method,
         **record["recipe"],
         "base model's commit": revision or "–",
-        "base model's content (sha256)": manifest["models"][key]["hash"],
+        "base model's content (sha256)": manifest["models"][trial.role]["hash"],
         "seed": trial.seed,
         "training rows": trial.train_size,
         "batch size": config.batch_size,

@@ -147,7 +147,7 @@ def _trials(prepared: prepare.Prepared, found: Mapping[str, Rationales], run: Ru
                 "task": trial.task,
                 "method": trial.method,
                 "tunable": trial.tunable,
-                "model": f"tunables.{trial.tunable}{'' if recipe.instruction_tuned else '.pretrained'}",
+                "model": trial.role,
                 "peft": recipe.peft,
                 "train_size": trial.train_size,
                 "seeds": [t.seed for t in trials],

@@ -24,7 +24,6 @@ from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, VllmReasoner, 
 from fiat_ray.reason.requests import Requests, openai_requests, scripted_requests, vllm_requests
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
-from fiat_ray.recipe import UNTUNED
 from fiat_ray.render import Renderer, plain_tokenizer
 from fiat_ray.run_folder import RunFolder, place_for
 from fiat_ray.schema import VERSION
@@ -258,10 +257,10 @@ def _tunable_budgets(config: Config, tasks: Mapping[str, Task], found: dict[str,
     checkpoints: Checkpoints = {}
     for name, tunable in config.tunables.items():
         for tuned, model_name in ((True, tunable.model), (False, tunable.pretrained)):
-            recipes = tuple(config.recipe(m) for m in config.methods if m not in UNTUNED and config.recipe(m).instruction_tuned == tuned)
+            recipes = campaign.recipes(config, tuned)
             if not recipes or model_name is None:
                 continue
-            key = f"tunables.{name}{'' if tuned else '.pretrained'}"
+            key = campaign.role(name, tuned)
             model = found[key] = models.resolve(model_name)
             renderer = make_renderer(name, model.folder, tuned)
             length = max_length(key, tunable, model.folder)
@@ -317,6 +316,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     return {
         "tasks": {name: {"data": prepared.data[name], **_describe_task(task, prepared.lengths[name])} for name, task in prepared.tasks.items()},
         "models": prepared.models,
+        "reserved": {budget.role: budget.reserved for budget in prepared.budgets},
         "trials": [_describe_trial(trial) for trial in prepared.trials],
         "not_run": [asdict(missing) for missing in prepared.not_run],
         "notes": [*prepared.config.notes, *(note for task in prepared.tasks.values() for note in _drafted(task))],

@@ -62,8 +62,8 @@ def write_run(
 
 
 def note_as_tuned(run: Path, cot: str) -> None:
-    """Of a run directory with one trial: write that down as tuned, without weights."""
-    [trial] = json.loads((run / "manifest.json").read_text())["trials"]
+    """Write the last trial of a run directory down as tuned, without weights."""
+    *_, trial = json.loads((run / "manifest.json").read_text())["trials"]
     record = {name: kind() if isinstance(kind, type) else kind[-1]() for name, kind in schema.TRIAL.items()}
     record |= {**trial, "recipe": {"cot": cot}, "answer_tokens": 8, "selection_value": 1.0}
     (run / "trials" / trial["name"] / "adapter").mkdir(parents=True)

@@ -25,6 +25,7 @@ from test_cli import config_file, own_task
 from benchmarks.interruption import FLUSHED_AFTER
 from fiat_ray import artifact, config, evaluate, infer, runs
 from fiat_ray.progress import Console
+from fiat_ray.recipe import RECIPES
 from fiat_ray.rows import read_rows
 from fiat_ray.schema import INFERRED
 
@@ -44,14 +45,15 @@ def reason(row):
 """
 
 
-def make_run(folder: Path, tiny: Path, seconds: float) -> Path:
-    """A run with a trial of FIAT that is written down as tuned; nothing was. Its reasoner takes ``seconds`` a row."""
+def make_run(folder: Path, tiny: Path, seconds: float, passage: str = "c", methods: tuple[str, ...] = ("fiat",)) -> Path:
+    """A run whose last trial is written down as tuned; nothing was. Its reasoner takes ``seconds`` a row."""
     folder.mkdir()
     (folder / "script.py").write_text(SCRIPT.format(seconds=seconds))
     changes = {"reasoner": {"kind": "scripted", "script": "script.py"}, "tunables": {"xs": {"model": str(tiny)}}}
-    path = config_file(folder, task=str(own_task(folder)), limit={}, methods=["fiat"], **changes)
+    test = json.dumps({"question": "q", "context": passage, "target": "t", "language": "en"})
+    path = config_file(folder, task=str(own_task(folder, **{"test.jsonl": test})), limit={}, methods=list(methods), **changes)
     done, _ = runs.run_config(config.load(path), folder / "run", stages=(), console=Console(quiet=True))
-    note_as_tuned(done.path, cot="augmented")
+    note_as_tuned(done.path, cot=RECIPES[methods[-1]].cot)
     return done.path
 
 
@@ -166,12 +168,20 @@ def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monk
     assert pq.read_table(output.with_suffix(".parquet")).to_pylist() == [json.loads(line) | {"score": None} for line in output.open()]
 
 
+def test_a_passage_is_cut_as_the_runs_were(tmp_path: Path, tiny: Path) -> None:
+    """Asked of a trial without CoT in a run with FIAT, whose rows left room for its rationales."""
+    run = runs.open_run(make_run(tmp_path / "it", tiny, 0, "word " * 3000, ("fiat", "no_cot")))
+    job = infer._Job(run, "no_cot", tmp_path, Console(quiet=True))
+    job._measure(read_rows(run.path / "task/mytask/test.jsonl"))
+    [new] = artifact.read_rows(job._piece("rows", 0))
+    [old] = [row.input for row in run.folder.examples("mytask", with_rationales=False) if row.split == "test"]
+    assert new["input"] == old and 500 < old.count("word") < 3000
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_rows_that_were_answered_before_keep_nothing_of_it(tmp_path: Path, tiny: Path, suffix: str) -> None:
     """Asked of a trial without CoT. Its answers lie there as if killed before they were put together, so no engine starts."""
-    folder = make_run(tmp_path / "it", tiny, 0)
-    [record] = folder.glob("trials/*/trial.json")
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"recipe": {"cot": "none"}}))
+    folder = make_run(tmp_path / "it", tiny, 0, methods=("no_cot",))
     run, source, output = runs.open_run(folder), tmp_path / "rows.jsonl", tmp_path / f"answers{suffix}"
     earlier = {"prediction": "old", "score": 0.5, "rationale": "old", "status": "engine_error"}
     source.write_text("".join(json.dumps(row(number) | earlier) + "\n" for number in range(3)))
