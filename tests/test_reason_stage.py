@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -290,3 +291,11 @@ def test_a_models_key_is_of_all_that_decides_its_answer(tiny: Path) -> None:
     assert not keys & set(asked(tiny, replace(task, i_beta="Other.")).keys.values())
     renamed = replace(task, i_tau="Other.", name="other", rows=tuple(replace(row, id=f"{row.id}!", targets=("x",), group="g") for row in task.rows))
     assert keys == set(asked(tiny, renamed).keys.values())  # what the reasoner does not read
+
+
+def test_requests_leave_nothing_behind_when_their_process_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = bench.folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    requests = bench.requests("a", "b")
+    assert len(requests) == 2 and not list(temporary.iterdir())

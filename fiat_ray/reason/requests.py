@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +68,8 @@ class Requests:
     prefixes: Mapping[str, list[int]] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     """Row id → key."""
-    folder: tempfile.TemporaryDirectory[str] | None = None
-    """Where the file lies as long as somebody holds this."""
+    held: IO[bytes] | None = None
+    """The file where it has no name, so that it goes with this process, however that ends."""
 
     def __len__(self) -> int:
         """How many distinct prompts there are."""
@@ -118,7 +118,7 @@ class Requests:
             with file.open("w") as held:
                 fcntl.flock(held, fcntl.LOCK_EX)  # until this process ends, a run that starts meanwhile does not sweep it away
                 shutil.copyfile(self.file, file)
-                yield replace(self, file=file, folder=None)
+                yield replace(self, file=file, held=None)
         finally:
             file.unlink(missing_ok=True)
 
@@ -181,10 +181,10 @@ def gather(task: Task, prefixes: Mapping[str, list[int]], ask: Ask) -> Requests:
                 known.add(request.key)
                 yield replace(request, language=row.language)
 
-    folder = tempfile.TemporaryDirectory(prefix="fiat-requests-")
-    path = Path(folder.name) / "requests.parquet"
+    held = tempfile.TemporaryFile()  # noqa: SIM115 - whoever has the requests holds it
+    path = Path(f"/proc/self/fd/{held.fileno()}")
     write(path, (new(rows) for rows in by_language(task.rows).values()))
-    return Requests(path, prefixes, keys, folder)
+    return Requests(path, prefixes, keys, held)
 
 
 def vllm_requests(
