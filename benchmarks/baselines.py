@@ -22,6 +22,7 @@ from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora, lora_config
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
+from fiat_ray.tune.memory import AtOnce
 from fiat_ray.tune.tunable import precision, rate_share
 
 CLIP = 1.0
@@ -121,7 +122,7 @@ def bare(work: Work, at_once: int) -> list[Mark]:
         items = work.step(step)
         total = torch.zeros((), device=device)
         shared = common_start(items)
-        for batch in micro_batches(items, at_once, shared):
+        for batch in micro_batches(items, AtOnce(at_once, at_once), shared):
             loss = loss_of(pack(batch, device, shared))
             loss.backward()
             total += loss.detach()

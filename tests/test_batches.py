@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fiat_ray.augmented import Example
 from fiat_ray.recipe import RECIPES
 from fiat_ray.render import IGNORED, Piece, Prompt, Renderer
-from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack, padded_batches
+from fiat_ray.tune.memory import AtOnce
 from fiat_ray.tune.tunable import DISTILLED_ALPHA, supervised
 
 CPU = torch.device("cpu")
@@ -29,15 +30,28 @@ def item(prompt: int, target: int, weight: float = 1.0) -> Supervised:
     return Supervised(Prompt(pieces), weight)
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 5)), max_size=30), st.integers(1, 60))
-def test_micro_batches_keep_all_items_in_order(sizes: list[tuple[int, int]], budget: int) -> None:
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 5)), max_size=30), st.integers(1, 60), st.integers(1, 20))
+def test_micro_batches_keep_all_items_in_order(sizes: list[tuple[int, int]], tokens: int, supervised: int) -> None:
     items = [item(*size) for size in sizes]
-    batches = micro_batches(items, budget)
+    batches = micro_batches(items, AtOnce(tokens, supervised))
     assert [each for batch in batches for each in batch] == items
     for batch, following in pairwise([*batches, []]):
-        size = sum(len(each.prompt) for each in batch)
-        assert batch and (size <= budget or len(batch) == 1)
-        assert not following or size + len(following[0].prompt) > budget  # as many together as stay within it
+        size, targets = sum(len(each.prompt) for each in batch), sum(each.tokens for each in batch)
+        assert batch and (size <= tokens and targets <= supervised or len(batch) == 1)
+        # As many together as stay within both.
+        assert not following or size + len(following[0].prompt) > tokens or targets + following[0].tokens > supervised
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 5)), max_size=30), st.integers(1, 60), st.integers(1, 20), st.integers(0, 9))
+def test_padded_batches_hold_each_item_once_and_have_room_for_the_longest(
+    sizes: list[tuple[int, int]], tokens: int, supervised: int, more: int
+) -> None:
+    items = [item(*size) for size in sizes]
+    batches = padded_batches(items, AtOnce(tokens, supervised), more)
+    assert sorted(at for batch in batches for at in batch) == list(range(len(items)))
+    for batch in batches:
+        size, targets = len(batch) * (max(len(items[at].prompt) for at in batch) + more), sum(items[at].tokens for at in batch)
+        assert batch == sorted(batch) and (size <= tokens and targets <= supervised or len(batch) == 1)
 
 
 def test_a_common_start_is_packed_once_and_takes_room_once() -> None:
@@ -48,7 +62,7 @@ def test_a_common_start_is_packed_once_and_takes_room_once() -> None:
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 3, 4, 5, 6, 7]]
     assert packed.labels.tolist() == [*[IGNORED] * 5, 100, 101, IGNORED, 100, *[IGNORED] * 3, 100, 101]
     assert (packed.bounds, packed.shared) == ((0, 7, 9, 14), 3)
-    assert [len(batch) for batch in micro_batches(items, 14, 3)] == [3] and [len(batch) for batch in micro_batches(items, 13, 3)] == [2, 1]
+    assert [[len(batch) for batch in micro_batches(items, AtOnce(tokens, 5), 3)] for tokens in (14, 13)] == [[3], [2, 1]]
     assert common_start([items[0]]) == 4
 
 

@@ -22,11 +22,12 @@ from fiat_ray.tune import validate as validating
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
+from fiat_ray.tune.memory import AtOnce
 from fiat_ray.tune.tunable import supervised
 from fiat_ray.tune.validate import answer, label_losses, validate
 
 CPU = torch.device("cpu")
-BUDGET = 2048
+BUDGET = AtOnce(2048, 2048)
 """Tokens that go through a model at once."""
 TASK = tiny_model.task()
 INPUTS = ["short", "question: কোন শহর? context: " + "The town lies at the river. " * 8, "question: x context: " + "two roads " * 20, "q"]
@@ -66,7 +67,7 @@ def plain_loss(model: Any, prompt: Prompt) -> torch.Tensor:
 def test_a_packed_loss_is_the_sum_of_the_prompts_own(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:
     expected = sum(plain_loss(plain_model, each.prompt).sum().item() * each.weight for each in items)
     for shared, budget in product((0, common_start(items)), (1, 200, 10_000)):
-        batches = micro_batches(items, budget, shared)
+        batches = micro_batches(items, AtOnce(budget, budget), shared)
         assert budget < 10_000 or len(batches) == 1
         found = sum(SupervisedLoss(packed_model)(pack(batch, CPU, shared)).item() for batch in batches)
         assert found == pytest.approx(expected, abs=1e-5)
@@ -198,7 +199,7 @@ def test_one_long_prompt_among_short_ones_does_not_pad_them_all(packed_model: An
         found, loss = answer(packed_model, renderer, prompts, gold, steps, BUDGET)
         alone = [answer(packed_model, renderer, [prompt], [text], steps, BUDGET) for prompt, text in zip(prompts, gold, strict=True)]
     together = batches[: -len(prompts)]
-    assert all(len(batch) == 1 or len(batch) * (max(map(len, batch)) + steps) <= BUDGET for batch in together)
+    assert all(len(batch) == 1 or len(batch) * (max(map(len, batch)) + steps) <= BUDGET.tokens for batch in together)
     assert sorted(ids for batch in together for ids in batch) == sorted(ids for [ids] in batches[-len(prompts) :])
     assert 1 < len(together) < len(prompts) / 4
     assert found == [text for [text], _ in alone] and len(set(found)) > 1

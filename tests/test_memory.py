@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny_model
 import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fiat_ray.config import Lora
 from fiat_ray.render import Piece, Prompt
@@ -15,10 +18,18 @@ from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.attention import _WithStart, plan
-from fiat_ray.tune.batches import Supervised, common_start, pack
+from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 
-SHAPE = SimpleNamespace(hidden_size=1024, num_attention_heads=16, num_key_value_heads=8, head_dim=128, intermediate_size=3072, num_hidden_layers=28)
+SHAPE = SimpleNamespace(
+    hidden_size=1024,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    intermediate_size=3072,
+    num_hidden_layers=28,
+    vocab_size=151936,
+)
 """Of a model of 0.6 billion parameters."""
 
 GIB = 2**30
@@ -32,24 +43,60 @@ def items(lengths: list[int], target: int = 3) -> list[Supervised]:
 
 
 def test_a_large_gpu_takes_full_speed_and_computes_nothing_twice() -> None:
-    assert memory.passes(SHAPE, torch.bfloat16, 60 * GIB, 2048, 32768) == (32768, False)
+    at_once, checkpointing = memory.passes(SHAPE, torch.bfloat16, 60 * GIB, 2048, 32768)
+    assert at_once.tokens == 32768 and not checkpointing
 
 
 def test_a_smaller_one_takes_fewer_tokens_before_it_computes_anything_twice() -> None:
-    tokens, checkpointing = memory.passes(SHAPE, torch.bfloat16, 12 * GIB, 2048, 16384)
-    assert 2048 <= tokens < 16384 and not checkpointing
+    at_once, checkpointing = memory.passes(SHAPE, torch.bfloat16, 12 * GIB, 2048, 16384)
+    assert 2048 <= at_once.tokens < 16384 and not checkpointing
 
 
 def test_activations_are_computed_twice_where_a_prompt_would_not_fit_otherwise() -> None:
     room = 12 * GIB
-    kept, _ = memory.activation_bytes(SHAPE, torch.bfloat16)
-    tokens, checkpointing = memory.passes(SHAPE, torch.bfloat16, room, room // kept + 1, 16384)
-    assert checkpointing and tokens > room // kept
-    assert not memory.passes(SHAPE, torch.bfloat16, room, room // kept, 16384).checkpointing
+    fits = memory.passes(SHAPE, torch.bfloat16, room, 2048, 16384).at_once.tokens
+    at_once, checkpointing = memory.passes(SHAPE, torch.bfloat16, room, fits + 1, 16384)
+    assert checkpointing and at_once.tokens > fits
+    assert not memory.passes(SHAPE, torch.bfloat16, room, fits, 16384).checkpointing
 
 
 def test_without_room_a_prompt_is_tried_all_the_same() -> None:
-    assert memory.passes(SHAPE, torch.bfloat16, -GIB, 2048, 16384) == (1, True)
+    assert memory.passes(SHAPE, torch.bfloat16, -GIB, 2048, 16384) == ((1, 1), True)
+
+
+@pytest.mark.parametrize("vocabulary", [49152, 151936, 262144])
+@pytest.mark.parametrize("gib", [2, 4, 12, 24, 60])
+@pytest.mark.parametrize("share", [0.01, 0.25, 1.0])
+def test_what_goes_through_together_has_room_for_its_logits(vocabulary: int, gib: int, share: float) -> None:
+    """However many of the tokens are supervised: each has 12 bytes for every word of the vocabulary."""
+    shape, room = SimpleNamespace(**vars(SHAPE) | {"vocab_size": vocabulary}), gib * GIB
+    at_once, checkpointing = memory.passes(shape, torch.bfloat16, room, 1024, 32768)
+    length = 100
+    for batch in micro_batches(items([length] * 400, target=max(1, int(share * (length - 5)))), at_once):
+        tokens, supervised = sum(len(item.prompt) for item in batch), sum(item.tokens for item in batch)
+        activations = tokens * memory.activation_bytes(shape, torch.bfloat16)[checkpointing]
+        assert activations + 12 * supervised * vocabulary <= room
+
+
+def test_few_supervised_tokens_split_no_batch() -> None:
+    """SmolLM2-135M in float32 on a laptop with 16 GB: micro-batches are those that tokens alone would make."""
+    small = SimpleNamespace(
+        hidden_size=576, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536, num_hidden_layers=30, vocab_size=49152
+    )
+    at_once, checkpointing = memory.passes(small, torch.float32, 12 * GIB, 1024, memory.FULL_SPEED["cpu"])
+    assert at_once.tokens == memory.FULL_SPEED["cpu"] <= at_once.supervised and not checkpointing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_take_what_the_plan_says(dtype: torch.dtype) -> None:
+    """Measured: the most that a loss and its gradient have allocated at once, where a wide vocabulary dwarfs all else."""
+    shape = LlamaConfig(vocab_size=20000, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    model = add_lora(LlamaForCausalLM(shape).to(dtype), Lora(rank=1), 0)
+    rows = items([150, 150], target=100)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        SupervisedLoss(model)(pack(rows, torch.device("cpu"))).backward()
+    allocated = accumulate(event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    assert max(allocated) == pytest.approx(200 * memory.logit_bytes(shape), rel=0.05)
 
 
 @pytest.mark.parametrize(("half", "weight", "gradient", "optimizer"), [(True, 2, 6, 12), (False, 4, 8, 8)])

@@ -29,6 +29,7 @@ from fiat_ray.tune import tunable as tunables
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
+from fiat_ray.tune.memory import AtOnce
 
 METHODS = ("no_cot", "no_peft")
 STEPS, ROWS, BUDGET = 50, 4, 96
@@ -117,7 +118,7 @@ def plain_curve(folder: Path, method: str, dtype: torch.dtype) -> list[float]:
     for step, x in enumerate(batches()):
         optimizer.zero_grad()
         total = 0.0
-        for batch in micro_batches(tunables.supervised(renderer, memory_task(), of.recipe, x, [None] * len(x)), BUDGET):
+        for batch in micro_batches(tunables.supervised(renderer, memory_task(), of.recipe, x, [None] * len(x)), AtOnce(BUDGET, BUDGET)):
             model.zero_grad()
             loss = loss_of(pack(batch, torch.device("cpu")))
             loss.backward()

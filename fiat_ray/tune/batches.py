@@ -12,6 +12,7 @@ import torch
 
 from fiat_ray.render import Prompt
 from fiat_ray.tune.attention import plan
+from fiat_ray.tune.memory import AtOnce
 
 
 @dataclass(frozen=True)
@@ -32,35 +33,37 @@ def common_start(items: Sequence[Supervised]) -> int:
     return min(len(os.path.commonprefix([item.prompt.ids for item in items])), *(len(item.prompt) - item.tokens - 1 for item in items))
 
 
-def micro_batches(items: Sequence[Supervised], budget: int, shared: int = 0) -> list[list[Supervised]]:
-    """Items in order, as many together as stay within ``budget`` tokens; at least one. Nothing is padded, so lengths may differ.
+def micro_batches(items: Sequence[Supervised], most: AtOnce, shared: int = 0) -> list[list[Supervised]]:
+    """Items in order, as many together as stay within ``most``; at least one. Nothing is padded, so lengths may differ.
 
     ``shared``: their common start, which a micro-batch holds once.
     """
     batches: list[list[Supervised]] = []
-    room = 0
+    tokens = supervised = 0
     for item in items:
         own = len(item.prompt) - shared
-        if not batches or own > room:
+        if not batches or own > tokens or item.tokens > supervised:
             batches.append([])
-            room = budget - shared
+            tokens, supervised = most.tokens - shared, most.supervised
         batches[-1].append(item)
-        room -= own
+        tokens -= own
+        supervised -= item.tokens
     return batches
 
 
-def padded_batches(items: Sequence[Supervised], budget: int, more: int) -> list[list[int]]:
-    """Places of items, as many of like length together as stay within ``budget`` tokens when each is padded to the longest; at least one.
+def padded_batches(items: Sequence[Supervised], most: AtOnce, more: int) -> list[list[int]]:
+    """Places of items, as many of like length together as stay within ``most`` when each is padded to the longest; at least one.
 
     ``more``: tokens that each may grow by. Within a batch the items stay in order.
     """
     batches: list[list[int]] = []
-    longest = 0
+    longest = supervised = 0
     for at in sorted(range(len(items)), key=lambda at: -len(items[at].prompt)):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
+        if not batches or (len(batches[-1]) + 1) * longest > most.tokens or items[at].tokens > supervised:
             batches.append([])
-            longest = len(items[at].prompt) + more
+            longest, supervised = len(items[at].prompt) + more, most.supervised
         batches[-1].append(at)
+        supervised -= items[at].tokens
     return [sorted(batch) for batch in batches]
 
 

@@ -19,19 +19,29 @@ ENOUGH = 1024
 USABLE = 0.85
 """Share of a device's memory: the rest is the framework's own, and lost between allocations."""
 
+SUPERVISED = 1 / 8
+"""Share of tokens whose logits have room where it is short: answers are fewer of a prompt, rationales more, which then make smaller micro-batches."""
+
+
+class AtOnce(NamedTuple):
+    """Most that goes through the model together."""
+
+    tokens: int
+    supervised: int
+    """Of the tokens: each has logits over the whole vocabulary."""
+
 
 class Passes(NamedTuple):
     """How prompts pass through the model."""
 
-    tokens: int
-    """Most that go through together."""
+    at_once: AtOnce
     checkpointing: bool
     """Whether activations are thrown away and computed again in the backward pass."""
 
     @property
-    def without_gradients(self) -> int:
-        """Most tokens where no backward pass follows."""
-        return self.tokens if self.checkpointing else 4 * self.tokens
+    def without_gradients(self) -> AtOnce:
+        """Where no backward pass follows; logits then take nearly as much as before one."""
+        return self.at_once if self.checkpointing else self.at_once._replace(tokens=4 * self.at_once.tokens)
 
 
 def of_device(device: torch.device, share: float = 1.0) -> int:
@@ -53,12 +63,23 @@ def state_bytes(frozen: int, tuned: int, half: bool, stage: int, workers: int) -
 
 
 def passes(config: Any, dtype: torch.dtype, room: int, longest: int, most: int) -> Passes:
-    """``config``: the model's; ``room``: bytes for activations; ``longest``: tokens of the longest prompt; ``most``: tokens wanted at once."""
+    """``config``: the model's; ``room``: bytes for activations and logits; in tokens, ``longest``: the longest prompt, ``most``: at once."""
     kept, kept_of_layer = activation_bytes(config, dtype)
-    tokens = room // kept
-    if tokens >= min(most, max(longest, ENOUGH)):
-        return Passes(min(most, tokens), False)
-    return Passes(max(1, min(most, room // kept_of_layer)), True)
+    at_once = _at_once(room, kept, logit_bytes(config), most)
+    if at_once.tokens >= min(most, max(longest, ENOUGH)):
+        return Passes(at_once, False)
+    return Passes(_at_once(room, kept_of_layer, logit_bytes(config), most), True)
+
+
+def _at_once(room: int, kept: int, logits: int, most: int) -> AtOnce:
+    """``kept`` and ``logits``: bytes of a token, and of a supervised one besides."""
+    tokens = max(1, min(most, int(room / (kept + SUPERVISED * logits))))
+    return AtOnce(tokens, max(1, (room - tokens * kept) // logits))
+
+
+def logit_bytes(config: Any) -> int:
+    """Of one supervised token, in any precision: its log-probabilities, their gradient and that of its logits are there together, in float32."""
+    return 3 * torch.float32.itemsize * int(config.vocab_size)
 
 
 def activation_bytes(config: Any, dtype: torch.dtype) -> tuple[int, int]:

@@ -107,7 +107,7 @@ class DeepSpeedTunable:
         self.tokens += sum(len(item.prompt) for item in items)
         self.supervised_tokens += sum(item.tokens for item in items)
         shared = common_start(items)
-        batches = micro_batches(items, self.passes.tokens, shared)
+        batches = micro_batches(items, self.passes.at_once, shared)
         idle = [Supervised(batches[-1][-1].prompt, 0.0)]
         batches += [idle] * (-len(batches) % world)
         mine = batches[rank::world]

@@ -21,6 +21,7 @@ from fiat_ray.scoring import score_predictions
 from fiat_ray.task import Task
 from fiat_ray.tune.batches import Supervised, micro_batches, pack, padded_batches
 from fiat_ray.tune.loss import packed_logits, token_losses
+from fiat_ray.tune.memory import AtOnce
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ def validate(
     examples: Sequence[Example],
     rationales: Mapping[str, str],
     max_tokens: int,
-    at_once: int,
+    at_once: AtOnce,
 ) -> Validation:
-    """``at_once``: most tokens that go through the model together."""
+    """``at_once``: most that goes through the model together."""
     with torch.compiler.set_stance("force_eager"):  # what is compiled is compiled for gradients
         return _validate(model, renderer, task, recipe, examples, rationales, max_tokens, at_once)
 
@@ -71,7 +72,7 @@ def _validate(
     examples: Sequence[Example],
     rationales: Mapping[str, str],
     max_tokens: int,
-    at_once: int,
+    at_once: AtOnce,
 ) -> Validation:
     model.eval()
     prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), recipe) for e in examples]
@@ -92,7 +93,9 @@ def _validate(
     return Validation(selecting_metric(task.metric, task.labels), named, float(loss) / max(1, units), rows)
 
 
-def answer(model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int, at_once: int) -> tuple[list[str], float]:
+def answer(
+    model: Any, renderer: Renderer, prompts: Sequence[Prompt], gold: Sequence[str], max_tokens: int, at_once: AtOnce
+) -> tuple[list[str], float]:
     """Greedy answers, in order, and Σ cross-entropy of the gold answers. One pass over a prompt serves both."""
     items = [Supervised(prompt + [renderer.target(text)], 1.0) for prompt, text in zip(prompts, gold, strict=True)]
     answers = [""] * len(items)
@@ -146,7 +149,7 @@ def _side_by_side(packed: DynamicCache, bounds: Sequence[int], lengths: Sequence
     return cache, torch.tensor(seen, device=packed.layers[0].keys.device)
 
 
-def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labels: Sequence[str], at_once: int) -> np.ndarray:
+def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labels: Sequence[str], at_once: AtOnce) -> np.ndarray:
     """−log P(label | prompt), shape (prompts, labels), as the engine scores labels: see ``predict.one_token_each``."""
     answers = [renderer.answer_ids(label) for label in labels]
     if one_token_each(answers):
@@ -161,7 +164,7 @@ def label_losses(model: Any, renderer: Renderer, prompts: Sequence[Prompt], labe
     return np.array(sums).reshape(len(prompts), len(labels))
 
 
-def _next_token_losses(model: Any, prompts: Sequence[Prompt], tokens: Sequence[int], at_once: int) -> np.ndarray:
+def _next_token_losses(model: Any, prompts: Sequence[Prompt], tokens: Sequence[int], at_once: AtOnce) -> np.ndarray:
     """−log P(token | prompt), shape (prompts, tokens), from one pass over each prompt."""
     rows: list[list[float]] = []
     for batch in micro_batches([Supervised(prompt, 1.0) for prompt in prompts], at_once):
