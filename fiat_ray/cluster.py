@@ -157,6 +157,15 @@ def wait_for_machines(where: Where, console: Console) -> None:
             remove_placement_group(group)
 
 
+def join(where: Where, folder: Path, key: str, console: Console) -> Unit:
+    """Connect, wait for machines, and see to it that all of them see a folder. See ``connect``, ``unit`` and ``check_shared`` for what it raises."""
+    connect()
+    wait_for_machines(where, console)
+    found = unit(where)
+    check_shared(folder, key)
+    return found
+
+
 def resolved(where: Where, found: Unit) -> Where:
     """``where`` with its defaults filled in for this cluster."""
     return replace(where, gpus=int(found.gpus), cpus=int(found.cpus))

@@ -269,9 +269,7 @@ class _Job:
         return len(rows)
 
     def _unit(self) -> cluster.Unit:
-        cluster.connect()
-        cluster.wait_for_machines(self._config.where, self._console)
-        return cluster.unit(self._config.where)
+        return cluster.join(self._config.where, self._run.path, "the run", self._console)
 
 
 @dataclass

@@ -11,12 +11,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import infer_sitting
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray import cloudpickle
 from run_directory import note_as_tuned
 from test_break import raylet_of
@@ -24,6 +26,7 @@ from test_cli import config_file, own_task
 
 from benchmarks.interruption import FLUSHED_AFTER
 from fiat_ray import artifact, config, evaluate, infer, runs
+from fiat_ray.errors import UserError
 from fiat_ray.progress import Console
 from fiat_ray.recipe import RECIPES
 from fiat_ray.rows import read_rows
@@ -219,3 +222,21 @@ def test_a_hundred_thousand_rows(tmp_path: Path, tiny: Path) -> None:
         memory[rows] = int(out.splitlines()[-1])
         assert not repeated(run / "calls", kills)
     assert memory[100_000] < memory[10_000] + 100, memory
+
+
+def test_a_run_that_a_node_does_not_see_is_refused_before_an_engine_starts(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of two nodes, of which only the first has the folder; where the answers go nobody else needs to see."""
+    run = make_run(tmp_path / "campaign", tiny, 0)
+    first, second = "1" * 56, "2" * 56
+    nodes = [{"NodeID": node, "Alive": True, "NodeManagerAddress": f"10.0.0.{node[0]}", "Resources": {"CPU": 2}} for node in (first, second)]
+
+    def remote(**_: Any) -> Callable[[Callable[..., bool]], Any]:
+        return lambda see: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda path, node: node == first and see(path, node)))
+
+    for name, there in {"is_initialized": lambda: True, "nodes": lambda: nodes, "remote": remote, "get": lambda seen: seen}.items():
+        monkeypatch.setattr(ray, name, there)
+    source, output = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    source.write_text(json.dumps(row(1)) + "\n")
+    with pytest.raises(UserError, match=rf"^{run}: node 10.0.0.2 does not see this folder; the run must lie on storage all nodes share$"):
+        infer.infer_file(runs.open_run(run), source, output, console=Console(quiet=True))
+    assert not output.exists() and not list(run.glob(".probe-*"))

@@ -10,7 +10,7 @@ import shutil
 import uuid
 
 from fiat_ray import disk, memory
-from fiat_ray.cluster import Raylet, check_shared, connect, memory_of, resolved, unit, wait_for_machines
+from fiat_ray.cluster import Raylet, check_shared, join, memory_of, resolved
 from fiat_ray.prepare import Prepared
 from fiat_ray.progress import Console
 from fiat_ray.reason.store import Store
@@ -87,12 +87,9 @@ def _left(reasoning: Reasoning, trials: Trials) -> str:
 
 
 def _connect(prepared: Prepared, run: RunFolder, console: Console, reasoning: Reasoning) -> Hardware:
-    connect()
-    wait_for_machines(prepared.config.where, console)
-    found = unit(prepared.config.where)
+    found = join(prepared.config.where, run.path, "--out", console)
     what = f"{found.gpus:g} GPU" if found.gpus else f"{found.cpus:g} CPUs"
     console.line(f"Ray: room for {count(found.count, 'engine')} or as many tuning workers at a time, {what} each")
-    check_shared(run.path, "--out")
     if reasoning.unfinished and prepared.config.store and (folder := Store(prepared.config.store).folder):  # reasoners write there themselves
         check_shared(folder, "store")
     return Hardware(found)
