@@ -123,6 +123,10 @@ def _describe_trials(planned: Mapping[str, Any]) -> Iterable[str]:
             )
         yield line("", f"tokens: prompt and target of a row, mean of at most {SAMPLED}; a rationale not stored yet counts as {UNKNOWN}")
         yield line("", "trained on: tokens × rows × epochs × learning rates × seeds; done: trials that are tuned and evaluated")
+        cut = {f"{t['task']}, {t['method']}, {t['tunable']}": (t["rationales_cut"], t["rationales_sampled"]) for t in trials if t["rationales_cut"]}
+        for who, (some, sampled) in cut.items():
+            said = f"{some:,} of {count(sampled, 'stored rationale')} sampled would be cut: too long in the tunable's own tokens"
+            yield line("rationales", f"{who}: {said}")
     for missing in planned["not_run"]:
         where = f"{missing['method']} on {missing['task']} ({missing['tunable']})"
         yield line("not run", f"{where}: {missing['reason']}; config key {missing['config_key']}")

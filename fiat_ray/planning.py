@@ -22,7 +22,7 @@ from fiat_ray.reason.requests import Requests
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 from fiat_ray.recipe import UNTUNED
-from fiat_ray.render import Renderer, shown_rationale
+from fiat_ray.render import Renderer, rationale_part, shown_rationale
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.sample import measure
 from fiat_ray.schedule.trials import evaluated, tuned
@@ -139,7 +139,9 @@ def _trials(prepared: prepare.Prepared, found: Mapping[str, Rationales], run: Ru
         trials = list(same)
         trial = trials[0]
         task, recipe = prepared.tasks[trial.task], trial.recipe
-        tokens, answers = _row_tokens(trial, prepared, found.get(trial.task, {}), renderer(trial.tunable, trial.model, recipe.instruction_tuned))
+        stored, writes = found.get(trial.task, {}), renderer(trial.tunable, trial.model, recipe.instruction_tuned)
+        shown, cut = _shown(trial, prepared, stored, writes)
+        tokens, answers = _row_tokens(trial, prepared, stored, shown, writes)
         steps = number_of_steps(trial.train_size, trial.batch_size, trial.epochs, trial.steps)
         rows = _rows_seen(trial.train_size, trial.batch_size, steps)
         planned.append(
@@ -156,6 +158,8 @@ def _trials(prepared: prepare.Prepared, found: Mapping[str, Rationales], run: Ru
                 "learning_rates": len(trial.learning_rates),
                 "steps": steps,
                 "rows_sampled": len(tokens),
+                "rationales_sampled": len(shown),
+                "rationales_cut": cut,
                 "tokens_mean": fmean(tokens),
                 "tokens_max": max(tokens),
                 "tokens": round(fmean(tokens) * rows * len(trial.learning_rates) * len(trials)),
@@ -173,20 +177,33 @@ def _rows_seen(rows: int, batch_size: int, steps: int) -> int:
     return epochs * rows + rest * batch_size
 
 
-def _row_tokens(trial: Trial, prepared: prepare.Prepared, found: Rationales, renderer: Renderer) -> tuple[list[int], list[int]]:
-    """Tokens of some train rows, prompt and target, in a trial's recipe; and those of their targets alone.
+def _sampled(task: Task) -> tuple[Row, ...]:
+    rows = task.split("train")
+    return rows[:: -(-len(rows) // SAMPLED)]
+
+
+def _shown(trial: Trial, prepared: prepare.Prepared, found: Rationales, renderer: Renderer) -> tuple[dict[str, str], int]:
+    """Row id → what a trial shows of the rationale, of those sampled rows whose rationale is stored; and of how many of them it is cut."""
+    if trial.recipe.cot == "none":
+        return {}, 0
+    task, keys = prepared.tasks[trial.task], prepared.requests[trial.task].keys
+    whole = {row.id: found[keys[row.id]]["text"] for row in _sampled(task) if keys[row.id] in found}
+    shown = {name: shown_rationale(task, renderer, text, trial.recipe, trial.rationale_tokens) for name, text in whole.items()}
+    return shown, sum(shown[name] != rationale_part(task, text, trial.recipe) for name, text in whole.items())
+
+
+def _row_tokens(
+    trial: Trial, prepared: prepare.Prepared, found: Rationales, rationales: Mapping[str, str], renderer: Renderer
+) -> tuple[list[int], list[int]]:
+    """Tokens of some train rows, prompt and target, in a trial's recipe; and those of their targets alone. ``rationales``: see ``_shown``.
 
     A rationale that is not stored yet counts as long as the stored ones are on average; where there is none, as long as it may be.
     """
-    task, lengths = prepared.tasks[trial.task], prepared.lengths[trial.task]
-    rows = task.split("train")
-    sample = rows[:: -(-len(rows) // SAMPLED)]
+    task, lengths, sample = prepared.tasks[trial.task], prepared.lengths[trial.task], _sampled(prepared.tasks[trial.task])
     expected = round(fmean(r["output_tokens"] for r in found.values())) if found else trial.rationale_tokens
 
     def tokens(row: Row) -> int:
-        text, recipe = lengths.texts[row.id], trial.recipe
-        kept = found.get(prepared.requests[trial.task].keys[row.id]) if recipe.cot != "none" else None
-        shown = shown_rationale(task, renderer, kept["text"], recipe, trial.rationale_tokens) if kept else None
+        text, recipe, shown = lengths.texts[row.id], trial.recipe, rationales.get(row.id)
         total = len(renderer.tunable_prompt(task, text, shown, recipe)) + len(renderer.target(row.targets[0]).ids)
         if recipe.cot == "distilled":
             total += len(renderer.explain_prompt(task, text, recipe)) + (len(renderer.target(shown).ids) if shown else 0)

@@ -85,6 +85,24 @@ def test_an_engine_error_is_to_be_tried_again(tiny: Path, tmp_path: Path) -> Non
     assert planning.plan(config(tiny, store=str(tmp_path)), towns())["tasks"]["towns"]["reasoner"]["stored"] == 0
 
 
+def test_stored_rationales_that_a_tunable_would_be_shown_cut_are_counted(tiny: Path, tmp_path: Path) -> None:
+    """As a trial counts them (see test_render), of the train rows that are sampled, here all six, which ask three prompts a language."""
+    short = config(tiny, store=str(tmp_path / "short"), methods=["fiat"])
+    store(tmp_path / "short", short, 4)
+    [fits] = planning.plan(short, towns())["trials"]
+    assert (fits["rationales_cut"], fits["rationales_sampled"]) == (0, 4)
+    asked = config(tiny, store=str(tmp_path / "long"))
+    store(tmp_path / "long", asked, 4, text="The context names it. " * 20 + "\nAnswer: market")
+    planned = planning.plan(asked, towns())
+    counted = {trials["method"]: (trials["rationales_cut"], trials["rationales_sampled"]) for trials in planned["trials"]}
+    reasons = {method: configs.RECIPES[method].cot != "none" for method in counted}
+    assert counted == {method: (4, 4) if with_rationale else (0, 0) for method, with_rationale in reasons.items()}
+    assert {"fiat": True, "no_cot": False, "distilled_cot": True}.items() <= reasons.items()
+    text = " ".join(plan_text.describe(planned).split())
+    assert "towns, fiat, xs: 4 of 4 stored rationales sampled would be cut: too long in the tunable's own tokens" in text
+    assert "no_cot, xs:" not in text
+
+
 def test_tokens_trained_on_are_those_of_the_prompts(tiny: Path) -> None:
     planned = planning.plan(config(tiny, epochs=2, seeds=[0, 1], learning_rate={"lora": [1e-4, 2e-4], "full": [1e-5, 2e-5]}), towns())
     by_method = {trials["method"]: trials for trials in planned["trials"]}
