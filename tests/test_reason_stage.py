@@ -70,7 +70,8 @@ class Bench:
         return scripted_requests(task, measure(task, []), self.script)
 
     def run(self, requests: Requests, window: int = 16) -> list[dict[str, str]]:
-        return list(reason(requests, self.store, partial(ScriptedReasoner, str(self.script)), window=window))
+        with requests.shared(self.folder) as shared:
+            return list(reason(shared, self.store, partial(ScriptedReasoner, str(self.script)), window=window))
 
     def calls(self) -> Counter[str]:
         path = self.folder / "calls"

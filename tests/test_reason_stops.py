@@ -61,7 +61,8 @@ class Bench:
         return scripted_requests(task, measure(task, []), self.script)
 
     def run(self, requests: Requests, create: Any = None, **options: Any) -> list[dict[str, Any]]:
-        return list(reason(requests, self.store, create or partial(ScriptedReasoner, str(self.script)), **options))
+        with requests.shared(self.script.parent) as shared:
+            return list(reason(shared, self.store, create or partial(ScriptedReasoner, str(self.script)), **options))
 
     def calls(self) -> Counter[str]:
         return Counter(self.script.with_name("calls").read_text().splitlines())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import uuid
@@ -182,7 +183,7 @@ def gather(task: Task, prefixes: Mapping[str, list[int]], ask: Ask) -> Requests:
                 yield replace(request, language=row.language)
 
     held = tempfile.TemporaryFile()  # noqa: SIM115 - whoever has the requests holds it
-    path = Path(f"/proc/self/fd/{held.fileno()}")
+    path = Path(f"/proc/{os.getpid()}/fd/{held.fileno()}")
     write(path, (new(rows) for rows in by_language(task.rows).values()))
     return Requests(path, prefixes, keys, held)
 
