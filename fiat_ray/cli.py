@@ -91,6 +91,7 @@ def _data_validate(parsed: argparse.Namespace) -> None:
 
 def _init(parsed: argparse.Namespace) -> None:
     from fiat_ray.init import init
+    from fiat_ray.own_task import MOST_OF_ROWS
     from fiat_ray.task import SPLITS
 
     options = ("target", "language", "input", "labels", "positive", "metric", "group", "exemplars", "seed", "hardware")
@@ -100,8 +101,10 @@ def _init(parsed: argparse.Namespace) -> None:
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {count(len(task.languages), 'language')}")
     print(f"from: {started.source}\ninput: {task.input}")
     if started.same:
-        kept = "" if "example" in started.same else " stay in one split, and"
+        kept = " stay in one split, and" if started.common or "example" not in started.same else ""
         print(f"group: rows with the same {' and '.join(started.same['group'])}{kept} count as one where intervals are drawn")
+    if started.common:
+        print(f"common passages: {started.common:,}, each of more than {MOST_OF_ROWS:.0%} of all rows; their rows may stand in several splits")
     if started.takes:
         print(f"config.yaml: {started.takes}")
     if not task.exemplars:

@@ -16,7 +16,7 @@ from fiat_ray import artifact, planning
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.hub import HUB, source_rows
-from fiat_ray.own_task import PASSAGES, Placed, drafts, from_rows, row_keys
+from fiat_ray.own_task import PASSAGES, Placed, common_passages, drafts, from_rows, row_keys
 from fiat_ray.rows import jsonl, read_rows, text_field
 from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language, template_fields
@@ -49,6 +49,8 @@ class Started:
     """Where its rows are from; of a data set on the hub with the commit, which stands in the config too."""
     same: dict[str, list[str]]
     """See ``own_task.row_keys``; empty where only rows with the same input have something to do with each other."""
+    common: int
+    """Passages that may stand in several of the splits that were drawn, because so many rows share each."""
     limit: dict[str, int]
     """Rows a language and split that a CPU has time for; empty where all are used."""
     takes: str
@@ -109,13 +111,14 @@ def init(
         seed=seed,
     )
     same = row_keys(placed, task.input, task.cut, group, split)
+    common = 0 if group or split or task.cut is None else len(common_passages(placed, task.cut))
     chosen = hardware or _hardware()
     limit, takes = _limit(task) if chosen == "cpu" else ({}, "")
     texts = definition_files({}, task, {"group": template_fields(task.input)} | same)
     texts["config.yaml"] = _config(task.name, chosen, limit, takes, source if source.startswith(HUB) else "")
     make(folder.parent, "a task")
     artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
-    return Started(folder, task, source, same, limit, takes, drafts(task))
+    return Started(folder, task, source, same, common, limit, takes, drafts(task))
 
 
 # What the fields are

@@ -164,7 +164,7 @@ def row_keys(placed: Placed, template: str, cut: str | None, group: str | Sequen
     fields = template_fields(template)
     if cut is None or cut.lower() not in PASSAGES or cut not in fields:
         return {}
-    common = _common(placed, cut)
+    common = common_passages(placed, cut)
     inputs = {tuple(text_field(raw, name, place) for name in fields) for place, raw in placed}
     asked = Counter(passage for texts in inputs if (passage := texts[fields.index(cut)]).strip() and passage not in common)
     if max(asked.values(), default=0) < 2:
@@ -172,8 +172,10 @@ def row_keys(placed: Placed, template: str, cut: str | None, group: str | Sequen
     return {"group": [cut]} | ({"example": fields} if split is not None or common else {})
 
 
-def _common(placed: Placed, cut: str) -> set[str]:
-    """Passages that are too many rows' to be kept in one split."""
+def common_passages(placed: Placed, cut: str) -> set[str]:
+    """Passages that are too many rows' to be kept in one split; none where ``cut`` is no passage."""
+    if cut.lower() not in PASSAGES:
+        return set()
     rows = Counter(text_field(raw, cut, place) for place, raw in placed)
     return {passage for passage, number in rows.items() if passage.strip() and number > MOST_OF_ROWS * len(placed)}
 
@@ -187,7 +189,7 @@ def _rows(task: Task, placed: Placed, split: str | None, same: Mapping[str, list
         at = [number for number, name in enumerate(names) if name == "train"]
         train: Iterable[Row] = make_rows(task, ((placed[number][0], "train", placed[number][1]) for number in at), group, group)
         if "example" in same and task.cut is not None:
-            common = _common(placed, task.cut)
+            common = common_passages(placed, task.cut)
             train = (replace(row, example=row.id) if row.fields[task.cut] in common else row for row in train)
         for number, name in zip(at, _shared_out(joined(train), bool(task.labels), seed, lacking), strict=True):
             names[number] = name

@@ -284,3 +284,22 @@ def test_names_that_can_not_be(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "a built-in task has that name" in refused(capsys, "init", "country_facts", "--train", str(file))
     assert "is the working folder" in refused(capsys, "init", ".", "--train", str(file))
     assert "NAME: name 'a b' is no name for a task" in refused(capsys, "init", "a b", "--train", str(file))
+
+
+@pytest.mark.parametrize(("each", "grouped"), [(5, True), (1, False)], ids=["others asked about several times", "others asked about once"])
+def test_passages_that_too_many_share_to_be_kept_in_one_split_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], each: int, grouped: bool
+) -> None:
+    """Two of them, each of more than a tenth of all rows."""
+    rows = [row | {"context": f"Our shop number {n % 2} is open at all hours.", "question": f"And {n}?"} for n, row in enumerate(questions(60))]
+    rows += about_passages(200 // each, each)
+    said = {}
+    for name, more in (("drawn", {}), ("given", {"split": True}), ("own", {"group": True})):
+        own = [row | ({"split": SPLITS[n % 3]} if "split" in more else {}) for n, row in enumerate(rows)]
+        arguments = ["--group", "question"] if "group" in more else []
+        command = ["init", str(tmp_path / name), "--train", str(jsonl(tmp_path / f"{name}.jsonl", own)), "--hardware", "gpu24", *arguments]
+        assert main(command) == 0
+        said[name] = capsys.readouterr().out
+    assert "common passages: 2, each of more than 10% of all rows; their rows may stand in several splits" in said["drawn"]
+    assert ("group: rows with the same context stay in one split, and count as one" in said["drawn"]) == grouped
+    assert "common passages" not in said["given"] + said["own"], "there none is left out of what is kept together"
