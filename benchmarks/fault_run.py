@@ -278,7 +278,6 @@ def sit(config: str, place: str, *overrides: str) -> int:
     slow_disk(told.get("fsync", 0.0))
     from fiat_ray import augmented, cli, prepare, runs
     from fiat_ray.progress import Console
-    from fiat_ray.reason import stage as reasoning_stage
     from fiat_ray.schedule import evaluation, reasoning
     from fiat_ray.tune import lane
 
@@ -303,7 +302,7 @@ def sit(config: str, place: str, *overrides: str) -> int:
     noted = partial(Noted, file=folder / "answered", clock=told.get("clock", 0.0))
     reasoning.make_reasoner = lambda *arguments: partial(noted, make(*arguments))  # type: ignore[attr-defined,misc]
     if "patience" in told:
-        reasoning.reason = partial(reasoning_stage.reason, patience=told["patience"])  # type: ignore[attr-defined]
+        reasoning.patience_for = lambda _: told["patience"]  # type: ignore[attr-defined]
     if "evaluator" in told:
         from fiat_ray import evaluate
 

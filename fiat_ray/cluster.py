@@ -29,12 +29,18 @@ class Unit:
     """How many of them the cluster holds."""
 
 
+_connected = False
+"""Whether this process is connected to Ray, and that by ``connect``."""
+
+
 def connect() -> None:
     """Use the running Ray, or start a local one, which ends with this process. Raises ``ConnectionError`` where neither can be had."""
+    global _connected
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine take the engine's time
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that still asks Ray for something when this process has left it starts none
     os.environ.setdefault("RAY_enable_metrics_collection", "0")  # of a Ray started here nobody reads them, and Ray Data's took 7 % of a core
     import ray
 
@@ -49,8 +55,19 @@ def connect() -> None:
         address = os.environ.get("RAY_ADDRESS")
         said = f"Ray at {address} (RAY_ADDRESS) can't be reached" if address else "Ray did not start; its logs lie in /tmp/ray/session_latest/logs"
         raise ConnectionError(f"{said} ({' '.join(str(error).split())[:300]})") from error
+    _connected = True
     if terminated is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray has put its own in its place
+
+
+def leave() -> None:
+    """End what this process has at work in a Ray that ``connect`` connected it to. One that somebody else connected it to stays as it is."""
+    global _connected
+    if _connected:
+        import ray
+
+        _connected = False
+        ray.shutdown()
 
 
 class Raylet:

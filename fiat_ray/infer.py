@@ -32,6 +32,7 @@ from fiat_ray.reason.requests import Requests, joined
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Store
 from fiat_ray.reason.watch import Watch
+from fiat_ray.reason.watchdog import patience_for
 from fiat_ray.recipe import Recipe
 from fiat_ray.rows import Place, read_rows, text_field
 from fiat_ray.run_folder import locked, make
@@ -214,7 +215,8 @@ class _Job:
         self._console.line(said, "reason", prompts=len(requests), missing=watch.missing)
         window = window_of(config, unit)
         with requests.shared(self._run.path, digest(str(self._folder.resolve()))) as shared, self._console.watching(watch, "reason"):
-            deque(reason(shared, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, window=window), maxlen=0)
+            allowed = patience_for(config.reasoner.max_tokens)
+            deque(reason(shared, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, window=window, patience=allowed), maxlen=0)
         merge(store)
 
     def _predict(self) -> None:

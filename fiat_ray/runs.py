@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiat_ray import artifact, disk, planning, schedule
+from fiat_ray import artifact, cluster, disk, planning, schedule
 from fiat_ray import config as configs
 from fiat_ray.campaign import on_validation
 from fiat_ray.collect import collect
@@ -283,7 +283,8 @@ def run(
 
     ``reasoner`` and ``tunable``: a model's name, or its section of the config; ``options``: other keys of the config.
 
-    Uses a running Ray, or starts a local one. Raises ``UserError`` for bad input, ``RuntimeError`` where reasoning broke off or trials failed,
+    Uses a running Ray, or starts a local one. Interrupted, it ends all that is at work, unless you connected this process to Ray yourself: then
+    that goes on until you shut Ray down. Raises ``UserError`` for bad input, ``RuntimeError`` where reasoning broke off or trials failed,
     ``Unfinished`` where ``max_gpu_hours`` or ``max_cost`` stopped it.
     """
     tasks = [task] if isinstance(task, Task) else [] if isinstance(task, str) else task
@@ -300,7 +301,11 @@ def run(
         **options,
     }
     config = configs.load(values)
-    done, outcome = run_config(config, out, tasks=given)
+    try:
+        done, outcome = run_config(config, out, tasks=given)
+    except BaseException:
+        cluster.leave()  # what is at work would go on, and the next call would race it
+        raise
     if outcome.broken_off:
         raise RuntimeError("; ".join(outcome.broken_off))
     if outcome.failed:

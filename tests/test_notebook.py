@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,15 @@ def test_it_is_stored_without_outputs_and_its_task_is_made(tmp_path: Path) -> No
         exec(source, names)
     sizes = {split: len(names["task"].split(split)) for split in ("train", "validation", "test")}
     assert min(sizes.values()) >= 4 and sum(sizes.values()) + len(names["task"].exemplars) == len(names["rows"]) == 50
+
+
+def test_a_cell_that_is_interrupted_leaves_nothing_at_work_and_goes_on_when_it_is_run_again(tmp_path: Path, tiny: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("notebook_sitting.py")), str(tmp_path), str(tiny)]
+    done = subprocess.run(command, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    interrupted, later, ended = map(int, done.stdout.split())
+    assert interrupted < 50 and later == interrupted, "rows were reasoned about after the interruption"
+    assert 50 <= ended <= 60 + 16, "what was stored is not asked again"
 
 
 @pytest.mark.slow

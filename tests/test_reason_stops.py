@@ -119,6 +119,17 @@ def test_a_watchdog_ends_with_its_process_and_lets_it_idle(tmp_path: Path) -> No
         assert not Path(f"/proc/{watchdog}").exists()
 
 
+def test_an_engine_may_take_longer_to_start_than_for_a_row(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from fiat_ray.reason.watchdog import Watchdog\n"
+        "dog = Watchdog(1.0, Path(sys.argv[1])); time.sleep(float(sys.argv[2])); dog.tell(busy=False); time.sleep(1.5)"
+    )
+    for seconds, code in ((2, 0), (60, -signal.SIGKILL)):
+        note = tmp_path / str(seconds)
+        assert subprocess.run([sys.executable, "-c", program, str(note), str(seconds)], timeout=30).returncode == code
+        assert (note.read_text() if note.exists() else "") == ("it made no progress for 4 seconds" if code else "")
+
+
 def never_starts() -> Reasoner:
     raise RuntimeError("no kernel image is available")
 

@@ -14,7 +14,15 @@ import sys
 from pathlib import Path
 
 PATIENCE = 900.0
-"""Seconds without a finished row, or for an engine's start, after which it is killed."""
+"""Seconds without a finished row after which an engine is killed."""
+
+START = 4.0
+"""An engine may take so many times as long to start: it may have to fetch its model first, and to compile it."""
+
+
+def patience_for(max_tokens: int) -> float:
+    """``PATIENCE`` with rows of so many tokens, of which the slowest engine that is of use writes one a second."""
+    return PATIENCE + max_tokens
 
 
 class Watchdog:
@@ -33,15 +41,15 @@ class Watchdog:
 
 
 def watch(engine: int, patience: float, note: Path) -> None:
-    busy = True  # it starts
-    while select.select([0], [], [], patience if busy else None)[0]:
+    allowed: float | None = START * patience
+    while select.select([0], [], [], allowed)[0]:
         told = os.read(0, 4096)
         if not told:  # the engine's process has ended
             return
-        busy = told.endswith(b"+")
+        allowed = patience if told.endswith(b"+") else None
     if os.getppid() != engine:
         return
-    note.write_text(f"it made no progress for {patience:g} seconds")
+    note.write_text(f"it made no progress for {allowed:g} seconds")
     for process in [engine, *_descendants(engine)]:  # an engine over several GPUs has processes of its own
         if process != os.getpid():
             with contextlib.suppress(ProcessLookupError):

@@ -22,6 +22,7 @@ from fiat_ray.reason.order import missing
 from fiat_ray.reason.stage import reason
 from fiat_ray.reason.store import Rationales, Store
 from fiat_ray.reason.watch import Watch
+from fiat_ray.reason.watchdog import patience_for
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.trials import Trials
@@ -99,6 +100,7 @@ class Reasoning:
             self._console.line(said, "reason", task=task, prompts=total, missing=watch.missing)
             self._watches.append(watch)
             options: dict[str, Any] = {"replicas": replicas, "cpus": unit.cpus, "gpus": unit.gpus, "window": window, "stop": self._run.stop}
+            options["patience"] = patience_for(config.reasoner.max_tokens)
             with requests.shared(self._run.path) as shared:
                 try:
                     measured(self._run.path, task, replicas * unit.gpus, reason(shared, self._store, create, **options))
