@@ -302,7 +302,7 @@ def sit(config: str, place: str, *overrides: str) -> int:
     noted = partial(Noted, file=folder / "answered", clock=told.get("clock", 0.0))
     reasoning.make_reasoner = lambda *arguments: partial(noted, make(*arguments))  # type: ignore[attr-defined,misc]
     if "patience" in told:
-        reasoning.patience_for = lambda _: told["patience"]  # type: ignore[attr-defined]
+        reasoning.patience_for = lambda _: told["patience"]  # type: ignore[attr-defined,assignment]
     if "evaluator" in told:
         from fiat_ray import evaluate
 
