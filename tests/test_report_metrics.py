@@ -6,11 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from run_directory import write_run
 
 from fiat_ray.metrics import shown_metrics
-from fiat_ray.report import page, terminal
+from fiat_ray.report import answer, decision, page, terminal
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
 
@@ -41,6 +42,26 @@ def test_the_tasks_metric_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert gain and gain.low is not None and gain.low > 0
     assert whole and whole.low is not None and whole.high is not None and whole.low < (whole.difference or 0) <= whole.high <= 100
     assert whole.difference == pytest.approx(results.value("rivers", "fiat", "xs", metric))
+
+
+def test_what_has_no_auc_pr_is_named_and_is_no_zero(tmp_path: Path) -> None:
+    """Few-shot ICL gives no probabilities; without a positive test row nothing has an AUC-PR."""
+    right = {"fiat": 22, "no_peft": 9}
+    run = write_run(tmp_path, methods=("fiat", "no_peft"), labels=("no", "yes"), metric="auc_pr", rows=24, right=right)
+    [said], [chosen] = answer.answers(results := Results(read(run))), decision.section(results).sentences
+    assert said.startswith("Both, on rivers") and "FIAT beats " in said
+    assert "beside fine-tuning" in chosen and chosen.count("points of AUC-PR") == 1
+    scores = pd.read_parquet(run / "scores.parquet")
+    scores.loc[(scores["metric"] == "auc_pr") & (scores["method"] == "fiat"), "value"] = float("nan")
+    scores.to_parquet(run / "scores.parquet")
+    [without], [unchosen] = answer.answers(results := Results(read(run))), decision.section(results).sentences
+    assert "FIAT has no AUC-PR" in without and "FIAT has no AUC-PR" in unchosen and "points of AUC-PR" not in unchosen
+    for text in (said, chosen, without, unchosen):
+        assert text.endswith("; few-shot ICL has no AUC-PR.") and " 0.0 " not in text and "beside few-shot ICL" not in text
+    scores.loc[scores["metric"] == "auc_pr", "value"] = float("nan")
+    scores.to_parquet(run / "scores.parquet")
+    [nothing] = answer.answers(Results(read(run)))
+    assert nothing == "No answer on rivers with tunable xs: FIAT has no AUC-PR; full fine-tuning (no_peft) has no AUC-PR; few-shot ICL has no AUC-PR."
 
 
 def test_a_language_without_test_rows_is_in_no_mean(tmp_path: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fiat_ray.recipe import PLAIN, UNTUNED
 from fiat_ray.report.results import Results
-from fiat_ray.report.section import in_a_sentence
+from fiat_ray.report.section import in_a_sentence, without_headline
 from fiat_ray.report.tables import signed
 
 
@@ -28,9 +27,10 @@ def _answer(results: Results, task: str, tunable: str) -> str:
     where = f"on {task} with tunable {tunable}"
     choices = sorted(_choices(results, task, tunable), key=lambda choice: -choice.score)
     fiat = next((choice for choice in choices if choice.method == "fiat"), None)
-    lacking = [] if fiat else [f"FIAT has no score: {results.why_missing(task, 'fiat', tunable)[0]}"]
+    lacking = [] if results.has(task, "fiat", tunable) else [f"FIAT has no score: {results.why_missing(task, 'fiat', tunable)[0]}"]
+    lacking += without_headline(results, task, [("fiat", tunable), *_plain_tunings(results, task, tunable), ("icl", "")])
     if not choices:
-        return f"No answer {where} yet: {'; '.join(lacking)}."
+        return f"No answer {where}: {'; '.join(lacking)}."
     best, *others = choices
     number = len(results.averaged(task, results.averages(task)[0]))
     means = f", means of {number} languages" if number > 1 else ""
@@ -46,40 +46,41 @@ def _answer(results: Results, task: str, tunable: str) -> str:
     return f"No sure choice between {best.to_do.lower()} and {others[0].to_do.lower()}, {where}: {scores}; {compared}."
 
 
-def _choices(results: Results, task: str, tunable: str) -> Iterator[Choice]:
+def _choices(results: Results, task: str, tunable: str) -> list[Choice]:
     """Scores on test of one method of each kind; always the same label is one where it is better than what FIAT combines.
 
     Of several tunings the best on validation: the best on test of many equal ones would seem to beat FIAT too often.
     """
-    metric, average = results.metrics(task)[0], results.averages(task)[0]
+    choices: list[Choice] = []
 
-    def choice(to_do: str, place: tuple[str, str], title: str) -> Choice:
-        return Choice(to_do, *place, results.value(task, *place, metric, average) or 0.0, title)
+    def offer(to_do: str, place: tuple[str, str], title: str, above: float = -1.0) -> None:
+        score = results.headline(task, *place)
+        if score is not None and score > above:
+            choices.append(Choice(to_do, *place, score, title))
 
-    tuned = [(method, tunable) for method in results.methods(task) if _is_plain_tuning(results, task, method, tunable)]
+    metric, tuned = results.metrics(task)[0], _plain_tunings(results, task, tunable)
     on_validation = results.best(task, tuned, metric, "validation")
     best = on_validation or results.best(task, tuned, metric, "test")
-    baselines = []
     if best:
         by = "validation" if on_validation else "test, not all having a score on validation"
         of = f", the best of {len(tuned)} such methods on {by}" if len(tuned) > 1 else ""
         plain, title = f"{PLAIN.get(best[0], 'fine-tuning')} ({best[0]}", results.title(best[0])
         also = "" if title in (best[0], f"{plain})") else f": {title}"
-        baselines.append(choice("Fine-tune alone", best, f"{plain}{also}{of})"))
-    if results.has(task, "icl", ""):
-        baselines.append(choice("Prompt alone", ("icl", ""), f"prompting ({results.title('icl').replace('Few', 'few')})"))
-    if results.has(task, "majority", ""):
-        majority = choice("Neither", ("majority", ""), "always the majority label")
-        baselines += [majority] if all(majority.score > other.score for other in baselines) else []
-    yield from baselines
-    if results.has(task, "fiat", tunable):
-        yield choice("Both", ("fiat", tunable), "both (FIAT)")
+        offer("Fine-tune alone", best, f"{plain}{also}{of})")
+    offer("Prompt alone", ("icl", ""), f"prompting ({results.title('icl').replace('Few', 'few')})")
+    offer("Neither", ("majority", ""), "always the majority label", max((choice.score for choice in choices), default=-1.0))
+    offer("Both", ("fiat", tunable), "both (FIAT)")
+    return choices
 
 
-def _is_plain_tuning(results: Results, task: str, method: str, tunable: str) -> bool:
-    if method in UNTUNED or not results.has(task, method, tunable):
-        return False
-    return all((trial.get("recipe") or {}).get("cot") == "none" for trial in results.trials(task, method, tunable) if trial["tuned"])
+def _plain_tunings(results: Results, task: str, tunable: str) -> list[tuple[str, str]]:
+    """(method, tunable) of what has scores and was tuned without rationales."""
+
+    def is_plain(method: str) -> bool:
+        trials = [trial for trial in results.trials(task, method, tunable) if trial["tuned"]]
+        return results.has(task, method, tunable) and all((trial.get("recipe") or {}).get("cot") == "none" for trial in trials)
+
+    return [(method, tunable) for method in results.methods(task) if method not in UNTUNED and is_plain(method)]
 
 
 def _compared(results: Results, task: str, a: Choice, b: Choice) -> tuple[bool, str]:

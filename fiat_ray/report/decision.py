@@ -9,7 +9,7 @@ from typing import Any
 
 from fiat_ray.report.columns import bounds, why_absent
 from fiat_ray.report.results import Results
-from fiat_ray.report.section import Section, frame, in_a_sentence
+from fiat_ray.report.section import Section, frame, in_a_sentence, without_headline
 from fiat_ray.report.tables import NO_TWIN, Table, signed
 
 BASES = {"gpu_seconds": "GPU time", "seconds": "time", "tokens": "tokens, of both models together"}
@@ -92,7 +92,7 @@ def _rows(results: Results, task: str) -> list[dict[str, Any]]:
 
 
 def _row(results: Results, task: str, method: str, tunable: str, title: str) -> dict[str, Any]:
-    metric, average = results.metrics(task)[0], results.averages(task)[0]
+    metric = results.metrics(task)[0]
     row: dict[str, Any] = {"task": task, "tunable": tunable, "method": method, "row": title}
     if not results.has(task, method, tunable):
         return row | why_absent(results.why_missing(task, method, tunable))
@@ -100,7 +100,7 @@ def _row(results: Results, task: str, method: str, tunable: str, title: str) -> 
     supervised = [trial["supervised_tokens"] for trial in results.trials(task, method, tunable) if method != "icl" and trial["tuned"]]
     reasoner = tuning.reasoner_tokens_in, tuning.reasoner_tokens_out
     return row | {
-        metric: results.value(task, method, tunable, metric, average),
+        metric: results.headline(task, method, tunable),
         **bounds(metric, results.interval(task, method, tunable)),
         "tuning_seconds": tuning.seconds,
         "tuning_tokens": tuning.tunable_tokens_in,
@@ -181,13 +181,17 @@ def _money(results: Results, cost: Cost) -> float | None:
 
 def _says(results: Results, task: str, tunable: str) -> str:
     """What FIAT costs and gains beside fine-tuning and beside ICL, in one sentence; empty where it has no score."""
-    fiat = ("fiat", tunable)
-    others = [((_fine_tuning(results, task, tunable), tunable), "fine-tuning"), (("icl", ""), "few-shot ICL")]
-    said = [_beside(results, task, fiat, other, title) for other, title in others if results.has(task, *fiat) and results.has(task, *other)]
+    fiat, others = ("fiat", tunable), {(_fine_tuning(results, task, tunable), tunable): "fine-tuning", ("icl", ""): "few-shot ICL"}
+    if not results.has(task, *fiat):
+        return ""
+    scores = {place: score for place in (fiat, *others) if (score := results.headline(task, *place)) is not None}
+    compared = [other for other in others if {fiat, other} <= scores.keys()]
+    said = [_beside(results, task, fiat, other, others[other], scores[fiat] - scores[other]) for other in compared]
+    said += without_headline(results, task, (fiat, *others))
     return f"{task}, tunable {tunable}: {'; '.join(said)}." if said else ""
 
 
-def _beside(results: Results, task: str, fiat: tuple[str, str], other: tuple[str, str], title: str) -> str:
+def _beside(results: Results, task: str, fiat: tuple[str, str], other: tuple[str, str], title: str, gain: float) -> str:
     mine, theirs = _prediction(results, task, *fiat), _prediction(results, task, *other)
     costs = f"what FIAT costs beside {title} was not measured, and it "
     for basis, of_what in BASES.items():
@@ -197,8 +201,7 @@ def _beside(results: Results, task: str, fiat: tuple[str, str], other: tuple[str
         if a and b:
             costs = f"FIAT costs {a / b:.1f} times {title} per 1,000 predictions ({of_what}) and "
             break
-    metric, average = results.metrics(task)[0], results.averages(task)[0]
-    gain = (results.value(task, *fiat, metric, average) or 0.0) - (results.value(task, *other, metric, average) or 0.0)
+    metric = results.metrics(task)[0]
     found = results.difference(task, fiat, other, metric)
     points = f"{'gains' if gain >= 0 else 'loses'} {abs(gain):.1f} points of {in_a_sentence(metric)}"
     if found is None or found.low is None or found.high is None:

@@ -45,6 +45,10 @@ class Results:
         known = [value for value in values if value == value]  # NaN: not defined
         return fmean(known) if known else None
 
+    def headline(self, task: str, method: str, tunable: str) -> float | None:
+        """The task's own metric under its first average. None also where a method has scores, but not this one: ICL has no AUC-PR."""
+        return self.value(task, method, tunable, self.metrics(task)[0], self.averages(task)[0])
+
     def seeds(self, task: str, method: str, tunable: str) -> int:
         """Seeds behind a method's scores; 0 for methods that tune nothing."""
         metric = self.metrics(task)[0]
@@ -224,7 +228,7 @@ class Results:
         """The headline score with its interval."""
         metric, average = self.metrics(task)[0], self.averages(task)[0]
         frames = self.predictions(task, method, tunable)
-        if self.value(task, method, tunable, metric, average) is None or not frames:
+        if self.headline(task, method, tunable) is None or not frames:
             return None
         return _within(from_zero(frames, metric, positive=self._positive(task), languages=self.averaged(task, average)), 0.0)
 

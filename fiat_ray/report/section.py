@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from fiat_ray.report.columns import Rows
+from fiat_ray.report.results import Results
 from fiat_ray.report.tables import Table, metric_title
 
 
@@ -25,6 +26,13 @@ def in_a_sentence(metric: str) -> str:
     """A metric's name within a sentence: a word begins small, an abbreviation doesn't."""
     title = metric_title(metric)
     return title.lower() if metric in ("accuracy", "exact_match") else title
+
+
+def without_headline(results: Results, task: str, places: Iterable[tuple[str, str]]) -> list[str]:
+    """A clause for each (method, tunable) that has scores, but none in the task's metric."""
+    ran = [place for place in places if results.has(task, *place) and results.headline(task, *place) is None]
+    metric = in_a_sentence(results.metrics(task)[0])
+    return [f"{results.title(method).replace('Few', 'few')} has no {metric}" for method, _ in ran]
 
 
 def frame(rows: Rows, about: Sequence[str]) -> pd.DataFrame:
