@@ -114,7 +114,7 @@ def compare(
     if not rows or any([row["id"] for row in frame] != [row["id"] for row in rows] for frame in frames):
         raise ValueError(DIFFERENT_ROWS)
     sample, scores, carriers = _scored(frames, metric, positive, replicates, seed)
-    return _comparison(sample, scores[: len(a)], scores[len(a) :], carriers)
+    return _within(_comparison(sample, scores[: len(a)], scores[len(a) :], carriers), -100.0)
 
 
 def from_zero(
@@ -122,7 +122,7 @@ def from_zero(
 ) -> Comparison:
     """A method's score with its interval: ``compare`` with a method that scores 0, whatever is drawn."""
     sample, scores, carriers = _scored([_by_id(frame, languages) for frame in a], metric, positive, 2000, 0)
-    return _comparison(sample, scores, np.zeros_like(scores), carriers)
+    return _within(_comparison(sample, scores, np.zeros_like(scores), carriers), 0.0)
 
 
 def row_values(frames: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> Rows:
@@ -136,7 +136,7 @@ def compare_rows(a: Rows, b: Rows) -> Comparison:
     """``compare`` of scores that are there already. Raises ``ValueError`` where they are not of the same rows."""
     if a.ids != b.ids:
         raise ValueError(DIFFERENT_ROWS)
-    return compare_values(a.groups, a.languages, a.values, b.values)
+    return _within(compare_values(a.groups, a.languages, a.values, b.values), -100.0)
 
 
 def compare_values(
@@ -176,6 +176,13 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemar:
     only_a, only_b = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return McNemar(only_a, only_b, p)
+
+
+def _within(found: Comparison, least: float) -> Comparison:
+    """A comparison of scores, its intervals without what no score can be: a t interval of few groups may reach beyond."""
+    by_language = {name: _within(one, least) for name, one in found.by_language.items()}
+    low, high = (None if end is None else min(max(end, least), 100.0) for end in (found.low, found.high))
+    return replace(found, low=low, high=high, by_language=by_language)
 
 
 def _by_id(frame: Sequence[Mapping[str, Any]], languages: Sequence[str] | None) -> list[Mapping[str, Any]]:

@@ -146,6 +146,19 @@ def test_too_few_groups_have_no_interval_and_unanimous_ones_no_absurd_p() -> Non
     assert enough.p == 2.0 ** (1 - MIN_GROUPS)
 
 
+def test_an_interval_holds_only_what_can_be() -> None:
+    """A t interval of few groups reaches beyond."""
+    values = [(str(i), "bn", "x", "x", "y" if i else "x") for i in range(24)]
+    best, worst = rows_of(values, 3), rows_of(values, 4)
+    of_rows = compare_rows(row_values([best], "f1"), row_values([worst], "f1"))
+    for found in (compare([best], [worst], "f1"), of_rows):
+        for one in (found, found.by_language["bn"]):
+            assert one.low is not None and 0 < one.low < (one.difference or 0) < 100 == one.high
+    least, alone = compare([worst], [best], "f1"), from_zero([worst], "f1")
+    assert least.low == -100 < (least.difference or 0) < (least.high or 0) < 0
+    assert alone.low == alone.by_language["bn"].low == 0 < (alone.difference or 0) < (alone.high or 0)
+
+
 def test_seeds_are_averaged_and_their_spread_widens_the_interval() -> None:
     rng = np.random.default_rng(4)
     group, language = [str(i) for i in range(100)], ["bn"] * 100

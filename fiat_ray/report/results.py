@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -216,13 +216,11 @@ class Results:
         average = self.averages(task)[0]
         averaged = self.averaged(task, average)
         found = compare(a, b, metric, positive=self._positive(task))
-        differences = {language: _within(one, -100.0) for language, one in found.by_language.items()}
-        if set(differences) <= set(averaged):
-            return {average: _within(found, -100.0), **differences}
-        if not set(differences) & set(averaged):
-            return differences
-        of_average = compare(a, b, metric, positive=self._positive(task), languages=averaged)
-        return {average: _within(of_average, -100.0), **differences}
+        if set(found.by_language) <= set(averaged):
+            return {average: found, **found.by_language}
+        if not set(found.by_language) & set(averaged):
+            return found.by_language
+        return {average: compare(a, b, metric, positive=self._positive(task), languages=averaged), **found.by_language}
 
     def interval(self, task: str, method: str, tunable: str) -> Comparison | None:
         """The headline score with its interval."""
@@ -230,7 +228,7 @@ class Results:
         frames = self.predictions(task, method, tunable)
         if self.headline(task, method, tunable) is None or not frames:
             return None
-        return _within(from_zero(frames, metric, positive=self._positive(task), languages=self.averaged(task, average)), 0.0)
+        return from_zero(frames, metric, positive=self._positive(task), languages=self.averaged(task, average))
 
     def why_missing(self, task: str, method: str, tunable: str) -> tuple[str, str]:
         """(reason, config key that adds it) of a method without scores."""
@@ -251,8 +249,3 @@ class Results:
     def why_no_size(self, size: str) -> tuple[str, str]:
         """(reason, config key that adds it) of one of the paper's sizes that no tunable of this run is called after."""
         return f"no tunable of this config is called {size}", f"tunables.{size}"
-
-
-def _within(found: Comparison, least: float) -> Comparison:
-    """An interval less what lies outside of what a score can be, which a t interval of few groups may reach."""
-    return found if found.low is None or found.high is None else replace(found, low=max(least, found.low), high=min(100.0, found.high))
