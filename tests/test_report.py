@@ -99,12 +99,24 @@ class TestTables:
         frame = tables.table2_overall(results).frame
         assert row(frame, "icl", "")["f1"] == pytest.approx(250 / 12)  # 3, 3, 2, 2 of 12 rows
         assert row(frame, "icl", "")["unparsed"] == pytest.approx(100 - 250 / 12)
-        fiat, full = row(frame, "fiat"), row(frame, "no_peft")
+        fiat, tuned = row(frame, "fiat"), row(frame, "no_cot")
         test, validation = frame[frame["method"] == "gain"].to_dict("records")
-        assert test["f1"] == pytest.approx(fiat["f1"] - full["f1"])
+        assert test["f1"] == pytest.approx(fiat["f1"] - tuned["f1"])
         assert test["f1_low"] < test["f1"] < test["f1_high"]
         assert "test-sample error only" in test["note"]
         assert pd.isna(validation["f1"]) and "not every baseline" in validation["note"]
+
+    def test_table_2_gains_over_what_the_answer_compares_with(self, tmp_path: Path) -> None:
+        of = Results(read(write_run(tmp_path / "own", methods=("fiat", "no_cot"), right={"fiat": 4, "no_cot": 10, "icl": 2})))
+        frame = tables.table2_overall(of).frame
+        test, _ = frame[frame["method"] == "gain"].to_dict("records")
+        assert test["f1"] == pytest.approx(row(frame, "fiat")["f1"] - row(frame, "no_cot")["f1"]) and test["f1"] < -40
+        assert test["note"].startswith("over LoRA tuning with instructions (no_cot) (") and "paper" not in test["row"]
+        assert f"FIAT loses to LoRA tuning with instructions (no_cot) by {-test['f1']:.1f} points" in answer.answers(of)[0]
+        of_paper = write_run(tmp_path / "paper", "xtreme_up_qa", ("as", "ur"), right={"fiat": 4, "no_cot": 10, "icl": 2})
+        frame = tables.table2_overall(Results(read(of_paper))).frame
+        test, _ = frame[frame["method"] == "gain"].to_dict("records")
+        assert "no_cot" not in set(frame["method"]) and f"over {tables.NO_TWIN}" in test["note"]
 
     def test_the_second_gain_takes_the_baseline_that_validation_chose(self, tmp_path: Path) -> None:
         write_run(tmp_path)
@@ -232,8 +244,11 @@ class TestTables:
         scores = pd.read_parquet(tmp_path / "scores.parquet")
         scores.loc[(scores["split"] == "validation") & (scores["method"] == "no_peft"), "value"] = 99.0
         scores.to_parquet(tmp_path / "scores.parquet")
-        [said] = answer.answers(Results(read(tmp_path)))
+        [said] = answer.answers(of := Results(read(tmp_path)))
         assert "full fine-tuning (no_peft, the best of 2 such methods on validation)" in said and "no_cot" not in said
+        gain, _ = (frame := tables.table2_overall(of).frame)[frame["method"] == "gain"].to_dict("records")
+        assert gain["f1"] == pytest.approx(row(frame, "fiat")["f1"] - row(frame, "no_peft")["f1"])
+        assert "over full fine-tuning (no_peft)" in gain["note"] and "of 2 tunings the best on validation" in gain["note"]
         scores[(scores["split"] == "test") | (scores["method"] != "no_peft")].to_parquet(tmp_path / "scores.parquet")
         [said] = answer.answers(Results(read(tmp_path)))
         assert "(no_cot, the best of 2 such methods on test, not all having a score on validation)" in said and "no_peft" not in said

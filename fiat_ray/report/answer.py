@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fiat_ray.recipe import PLAIN, UNTUNED
+from fiat_ray.recipe import PLAIN
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import in_a_sentence, without_headline
 from fiat_ray.report.tables import signed
@@ -28,7 +28,7 @@ def _answer(results: Results, task: str, tunable: str) -> str:
     choices = sorted(_choices(results, task, tunable), key=lambda choice: -choice.score)
     fiat = next((choice for choice in choices if choice.method == "fiat"), None)
     lacking = [] if results.has(task, "fiat", tunable) else [f"FIAT has no score: {results.why_missing(task, 'fiat', tunable)[0]}"]
-    lacking += without_headline(results, task, [("fiat", tunable), *_plain_tunings(results, task, tunable), ("icl", "")])
+    lacking += without_headline(results, task, [("fiat", tunable), *results.plain_tunings(task, tunable), ("icl", "")])
     if not choices:
         return f"No answer {where}: {'; '.join(lacking)}."
     best, *others = choices
@@ -47,10 +47,7 @@ def _answer(results: Results, task: str, tunable: str) -> str:
 
 
 def _choices(results: Results, task: str, tunable: str) -> list[Choice]:
-    """Scores on test of one method of each kind; always the same label is one where it is better than what FIAT combines.
-
-    Of several tunings the best on validation: the best on test of many equal ones would seem to beat FIAT too often.
-    """
+    """Scores on test of one method of each kind; always the same label is one where it is better than what FIAT combines."""
     choices: list[Choice] = []
 
     def offer(to_do: str, place: tuple[str, str], title: str, above: float = -1.0) -> None:
@@ -58,12 +55,11 @@ def _choices(results: Results, task: str, tunable: str) -> list[Choice]:
         if score is not None and score > above:
             choices.append(Choice(to_do, *place, score, title))
 
-    metric, tuned = results.metrics(task)[0], _plain_tunings(results, task, tunable)
-    on_validation = results.best(task, tuned, metric, "validation")
-    best = on_validation or results.best(task, tuned, metric, "test")
+    best, split = results.best_tuning(task, tunable)
     if best:
-        by = "validation" if on_validation else "test, not all having a score on validation"
-        of = f", the best of {len(tuned)} such methods on {by}" if len(tuned) > 1 else ""
+        number = len(results.plain_tunings(task, tunable))
+        by = split if split == "validation" else f"{split}, not all having a score on validation"
+        of = f", the best of {number} such methods on {by}" if number > 1 else ""
         plain, title = f"{PLAIN.get(best[0], 'fine-tuning')} ({best[0]}", results.title(best[0])
         also = "" if title in (best[0], f"{plain})") else f": {title}"
         offer("Fine-tune alone", best, f"{plain}{also}{of})")
@@ -71,16 +67,6 @@ def _choices(results: Results, task: str, tunable: str) -> list[Choice]:
     offer("Neither", ("majority", ""), "always the majority label", max((choice.score for choice in choices), default=-1.0))
     offer("Both", ("fiat", tunable), "both (FIAT)")
     return choices
-
-
-def _plain_tunings(results: Results, task: str, tunable: str) -> list[tuple[str, str]]:
-    """(method, tunable) of what has scores and was tuned without rationales."""
-
-    def is_plain(method: str) -> bool:
-        trials = [trial for trial in results.trials(task, method, tunable) if trial["tuned"]]
-        return results.has(task, method, tunable) and all((trial.get("recipe") or {}).get("cot") == "none" for trial in trials)
-
-    return [(method, tunable) for method in results.methods(task) if method not in UNTUNED and is_plain(method)]
 
 
 def _compared(results: Results, task: str, a: Choice, b: Choice) -> tuple[bool, str]:

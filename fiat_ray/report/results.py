@@ -139,6 +139,24 @@ class Results:
         known = {pair: value for pair, value in scored.items() if value is not None}
         return max(known, key=known.__getitem__, default=None) if len(known) == len(scored) else None
 
+    def plain_tunings(self, task: str, tunable: str) -> list[tuple[str, str]]:
+        """(method, tunable) of what has scores and was tuned without rationales."""
+
+        def is_plain(method: str) -> bool:
+            trials = [trial for trial in self.trials(task, method, tunable) if trial["tuned"]]
+            return self.has(task, method, tunable) and all((trial.get("recipe") or {}).get("cot") == "none" for trial in trials)
+
+        return [(method, tunable) for method in self.methods(task) if method not in UNTUNED and is_plain(method)]
+
+    def best_tuning(self, task: str, tunable: str) -> tuple[tuple[str, str] | None, str]:
+        """(The best of ``plain_tunings`` on a split, this split): validation, where all have a score on it, else test.
+
+        The best on test of many equal ones would seem to beat FIAT too often.
+        """
+        metric, tuned = self.metrics(task)[0], self.plain_tunings(task, tunable)
+        on_validation = self.best(task, tuned, metric, "validation")
+        return (on_validation, "validation") if on_validation else (self.best(task, tuned, metric, "test"), "test")
+
     def predictions(self, task: str, method: str, tunable: str) -> Frames:
         """Test predictions, one list a seed; those that are there."""
         if method in UNTUNED:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fiat_ray.metrics import NAMED_AVERAGES
-from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, TITLES, UNTUNED
+from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, PLAIN, TITLES, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.columns import adjust, interval
 from fiat_ray.report.results import Results
@@ -82,19 +82,34 @@ def table2_overall(results: Results) -> Table:
     for task in results.run.tasks:
         rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED if results.shows(task, method)]
         for tunable in results.tunables(task):
-            baselines = [("icl", ""), ("majority", ""), ("no_instruction_tuned", tunable)]
-            if results.shows(task, "no_instruction_tuned"):
-                rows.append(_scores(results, task, "no_instruction_tuned", tunable, "Fine-tuning (the paper's baseline)"))
-            if not results.has(task, "no_instruction_tuned", tunable):
-                baselines.append(("no_peft", tunable))
-                if results.shows(task, "no_peft"):
-                    title = _baseline_title(results, "no_peft")
-                    rows.append(_scores(results, task, "no_peft", tunable, title[0].upper() + title[1:]))
+            rows += [_scores(results, task, method, tunable, title) for method, title in _tunings(results, task, tunable).items()]
             if results.shows(task, "fiat"):
                 rows.append(_scores(results, task, "fiat", tunable, title_of("fiat")))
-                rows += [_gain(results, task, tunable, baselines, split) for split in ("test", "validation")]
+                rows += [_gain(results, task, tunable, split) for split in ("test", "validation")]
     rows += [{"row": title, **row} for title, row in not_held(results)]
     return Table("table2_overall", f"{numbered(results, 2)}FIAT and the baselines", _frame(rows), [*_notes(results), "* Holds at 5 %."])
+
+
+def _tunings(results: Results, task: str, tunable: str) -> dict[str, str]:
+    """Baselines that are tuned, with their titles: of a paper's task its fine-tuning, and without a twin what comes nearest; of another all."""
+    if task not in published.ROWS:
+        methods = dict.fromkeys((*PLAIN, *(method for method, _ in results.plain_tunings(task, tunable))))
+        titles = {method: _baseline_title(results, task, method) for method in methods if results.shows(task, method)}
+    else:
+        titles = {"no_instruction_tuned": "fine-tuning (the paper's baseline)"}
+        titles |= {} if results.has(task, "no_instruction_tuned", tunable) else {"no_peft": _baseline_title(results, task, "no_peft")}
+    return {method: title[0].upper() + title[1:] for method, title in titles.items()}
+
+
+def _candidates(results: Results, task: str, tunable: str, split: str) -> list[tuple[str, str]]:
+    """Of these the best baseline is chosen on a split; of a task that is not the paper's as the answer chooses it."""
+    untuned = [(method, "") for method in UNTUNED]
+    if task in published.ROWS:
+        return [*untuned, ("no_instruction_tuned" if results.has(task, "no_instruction_tuned", tunable) else "no_peft", tunable)]
+    if split == "validation":
+        return [*untuned, *results.plain_tunings(task, tunable)]
+    best, _ = results.best_tuning(task, tunable)
+    return [*untuned, best] if best else untuned
 
 
 def table3_ablations(results: Results) -> Table:
@@ -189,8 +204,8 @@ def signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
-def _baseline_title(results: Results, method: str) -> str:
-    if not results.settings:
+def _baseline_title(results: Results, task: str, method: str) -> str:
+    if not results.settings or task not in published.ROWS:
         return results.title(method)
     return {"no_peft": NO_TWIN, "no_instruction_tuned": "fine-tuning"}.get(method, title_of(method))
 
@@ -214,26 +229,29 @@ def _row_note(results: Results, task: str, method: str, tunable: str) -> str:
     return f"kept step 0 ({untouched} of {len(finished)} seeds): no step of tuning was better on validation" if untouched else ""
 
 
-def _gain(results: Results, task: str, tunable: str, baselines: Iterable[tuple[str, str]], split: str) -> dict[str, Any]:
+def _gain(results: Results, task: str, tunable: str, split: str) -> dict[str, Any]:
     """FIAT less the best baseline of each metric, which is chosen on ``split``."""
-    title = f"Gain over the best baseline, chosen on {split}" + (" (the paper's way)" if split == "test" else "")
+    candidates, is_papers = _candidates(results, task, tunable, split), task in published.ROWS
+    title = f"Gain over the best baseline, chosen on {split}" + (" (the paper's way)" if is_papers and split == "test" else "")
     row: dict[str, Any] = {"task": task, "tunable": tunable, "method": "gain", "row": title}
     over: dict[str, list[str]] = {}
     doubts: dict[str, None] = {}
     for name, metric, average in score_columns(results, task)[:2]:
-        best = results.best(task, baselines, metric, split)
+        best = results.best(task, candidates, metric, split)
         value, base = results.value(task, "fiat", tunable, metric, average), best and results.value(task, *best, metric, average)
         if best is None or value is None or base is None:
             continue
         found = results.difference(task, ("fiat", tunable), best, metric)
         row |= {name: value - base} | interval(name, found)
-        over.setdefault(_baseline_title(results, best[0]), []).append(metric_title(metric))
+        over.setdefault(_baseline_title(results, task, best[0]), []).append(metric_title(metric))
         doubts |= {found.note: None} if found and found.note else {}
     setting = published.setting_of(task, results.languages(task))
     if setting and tunable.lower() == "s" and split == "test":
         row |= {f"{PAPER} {metric}": gain for metric, gain in published.GAINS[setting].items()}
     unknown = "not every baseline has a score on validation to choose by" if split == "validation" else "FIAT or a baseline has no score"
     notes = [f"over {title} ({', '.join(metrics)})" for title, metrics in over.items()]
+    number, by = len(results.plain_tunings(task, tunable)), results.best_tuning(task, tunable)[1]
+    notes += [f"of {number} tunings the best on {by}"] if notes and split == "test" and number > 1 and not is_papers else []
     return row | {"note": "; ".join([*notes, *doubts]) or unknown, "reason": "", "config_key": ""}
 
 
