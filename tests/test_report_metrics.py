@@ -64,6 +64,23 @@ def test_what_has_no_auc_pr_is_named_and_is_no_zero(tmp_path: Path) -> None:
     assert nothing == "No answer on rivers with tunable xs: FIAT has no AUC-PR; full fine-tuning (no_peft) has no AUC-PR; few-shot ICL has no AUC-PR."
 
 
+@pytest.mark.parametrize("metric", ["auc_pr", "accuracy"])
+def test_a_language_without_positive_rows_is_in_no_mean_of_auc_pr(tmp_path: Path, metric: str) -> None:
+    run = write_run(tmp_path, labels=("no", "yes"), metric=metric, rows=24, right={"fiat": 22})
+    scores = pd.read_parquet(run / "scores.parquet")
+    scores.loc[(scores["metric"] == "auc_pr") & (scores["language"] == "ja"), "value"] = float("nan")
+    scores.to_parquet(run / "scores.parquet")
+    html, text = page.build(run).read_text("utf-8"), terminal.console_table(run)
+    left_out = "AUC-PR is not defined without positive test rows; left out of its mean: ja."
+    assert left_out in text and f"<li>rivers: {left_out}</li>" in html and f"<li>{left_out}</li>" in html
+    if metric == "accuracy":
+        assert "Accuracy is the mean of 4 languages (fi bn ur ja)." in html and "means of 4 languages;" in html
+        assert "rivers: means of 4 languages on test (fi bn ur ja)" in text
+    else:
+        assert "AUC-PR is the mean of 3 languages (fi bn ur)." in html and "means of 3 languages, not defined in ja;" in html
+        assert "rivers: means of 3 languages on test (fi bn ur)" in text and "4 languages" not in text
+
+
 def test_a_language_without_test_rows_is_in_no_mean(tmp_path: Path) -> None:
     """Cross-lingual transfer: train rows in English alone, test rows in four other languages."""
     run = write_run(tmp_path / "run")

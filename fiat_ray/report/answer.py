@@ -32,10 +32,11 @@ def _answer(results: Results, task: str, tunable: str) -> str:
     if not choices:
         return f"No answer {where}: {'; '.join(lacking)}."
     best, *others = choices
-    number = len(results.averaged(task, results.averages(task)[0]))
-    means = f", means of {number} languages" if number > 1 else ""
+    metric = results.metrics(task)[0]
+    number, undefined = len(results.behind(task, metric, results.averages(task)[0])), results.undefined(task, metric)
+    means = (f", means of {number} languages" if number > 1 else "") + (f", not defined in {' '.join(undefined)}" if undefined else "")
     against = " and ".join(f"{choice.score:.1f} for {choice.title}" for choice in others)
-    scores = f"{best.score:.1f} {in_a_sentence(results.metrics(task)[0])} for {best.title}" + (f", against {against}" if against else "") + means
+    scores = f"{best.score:.1f} {in_a_sentence(metric)} for {best.title}" + (f", against {against}" if against else "") + means
     if not others:
         return "; ".join([f"No answer {where}, for there is nothing to compare with: {scores}", *lacking]) + "."
     first = (fiat, next(choice for choice in choices if choice is not fiat)) if fiat else (best, others[0])

@@ -10,7 +10,7 @@ from fiat_ray.recipe import ABLATIONS, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.columns import interval
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import PAPER, Table, absent, not_held, title_of
+from fiat_ray.report.tables import PAPER, Table, absent, not_held, title_of, undefined_notes
 from fiat_ray.significance import benjamini_hochberg
 
 
@@ -108,12 +108,7 @@ def _number(setting: str) -> str:
 
 
 def _notes(results: Results, task: str, setting: str | None) -> list[str]:
-    notes = []
-    scored = [(method, tunable) for method in results.methods(task) for tunable in results.places(task, method)]
-    known = {x for x in results.languages(task) for which in scored if results.value(task, *which, "auc_pr", x) is not None}
-    undefined = [x for x in results.languages(task) if x not in known]
-    if "auc_pr" in results.metrics(task) and undefined and known:
-        notes.append(f"AUC-PR is not defined without positive test rows; left out of its mean: {' '.join(undefined)}.")
+    notes = undefined_notes(results, task)
     if setting:
         of_paper = next(iter(next(iter(published.per_language(setting).values())).values()))
         lacking = [language for language in of_paper if language not in results.languages(task)]

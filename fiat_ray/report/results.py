@@ -94,6 +94,17 @@ class Results:
         """The run's languages in an average."""
         return [language for language in self.languages(task) if language in NAMED_AVERAGES.get(average, self.languages(task))]
 
+    def undefined(self, task: str, metric: str) -> list[str]:
+        """Languages in which no method has a score where others have one: AUC-PR of those without positive test rows."""
+        scored = [(method, tunable) for method in self.methods(task) for tunable in self.places(task, method)]
+        known = {x for x in self.languages(task) for which in scored if self.value(task, *which, metric, x) is not None}
+        return [language for language in self.languages(task) if language not in known] if known else []
+
+    def behind(self, task: str, metric: str, average: str) -> list[str]:
+        """The languages behind a metric's average: those in it that are not ``undefined``."""
+        undefined = self.undefined(task, metric)
+        return [language for language in self.averaged(task, average) if language not in undefined]
+
     def tunables(self, task: str) -> list[str]:
         entries = [*self.run.manifest["trials"], *self.run.manifest["not_run"]]
         named = [entry["tunable"] for entry in entries if entry["task"] == task and entry["tunable"]]

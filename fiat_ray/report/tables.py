@@ -262,15 +262,22 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=sorted(names, key=rank.__getitem__))
 
 
+def undefined_notes(results: Results, task: str) -> list[str]:
+    """Which languages a metric's mean leaves out."""
+    undefined = results.undefined(task, "auc_pr") if "auc_pr" in results.metrics(task) else []
+    return [f"AUC-PR is not defined without positive test rows; left out of its mean: {' '.join(undefined)}."] if undefined else []
+
+
 def _notes(results: Results) -> list[str]:
     notes = []
     for task in results.run.tasks:
         for _, metric, average in score_columns(results, task):
             if metric == results.metrics(task)[0]:
-                languages = results.averaged(task, average)
+                languages = results.behind(task, metric, average)
                 absent = [x for x in NAMED_AVERAGES.get(average, ()) if x not in languages]
                 lacking = f"; this run lacks {' '.join(absent)}" if absent else ""
                 named = metric_title(metric) + (f" ({AVERAGE_TITLES[average]})" if average != "mean" else "")
                 notes.append(f"{task}: {named} is the mean of {count(len(languages), 'language')} ({' '.join(languages)}){lacking}.")
+        notes += [f"{task}: {note}" for note in undefined_notes(results, task)]
     notes.append("Scores are 0–100 on test, means over seeds; intervals are 95 %, from resampled groups of rows.")
     return notes

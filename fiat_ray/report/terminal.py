@@ -10,7 +10,7 @@ import pandas as pd
 from fiat_ray.report.answer import answers
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import metric_title, missing, score_columns, signed, table3_ablations
+from fiat_ray.report.tables import metric_title, missing, score_columns, signed, table3_ablations, undefined_notes
 from fiat_ray.text import WIDTH, count
 
 
@@ -50,9 +50,10 @@ def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
     text = ["  ".join(line).rstrip() for line in aligned]
     rule = "─" * max(map(len, text))
     average = results.averages(task)[0]
-    languages = results.averaged(task, average)
+    languages = results.behind(task, results.metrics(task)[0], average)
     legend = "; change: to the row above, * holds at 5 %" if changed else ""
     what = f"means of {count(len(languages), 'language')}" if len(languages) > 1 else "scores"
     heading = textwrap.fill(f"{task}: {what} on test ({' '.join(languages)}){legend}", WIDTH)
     notes = [textwrap.fill(f"[{number}] {note}", WIDTH, subsequent_indent="    ") for note, number in footnotes.items()]
+    notes += [textwrap.fill(note, WIDTH) for note in undefined_notes(results, task)]
     return "\n".join([heading, "", text[0], rule, *text[1:], rule, *notes])
