@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +37,8 @@ WORDS = {
 }
 WHOLE = {"seeds", "count", "count_planned", "stored_before", "questions", "characters"}
 """Columns of whole numbers, which a missing one makes floats."""
+NAMES = {"tunable", "metric", "source", "note", "absent", *ALWAYS_HIDDEN, *WORDS, *WHOLE, *METRIC_TITLES}
+"""Columns beside those of languages, and names that are read otherwise than a language's."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ def language_name(code: str) -> str:
     return str(Locale("en").languages.get(code, code))
 
 
+def language_columns(languages: Sequence[str]) -> dict[str, str]:
+    """Language → its column. Codes may be names of other columns, as ``all`` and ``row`` are: then theirs say what they are."""
+    taken = NAMES | _parts(languages)
+    return {language: f"language {language}" if language in taken else language for language in languages}
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """Columns that are shown in others' cells: ends of intervals, and p."""
+    return {f"{name}{end}" for name in names for end in ("_low", "_high", "_p")}
+
+
 def displayed(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame as it is shown: beside notes, why a row is not there is a note too; columns without any value are left out."""
     if {"note", "reason", "config_key"} <= set(frame):
@@ -67,8 +80,8 @@ def displayed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def columns(frame: pd.DataFrame) -> list[str]:
     """Names of the columns that are shown: what a row is about first; what few rows have, and explanations, last."""
-    parts = {f"{column}{end}" for column in frame for end in ("_low", "_high", "_p")} | ALWAYS_HIDDEN | {"absent"}
-    names = [name for name in map(str, frame) if name not in parts and not (frame[name].astype(str) == "").all()]
+    hidden = {*_parts(map(str, frame)), *ALWAYS_HIDDEN, "absent"}
+    names = [name for name in map(str, frame) if name not in hidden and not (frame[name].astype(str) == "").all()]
     return sorted(names, key=_rank)
 
 

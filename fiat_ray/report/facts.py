@@ -10,6 +10,7 @@ import pandas as pd
 from fiat_ray import schema
 from fiat_ray.recipe import PAPER, UNTUNED
 from fiat_ray.report import published
+from fiat_ray.report.cells import language_columns
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import Table, absent, not_held
 from fiat_ray.text import by_language
@@ -22,19 +23,21 @@ def sizes(results: Results, task: str) -> Table:
     """Table 4 or 5: rows of each split and language, what was cut or removed, and the paper's rows."""
     of_task = results.run.manifest["tasks"][task]
     languages = of_task["languages"]
+    columns = language_columns(languages)
     counts = {f"{split} rows": of_task["rows"][split] for split in ("train", "validation", "test") if split in of_task["rows"]}
     counts["passages cut to fit"] = of_task["cut"]
     counts["of these, gold answer cut away"] = of_task["gold_cut"]
     counts["removed: also in a later split"] = Counter(row["language"] for row in of_task["removed"])
     rows = [
-        {"what": name, **{language: int(of.get(language, 0)) for language in languages}, "all": sum(of.get(x, 0) for x in languages)}
+        {"what": name, **{column: int(of.get(x, 0)) for x, column in columns.items()}, "all": sum(of.get(x, 0) for x in languages)}
         for name, of in counts.items()
     ]
     for split, of in published.ROWS.get(task, {}).items():
-        rows.append({"what": f"{split} rows in the paper", **{x: of.get(x) for x in languages}, "all": sum(of.get(x, 0) for x in languages)})
+        printed = {column: of.get(x) for x, column in columns.items()}
+        rows.append({"what": f"{split} rows in the paper", **printed, "all": sum(of.get(x, 0) for x in languages)})
     name = SIZES.get(task) or ("sizes" if len(results.run.tasks) == 1 else f"sizes_{task}")
     number = {"table4_sizes": "Table 4 · ", "table5_sizes": "Table 5 · "}.get(name, "")
-    return Table(name, f"{number}Rows · {task}", pd.DataFrame(rows, columns=["what", *languages, "all"]), _size_notes(languages, task))
+    return Table(name, f"{number}Rows · {task}", pd.DataFrame(rows, columns=["what", *columns.values(), "all"]), _size_notes(languages, task))
 
 
 def _size_notes(languages: list[str], task: str) -> list[str]:

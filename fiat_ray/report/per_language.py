@@ -8,6 +8,7 @@ import pandas as pd
 
 from fiat_ray.recipe import ABLATIONS, UNTUNED
 from fiat_ray.report import published
+from fiat_ray.report.cells import language_columns
 from fiat_ray.report.columns import interval
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import PAPER, Table, absent, not_held, title_of, undefined_notes
@@ -17,6 +18,8 @@ from fiat_ray.significance import benjamini_hochberg
 def per_language(results: Results, task: str) -> Table:
     """Table 6, 7 or 8: every method on every language, the paper's rows below."""
     languages, averages = results.languages(task), results.averages(task)
+    columns = language_columns(languages)
+    scored = columns | {average: average for average in averages}
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys((*UNTUNED, *ABLATIONS, *results.methods(task))):
         for tunable in results.places(task, method) if results.shows(task, method) else ():
@@ -25,19 +28,20 @@ def per_language(results: Results, task: str) -> Table:
                 rows.append(row | dict(zip(("reason", "config_key"), results.why_missing(task, method, tunable), strict=True)))
                 continue
             for metric in results.metrics(task):
-                rows.append(row | {"metric": metric} | {name: results.value(task, method, tunable, metric, name) for name in (*languages, *averages)})
+                values = {column: results.value(task, method, tunable, metric, name) for name, column in scored.items()}
+                rows.append(row | {"metric": metric} | values)
     setting = published.setting_of(task, languages)
     name = _stem(setting) if setting else "per_language"
     for metric, table in published.per_language(setting).items() if setting else ():
-        for (size, method), values in table.items():
+        for (size, method), of in table.items():
             printed = published.overall(setting or "")[metric][size, method]
             row = {"tunable": size, "method": method, "row": title_of(method), "metric": metric, "source": PAPER}
-            rows.append(row | {language: values.get(language) for language in languages} | {averages[0]: printed})
+            rows.append(row | {column: of.get(language) for language, column in columns.items()} | {averages[0]: printed})
     if setting:
         rows += [{"source": "this run", "row": title, **row} for title, row in not_held(results, [setting])]
     ends = {"note": "", "reason": "", "config_key": ""}
-    columns = ["tunable", "method", "row", "metric", "source", *languages, *averages, *ends]
-    frame = pd.DataFrame([ends | {"metric": ""} | row for row in rows], columns=columns)
+    names = ["tunable", "method", "row", "metric", "source", *scored.values(), *ends]
+    frame = pd.DataFrame([ends | {"metric": ""} | row for row in rows], columns=names)
     number = f" · Table {published.TABLE_OF_LANGUAGES[setting]}" if setting else ""
     return Table(name, f"Per language{number} · {task}", frame, _notes(results, task, setting))
 

@@ -1,0 +1,33 @@
+"""Names of languages: whatever they are called, each keeps its rows, its exemplars and its column of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_directory import write_run
+
+from fiat_ray.report import page
+
+
+def test_languages_that_are_called_like_columns_of_the_report_have_their_own(tmp_path: Path) -> None:
+    """Two of them, ``all`` and ``row``, are codes, of Allar and of Dela-Oenale."""
+    plain = write_run(tmp_path / "plain", languages=["fi"])
+    page.build(plain)
+    own = {str(column) for frame in tables(plain) for column in frame} | {"absent", "train_size", "count", "f1", "fi_low"}
+    languages = ["fi", *sorted(own - {"fi", "mean"})]
+    run = write_run(tmp_path / "run", languages=languages, rows=14, right={"fiat": 14})
+    html = page.build(run).read_text("utf-8")
+    sizes, scores = tables(run)
+    names = ["fi", *(f"language {name}" for name in languages[1:])]
+    assert list(sizes.columns) == ["what", *names, "all"] and list(scores.columns[5:-4]) == names
+    assert sizes.loc[0, "what"] == "train rows" and set(sizes.loc[0, names]) == {14} and sizes.loc[0, "all"] == 14 * len(names)
+    [fiat] = scores[(scores["method"] == "fiat") & (scores["metric"] == "f1")].to_dict("records")
+    assert [fiat[name] for name in names] == pytest.approx([100 * (14 - n // 2) / 14 for n in range(len(names))])
+    assert fiat["row"].startswith("FIAT") and fiat["source"] == "this run"
+    assert all(html.count(f">{name.replace('_', ' ')}</") >= 2 for name in names), "a heading in both tables"
+
+
+def tables(run: Path) -> list[pd.DataFrame]:
+    return [pd.read_csv(run / "report" / f"{name}.csv") for name in ("sizes", "per_language")]
