@@ -39,7 +39,7 @@ from fiat_ray.run_folder import locked, make
 from fiat_ray.runs import Run
 from fiat_ray.schedule.reasoning import window_of
 from fiat_ray.schema import INFERRED, MEASURED, VERSION
-from fiat_ray.task import Row, Task, digest, template_fields
+from fiat_ray.task import Row, Task, digest, row_language, template_fields
 from fiat_ray.text import count
 
 PIECE = 2048
@@ -300,8 +300,7 @@ def _in_pieces(rows: Rows) -> Iterator[list[tuple[Place, dict[str, Any]]]]:
 
 def _row(task: Task, place: Place, raw: dict[str, Any]) -> Row:
     fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
-    language = text_field(raw, task.language, place) if task.language else "und"
-    return Row(digest(str(place), *fields.values()), "test", language, fields, ("",), "", "", place)
+    return Row(digest(str(place), *fields.values()), "test", row_language(task, raw, place), fields, ("",), "", "", place)
 
 
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:

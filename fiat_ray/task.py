@@ -235,7 +235,8 @@ def make_rows(task: Task, source: Iterable[tuple[Place, str, dict[str, Any]]], g
             raise UserError(f"{place}: split '{split}' is none of {', '.join(SPLITS)}")
         fields = {name: text_field(raw, name, place) for name in names}
         targets = _targets(task, raw, place)
-        language = _language(text_field(raw, task.language, place), task.language, place) if task.language else "und"
+        language = row_language(task, raw, place)
+        _check_language(language, task.language, place)
         identity = digest(split, language, *(fields[name] for name in names), *targets)
         seen[identity] += 1
         yield Row(
@@ -273,11 +274,15 @@ def joined(rows: Iterable[Row]) -> list[Row]:
     return [replace(row, example=root(row.example)) for row in rows]
 
 
-def _language(language: str, field: str, place: Place) -> str:
+def row_language(task: Task, raw: dict[str, Any], place: Place) -> str:
+    """``und`` where the task has no field for it. White space at its ends would make another language that reads the same."""
+    return text_field(raw, task.language, place).strip() if task.language else "und"
+
+
+def _check_language(language: str, field: str | None, place: Place) -> None:
     """A language stands in folder names, metric names and tables, beside averages that are named mean."""
     if not re.fullmatch(r"\w[\w .()-]{0,49}", language) or re.fullmatch(r"mean(_\d+)?", language):
         raise UserError(f"{place}: field '{field}' is {language[:60]!r}, no name for a language; take a code such as hi or zh-Hant")
-    return language
 
 
 def _targets(task: Task, raw: dict[str, Any], place: Place) -> tuple[str, ...]:

@@ -7,8 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from run_directory import write_run
+from test_own_task import questions, task
 
+from fiat_ray.infer import _row
 from fiat_ray.report import page
+from fiat_ray.rows import Place
 
 
 def test_languages_that_are_called_like_columns_of_the_report_have_their_own(tmp_path: Path) -> None:
@@ -31,3 +34,9 @@ def test_languages_that_are_called_like_columns_of_the_report_have_their_own(tmp
 
 def tables(run: Path) -> list[pd.DataFrame]:
     return [pd.read_csv(run / "report" / f"{name}.csv") for name in ("sizes", "per_language")]
+
+
+def test_white_space_at_its_ends_makes_no_other_language() -> None:
+    spaced = [row | {"lang": f"{row['lang']} "} if n % 2 else row for n, row in enumerate(questions())]
+    assert task(spaced).languages == ["bn", "fi", "sw"]
+    assert _row(task(), Place("row 1"), {"question": "q", "context": "c", "lang": "fi "}).language == "fi"
