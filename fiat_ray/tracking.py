@@ -239,7 +239,13 @@ def _registered_model(client: MlflowClient, run: Run, task: str) -> str:
 
 
 def _metric_name(score: Values, prefix: tuple[str, ...] = ()) -> str:
-    return "/".join((*prefix, score["split"], score["metric"], score["language"]))
+    return "/".join(map(_accepted, (*prefix, score["split"], score["metric"], score["language"])))
+
+
+def _accepted(part: str) -> str:
+    """A part of a metric's name as MLflow takes it, without brackets; a digest tells it from another language that is written so."""
+    plain = re.sub(r"[^\w.\- :]", "-", part)
+    return part if part == plain else f"{plain} {_digest(part)[:6]}"
 
 
 def _curve(run: Run, trial: Values) -> list[tuple[str, float, int]]:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from run_directory import write_run
 
 from benchmarks.fault_surroundings import Postgres
@@ -159,6 +161,23 @@ def test_trials_of_an_older_config_are_kept_and_marked(run_dir: Path, uri: str) 
         assert runs[edited["trials"][0]["name"]][1][tracking.CURRENT_TAG] == "yes"
     finally:
         manifest.write_text(text)
+
+
+def test_languages_in_brackets_and_in_other_scripts_have_metrics_of_their_own(tmp_path: Path) -> None:
+    languages = ["Portuguese (Brazil)", "Portuguese )Brazil(", "Portuguese -Brazil-", "中文", "pt"]
+    folder, uri = write_run(tmp_path / "run", languages=languages, methods=("fiat",)), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert tracking.track(folder, uri)
+    _, _, metrics, _ = next(value for name, value in snapshot(uri).items() if name.startswith("fiat-"))
+    named = {metric: {name.removeprefix(metric) for name in metrics if name.startswith(metric)} for metric in ("test/f1/", "test/exact_match/")}
+    assert {"Portuguese -Brazil-", "中文", "pt", "mean"} < named["test/f1/"] == named["test/exact_match/"]
+    assert len(named["test/f1/"]) == len(languages) + 1
+
+
+@given(st.text("aé中9_ .()-", max_size=49).map(lambda text: f"a{text}".strip()))
+def test_mlflow_takes_the_metrics_of_every_language(language: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    _validate_metric_name(tracking._metric_name({"split": "test", "metric": "scores:same_length", "language": language}, ("icl", "rivers")))
 
 
 def test_large_checkpoints_stay_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
