@@ -18,7 +18,7 @@ from fiat_ray.leakage import shows, without_overlap
 from fiat_ray.metrics import check_metric
 from fiat_ray.rows import Place, placed_rows, text_field
 from fiat_ray.task import Exemplar, Row, Task, check_splits, digest, joined, make_rows, template_fields
-from fiat_ray.task_folder import check_fields, group_fields, task_name, with_positive_last
+from fiat_ray.task_folder import check_fields, exemplar_language, group_fields, task_name, with_positive_last
 
 FEWEST = 12
 """Fewer rows leave nothing to tune on once validation, test and exemplars are taken."""
@@ -245,8 +245,7 @@ def _given(task: Task, place: Place, raw: dict[str, Any]) -> Exemplar:
     target = text_field(raw, task.target if task.target in raw else "target", place)
     if task.labels and target not in task.labels:
         raise UserError(f"{place}: target {target!r} is none of the labels {', '.join(task.labels)}")
-    language = task.language or "language"
-    return Exemplar(text_field(raw, language, place) if language in raw else "und", fields, text_field(raw, "rationale", place), target)
+    return Exemplar(exemplar_language(task, place, raw), fields, text_field(raw, "rationale", place), target)
 
 
 def _with_drafted_exemplars(task: Task, seed: int) -> Task:

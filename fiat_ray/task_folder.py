@@ -176,8 +176,15 @@ def _exemplars(task: Task, path: Path) -> Iterator[Exemplar]:
         if task.labels and target not in task.labels:
             raise UserError(f"{place}: target {target!r} is none of the labels {', '.join(task.labels)}")
         fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
-        language = text_field(raw, "language", place) if "language" in raw else "und"
-        yield Exemplar(language, fields, text_field(raw, "rationale", place), target)
+        yield Exemplar(exemplar_language(task, place, raw), fields, text_field(raw, "rationale", place), target)
+
+
+def exemplar_language(task: Task, place: Place, raw: dict[str, Any]) -> str:
+    """Whose exemplar it is: by the name that rows have for it, or ``language``. ``und``, nobody's own, where it does not say."""
+    is_shown = task.language in template_fields(task.input)  # then it is there as text, whatever the exemplar's language
+    names = ("language", task.language) if is_shown else (task.language, "language")
+    said = (text_field(raw, name, place).strip() for name in names if name is not None and name in raw)
+    return next(filter(None, said), "und")
 
 
 def _rows(task: Task, folder: Path, data: Path | None, options: dict[str, Any], change: Change | None) -> Iterable[Row]:
