@@ -16,8 +16,8 @@ from fiat_ray import artifact, planning
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.hub import HUB, source_rows
-from fiat_ray.own_task import PASSAGES, Placed, common_passages, drafts, from_rows, row_keys
-from fiat_ray.rows import jsonl, read_rows, text_field
+from fiat_ray.own_task import PASSAGES, Placed, common_passages, drafts, from_rows, row_keys, tidied
+from fiat_ray.rows import jsonl, text_field
 from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language, template_fields
 from fiat_ray.task_folder import BUILT_IN, check_labels, definition_files, task_name
@@ -30,7 +30,6 @@ LABELS = ("label",)
 LANGUAGES = ("language", "lang")
 INPUTS = ("instruction", "question", "query", "title", "sentence", "input", *PASSAGES)
 """In the order in which they stand in the template: the passage last, where it can be cut."""
-SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation"}
 MOST_LABELS = 50
 
 PLANNED_SECONDS = 300
@@ -91,8 +90,7 @@ def init(
     target = _field(target, TARGETS, fields, train, "--target")
     language = language if language is not None else next(iter(_known(LANGUAGES, fields)), None)
     split = next(iter(_known(("split",), fields)), None)
-    placed = [(place, _tidy(raw, target, split)) for place, raw in placed]
-    worked = None if exemplars is None else [(place, _tidy(raw, target, None)) for place, raw in read_rows(exemplars)]
+    placed = tidied(placed, target, split)
     labels = _labels(placed, target, labels, positive, train)
     known = [field for field in _known(INPUTS, fields) if field not in (target, language)]
     template = input if input is not None else " ".join(f"{field}: {{{field}}}" for field in known) or None
@@ -105,7 +103,7 @@ def init(
         positive=positive,
         metric=metric,
         group=group,
-        exemplars=worked,
+        exemplars=exemplars,
         name=folder.name,
         split=split,
         seed=seed,
@@ -134,15 +132,6 @@ def _field(given: str | None, names: Sequence[str], fields: Sequence[str], file:
     if not found or found[0] not in fields:
         raise UserError(f"{file}: no field {given or ', '.join(names)}; its fields are {', '.join(fields)}: say which with {option}")
     return found[0]
-
-
-def _tidy(raw: dict[str, Any], target: str, split: str | None) -> dict[str, Any]:
-    """A row as it is written: labels that are numbers, or true and false, as text; usual names of splits; no halves of characters."""
-    tidy = {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in raw.items()}
-    tidy |= {name: json.dumps(raw[name]) for name in (target, "target") if isinstance(raw.get(name), (bool, int))}
-    if split is not None and isinstance(raw.get(split), str):
-        tidy[split] = SPLIT_NAMES.get(raw[split], raw[split])
-    return tidy
 
 
 def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: str | None, file: str | Path) -> list[str] | None:

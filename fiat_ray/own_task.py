@@ -5,6 +5,7 @@ Drafts are drafts. They let a first campaign run; instructions and exemplars tha
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ MOST_OF_ROWS = 0.1
 """Share of all rows that may ask about one passage, for it to be kept in one split."""
 
 NO_INPUT = ("id", "split", "language", "lang")
+SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation"}
 PASSAGES = ("passage", "context", "text")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?।])\s+|(?<=[。？！])")
@@ -70,33 +72,21 @@ def from_rows(
     Raises ``UserError`` naming row and field for what is missing or no text, for too few rows, and for rows that stand in two splits.
     """
     placed = placed_rows(rows)
+    split = split or ("split" if any("split" in raw for _, raw in placed) else None)
+    placed = tidied(placed, target, split)
     _check(placed, name, validation_share, test_share)
     metric = metric or ("accuracy" if labels else "f1")
     check_metric(metric, labels or (), positive, name)
     labels = with_positive_last(labels, positive) if labels and positive else labels
     template = input if input is not None else _template(placed, {target, language, split})
     cut = cut if cut is not None else _longest(template_fields(template), placed)
-    task = Task(
-        name=name,
-        input=template,
-        cut=cut,
-        metric=metric,
-        labels=tuple(labels or ()),
-        i_beta=(i_beta or _i_beta(template, labels)).strip(),
-        i_tau=(i_tau or _i_tau(labels)).strip(),
-        exemplars=(),
-        rows=(),
-        target=target,
-        language=language,
-        built_in=False,
-    )
+    i_beta, i_tau = (i_beta or _i_beta(template, labels)).strip(), (i_tau or _i_tau(labels)).strip()
+    task = Task(name, template, cut, metric, tuple(labels or ()), i_beta, i_tau, (), (), target, language, built_in=False)
     _check_definition(task)
-    split = split or ("split" if any("split" in raw for _, raw in placed) else None)
     same = row_keys(placed, template, cut, group, split)
     task = replace(task, rows=tuple(_rows(task, placed, split, same, seed, (validation_share, test_share))))
     if exemplars is not None:
-        task = replace(task, exemplars=tuple(_given(task, place, raw) for place, raw in placed_rows(exemplars)))
-        task = without_overlap(task)
+        task = without_overlap(replace(task, exemplars=_given(task, exemplars)))
     else:
         task = _with_drafted_exemplars(without_overlap(task), seed)
     check_splits(task)
@@ -111,6 +101,19 @@ def drafts(task: Task) -> list[str]:
         "exemplars.jsonl": any(exemplar.rationale == _drafted_rationale(task, exemplar.fields, exemplar.target) for exemplar in task.exemplars),
     }
     return [name for name, drafted in found.items() if drafted]
+
+
+def tidied(placed: Placed, target: str, split: str | None) -> Placed:
+    """Rows as tasks take them: labels that are numbers, or true and false, as text; usual names of splits; no halves of characters."""
+    return [(place, _tidy(raw, target, split)) for place, raw in placed]
+
+
+def _tidy(raw: dict[str, Any], target: str, split: str | None) -> dict[str, Any]:
+    tidy = {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in raw.items()}
+    tidy |= {name: json.dumps(raw[name]) for name in (target, "target") if isinstance(raw.get(name), (bool, int))}
+    if split is not None and isinstance(raw.get(split), str):
+        tidy[split] = SPLIT_NAMES.get(raw[split], raw[split])
+    return tidy
 
 
 def _check(placed: Placed, name: str, validation_share: float, test_share: float) -> None:
@@ -239,8 +242,12 @@ def _i_tau(labels: Sequence[str] | None) -> str:
 # Exemplars
 
 
-def _given(task: Task, place: Place, raw: dict[str, Any]) -> Exemplar:
-    place = Place(f"exemplars: {place}")
+def _given(task: Task, exemplars: Iterable[Any] | str | Path) -> tuple[Exemplar, ...]:
+    placed = tidied(placed_rows(exemplars), task.target, None)
+    return tuple(_exemplar(task, Place(f"exemplars: {place}"), raw) for place, raw in placed)
+
+
+def _exemplar(task: Task, place: Place, raw: dict[str, Any]) -> Exemplar:
     fields = {name: text_field(raw, name, place) for name in template_fields(task.input)}
     target = text_field(raw, task.target if task.target in raw else "target", place)
     if task.labels and target not in task.labels:

@@ -9,7 +9,7 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -56,7 +56,11 @@ def placed_rows(rows: Any) -> list[tuple[Place, dict[str, Any]]]:
         return source_rows(rows)[0]
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         rows = rows.to_dict("records")
-    return [_placed(row, number) for number, row in enumerate(rows, 1)]
+    placed = [_placed(row, number) for number, row in enumerate(rows, 1)]
+    features = getattr(rows, "features", None)  # of a datasets.Dataset; its ClassLabels have names
+    classes = {name: of.names for name, of in features.items() if hasattr(of, "names")} if isinstance(features, Mapping) else {}
+    _name_classes((row for _, row in placed), classes)
+    return placed
 
 
 def _placed(row: Any, number: int) -> tuple[Place, dict[str, Any]]:
@@ -251,11 +255,16 @@ def _parquet_rows(name: str, file: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 def table_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows of an Arrow table; classes that ``datasets`` stores as numbers by their names, and None where a number is none of them (-1)."""
-    classes = {name: dict(enumerate(names)) for name, names in class_names(table.schema).items()}
     rows: list[dict[str, Any]] = table.to_pylist()
-    for row in rows:
-        row |= {name: names.get(row[name]) for name, names in classes.items() if name in row}
+    _name_classes(rows, class_names(table.schema))
     return rows
+
+
+def _name_classes(rows: Iterable[dict[str, Any]], names: Mapping[str, Sequence[str]]) -> None:
+    classes = {name: dict(enumerate(of)) for name, of in names.items()}
+    if classes:
+        for row in rows:
+            row |= {name: of.get(row[name]) for name, of in classes.items() if name in row}
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:

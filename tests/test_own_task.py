@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -43,10 +44,10 @@ def task(rows: Any = None, **definition: Any) -> Task:
 
 
 class Dataset:
-    """What of ``datasets.Dataset`` counts here: iterating gives dicts."""
+    """What of ``datasets.Dataset`` counts here: iterating gives dicts, and features may have names of classes."""
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+    def __init__(self, rows: Rows, **features: Any) -> None:
+        self._rows, self.features = rows, features
 
     def __iter__(self) -> Any:
         return iter(self._rows)
@@ -93,6 +94,23 @@ def test_labels_make_a_classification() -> None:
     assert all(drafted.answer(exemplar.answer) == exemplar.target for exemplar in drafted.exemplars)
 
 
+def test_labels_that_are_numbers_or_classes_are_taken_in_every_form_of_rows() -> None:
+    def made(form: Any, *labels: str, **definition: Any) -> Task:
+        return Task.from_rows(form, target="label", labels=labels, **definition)
+
+    numbers = [row | {"label": n % 2} for n, row in enumerate(films())]
+    expected = made([row | {"label": str(row["label"])} for row in numbers], "0", "1")
+    assert all(made(form, "0", "1") == expected for form in (numbers, pd.DataFrame(numbers), Dataset(numbers)))
+    truths = [row | {"label": n % 2 == 1} for n, row in enumerate(films())]
+    assert {row.targets for row in made(pd.DataFrame(truths), "false", "true").rows} == {("false",), ("true",)}
+    features = {"text": SimpleNamespace(dtype="string"), "label": SimpleNamespace(names=["no", "yes"])}
+    assert made(Dataset(numbers, **features), "no", "yes") == made(films(), "no", "yes")
+    with pytest.raises(UserError, match="row 25: field 'label' must be text, not NoneType"):
+        made(Dataset([*numbers, {"text": "Not labelled yet.", "label": -1}], **features), "no", "yes")
+    worked = {"text": "It was good.", "rationale": "Good is praise.", "label": 1}
+    assert [exemplar.target for exemplar in made(numbers, "0", "1", exemplars=[worked]).exemplars] == ["1"]
+
+
 def test_the_positive_label_stands_last_in_a_folder_too(tmp_path: Path) -> None:
     rows = [{"text": f"Text {n}.", "label": "ham" if n % 3 else "spam"} for n in range(30)]
     drafted = fiat.Task.from_rows(rows, target="label", labels=["spam", "ham"], positive="spam", metric="auc_pr")
@@ -124,8 +142,9 @@ def test_a_split_column_is_respected() -> None:
     assert [len(drafted.split(split)) for split in SPLITS] == [20 - 4, 4, 6]
     renamed = [{("part" if key == "split" else key): value for key, value in row.items()} for row in rows]
     assert task(renamed, split="part") == drafted
-    with pytest.raises(UserError, match="split 'dev'"):
-        task([row | {"split": "dev"} for row in rows])
+    assert task([row | {"split": "dev"} if row["split"] == "validation" else row for row in rows]) == drafted
+    with pytest.raises(UserError, match="split 'unheard'"):
+        task([row | {"split": "unheard"} for row in rows])
     without = task([row for row in rows if row["split"] != "validation"])  # what it lacks is drawn from train, what it has stays
     assert {row.fields["question"] for row in without.split("test")} == {row.fields["question"] for row in drafted.split("test")}
     assert len(without.split("validation")) == 4 and len(without.split("train")) == 20 - 4 - 4
@@ -255,7 +274,7 @@ def test_the_split_follows_the_seed_and_not_the_order_of_rows() -> None:
         (questions(11), {}, "own_task: 11 rows are too few: at least 12"),
         ([*questions(20), {"question": "q", "answer": "a", "lang": "fi"}], {}, "row 21: no field 'context'"),
         ([*questions(20), questions()[0] | {"context": None}], {}, "row 21: field 'context' must be text"),
-        (questions(answer=7), {}, "row 1: field 'answer' must be text"),
+        (questions(answer=7.5), {}, "row 1: field 'answer' must be text, not float"),
         (questions(answer=" "), {}, "row 1: field 'answer' is empty"),
         (questions(), {"language": "language"}, "row 1: no field 'language'"),
         (questions(), {"target": "gold"}, "row 1: no field 'gold'"),
