@@ -17,7 +17,7 @@ from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.hub import HUB, source_rows
 from fiat_ray.own_task import PASSAGES, Placed, common_passages, drafts, from_rows, row_keys, tidied
-from fiat_ray.rows import jsonl, text_field
+from fiat_ray.rows import Place, jsonl, text_field
 from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language, template_fields
 from fiat_ray.task_folder import BUILT_IN, check_labels, definition_files, task_name
@@ -140,7 +140,7 @@ def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: 
         if positive is not None:
             raise UserError(f"--positive {positive}: '{target}' is free text; give all labels with --labels")
         return None
-    labels = list(given) if given is not None else sorted({text_field(raw, target, place) for place, raw in placed})
+    labels = list(given) if given is not None else sorted({_label(raw, target, place) for place, raw in placed})
     check_labels(labels, file)
     if "" in labels or len(set(labels)) < len(labels):
         raise UserError(f"--labels {','.join(labels)}: one is empty or stands there twice")
@@ -149,6 +149,13 @@ def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: 
     if positive is not None and positive not in labels:
         raise UserError(f"--positive {positive}: is none of the labels {', '.join(labels)}")
     return labels
+
+
+def _label(raw: dict[str, Any], target: str, place: Place) -> str:
+    label = text_field(raw, target, place)
+    if not label.strip():
+        raise UserError(f"{place}: field '{target}' is empty; give the row a label, or leave it out")
+    return label
 
 
 # What the hardware can do

@@ -172,6 +172,7 @@ def test_drafts_are_called_so_until_somebody_writes_them(tmp_path: Path) -> None
         (topics(5), [], "mytask: 5 rows are too few: at least 12"),
         ([*topics(20), {"text": "x", "label": None}], [], "rows.jsonl, row 21: field 'label' must be text, not NoneType"),
         ([*topics(20), {"text": "x"}], [], "rows.jsonl, row 21: no field 'label'"),
+        ([*topics(20), {"text": "x", "label": ""}], [], "rows.jsonl, row 21: field 'label' is empty; give the row a label"),
     ],
 )
 def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], options: list[str], said: str) -> None:
