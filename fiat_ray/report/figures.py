@@ -31,7 +31,7 @@ class Line:
     marked: tuple[float, float] | None = None
     """The selected point: a ring is drawn around it."""
     style: int = 0
-    """Lines of equal style share colour, dash and entry in the key."""
+    """Lines of equal style share colour, dash and entry in the key. No more styles can be told apart in one chart than there are ``DASHES``."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Plot:
         at = [self.at(*point) for point in line.points]
         path = " ".join(f"{x},{y}" for x, y in at)
         dots = [f'<circle class="dot" r="2.5" cx="{x}" cy="{y}"/>' for x, y in at] if with_dots else []
-        return f'<g class="s{line.style % 6}"><polyline points="{path}"{_dash(line.style)}/>{"".join(dots)}{self._ring(line)}</g>'
+        return f'<g class="s{line.style % len(DASHES)}"><polyline points="{path}"{_dash(line.style)}/>{"".join(dots)}{self._ring(line)}</g>'
 
     def _ring(self, line: Line) -> str:
         if line.marked is None:
@@ -94,11 +94,20 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def line_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
-    """Axes, grid, lines, rings at marked points and a key, with a text equivalent for those who cannot see it."""
+    """Axes, grid, lines, rings at marked points and a key, with a text equivalent for those who cannot see it.
+
+    Lines of more styles than can be told apart stand in several charts, one below the other, with the same scales and each with its key.
+    """
     points = [point for line in lines for point in line.points]
     plot = Plot(ticks(0, max(x for x, _ in points)), ticks(min(y for _, y in points), max(y for _, y in points)))
-    parts = [*plot.axes(x_title, y_title), *map(plot.line, lines)]
-    return stack(title, [key(lines), drawing(plot.height, title, _described(lines), parts)])
+    charts: dict[int, list[Line]] = {}
+    for line in lines:
+        charts.setdefault(line.style // len(DASHES), []).append(line)
+    pictures = []
+    for _, shown in sorted(charts.items()):
+        parts = [*plot.axes(x_title, y_title), *map(plot.line, shown)]
+        pictures += [key(shown), drawing(plot.height, title, _described(shown), parts)]
+    return stack(title, pictures)
 
 
 def scatter(title: str, x_title: str, y_title: str, points: Sequence[tuple[str, float, float]], lines: Sequence[Line]) -> str:
@@ -153,7 +162,7 @@ def mark_chart(title: str, x_title: str, marks: Sequence[Mark]) -> str:
     for i, mark in enumerate(marks):
         y = plot.top + each * i + 16
         parts.append(f'<text x="{plot.left + 4}" y="{y}">{escape(mark.title)}</text>')
-        parts.append(f'<text text-anchor="end" x="{plot.right}" y="{y}">{escape(mark.text)}</text><g class="s{mark.style % 6}">')
+        parts.append(f'<text text-anchor="end" x="{plot.right}" y="{y}">{escape(mark.text)}</text><g class="s{mark.style % len(DASHES)}">')
         parts.append(f'<line class="axis" x1="{zero}" x2="{zero}" y1="{y + 5}" y2="{y + 23}"/>')
         x = plot.at(mark.value, 0)[0]
         if is_bar:
@@ -167,7 +176,7 @@ def mark_chart(title: str, x_title: str, marks: Sequence[Mark]) -> str:
 
 def key(lines: Sequence[Line]) -> str:
     """What the lines are: an entry for each style."""
-    entries = {line.style % 6: line.title for line in reversed(lines)}
+    entries = {line.style % len(DASHES): line.title for line in reversed(lines)}
     parts = []
     for i, (style, title) in enumerate(sorted(entries.items())):
         y = 12 + i * 22
