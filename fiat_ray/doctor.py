@@ -150,7 +150,8 @@ def embedded_model() -> Iterator[Finding]:
 def cluster() -> Iterator[Finding]:
     """Which Ray a run would use: RAY_ADDRESS, else the one ``ray start`` started here, else one of its own."""
     file = _ray_folder() / CURRENT_CLUSTER
-    named = os.environ.get("RAY_ADDRESS", "").replace("auto", "")
+    named = os.environ.get("RAY_ADDRESS", "")
+    named = "" if named == "auto" else named
     address = named or (file.read_text().strip() if file.is_file() else "")
     if address in ("", "local"):
         yield Finding("ok", "no Ray is running: a run starts one of its own, on this machine")

@@ -60,6 +60,10 @@ def test_which_ray_would_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert states(doctor.cluster()) == ["ok", "warn"]
     gone = list(doctor.cluster())
     assert states(gone) == ["FAIL"] and address in gone[0].what and "ray stop" in gone[0].advice
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert list(doctor.cluster()) == gone, "it means whichever `ray start` started"
+    monkeypatch.setenv("RAY_ADDRESS", "ray://autoscaler-head")  # without a port, so that nobody is asked where it is
+    assert "Ray at ray://autoscaler-head (RAY_ADDRESS) does not answer" in next(doctor.cluster()).what
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     assert "RAY_ADDRESS" in next(doctor.cluster()).what
     assert states(doctor.cluster()) == ["FAIL"]
