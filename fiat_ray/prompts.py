@@ -46,7 +46,7 @@ def show(
     prepared = prepare.prepare(config)
     chosen = _Chosen(prepared, *chosen_row(prepared, row))
     lines = chosen.reasoner(color) if role == "reasoner" else chosen.tunable(method, run, color)
-    return "\n".join([*chosen.about(row), "", *lines])
+    return "\n".join([*map(visible, chosen.about(row)), "", *lines])
 
 
 def _check_method(config: Config, method: str) -> None:

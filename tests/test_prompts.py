@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -95,20 +96,33 @@ def test_an_unreadable_rationale_is_empty(tiny: Path, tmp_path: Path) -> None:
     assert "status prompt_too_long" in shown
 
 
-def test_what_was_cut_is_said(tiny: Path, tmp_path: Path) -> None:
-    row = '{"question": "which town?", "context": "%s It has a market \\u001b[31m.", "target": "market", "n": "%s"}\n'
+def own_task(folder: Path, context: str, target: str) -> dict[str, Any]:
+    """What a config says of a task with one row a split, their passage after a few words of their own."""
     for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.jsonl").write_text(row % (f"In {split} the town lies at the river." * 32, split))
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump({"input": "{question} {context}", "cut": "context", "group": "n"}))
-    (tmp_path / "i_beta.txt").write_text("Think.")
-    (tmp_path / "i_tau.txt").write_text("Say.")
-    (tmp_path / "exemplars.jsonl").write_text('{"question": "a", "context": "b", "rationale": "c", "target": "d"}\n')
-    short = config(tiny, task=str(tmp_path), languages=None, limit={}, reasoner={"model": str(tiny), "max_tokens": 32, "max_length": 200})
-    shown = prompts.show(short, "reasoner", 0)
+        row = {"question": "which town?", "context": f"In {split} {context}", "target": target, "n": split}
+        (folder / f"{split}.jsonl").write_text(json.dumps(row))
+    (folder / "task.yaml").write_text(yaml.safe_dump({"input": "{question} {context}", "cut": "context", "group": "n"}))
+    (folder / "i_beta.txt").write_text("Think.")
+    (folder / "i_tau.txt").write_text("Say.")
+    (folder / "exemplars.jsonl").write_text('{"question": "a", "context": "b", "rationale": "c", "target": "d"}\n')
+    return {"task": str(folder), "languages": None, "limit": {}}
+
+
+def test_what_was_cut_is_said(tiny: Path, tmp_path: Path) -> None:
+    task = own_task(tmp_path, f"{'the town lies at the river.' * 40} It has a market \033[31m.", "market")
+    shown = prompts.show(config(tiny, **task, reasoner={"model": str(tiny), "max_tokens": 32, "max_length": 200}), "reasoner", 0)
     assert re.search(r"cut: the last \d+ of 1,\d+ characters of context, the gold answer with it: …", shown)
-    whole = prompts.show(config(tiny, task=str(tmp_path), languages=None, limit={}), "reasoner", 0)
+    whole = prompts.show(config(tiny, **task), "reasoner", 0)
     assert "cut: nothing" in whole
     assert "\033" not in whole and r"\x1b[31m" in whole, "a row's own escape sequences are shown, not obeyed"
+
+
+def test_what_is_said_of_a_row_is_one_line_that_no_terminal_obeys(tiny: Path, tmp_path: Path) -> None:
+    task = own_task(tmp_path, "the river \033[2J" * 80, "two\nlines\033[2J")
+    short = config(tiny, **task, reasoner={"model": str(tiny), "max_tokens": 32, "max_length": 200})
+    first, second, *rest = prompts.show(short, "reasoner", 0).splitlines()
+    assert first.endswith(r"target two\x0alines\x1b[2J")
+    assert second.startswith("cut: the last ") and r"\x1b[2J" in second and not any("\033" in line for line in (first, second, *rest))
 
 
 def test_color_changes_no_text(tiny: Path) -> None:
