@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 HOLDS_SECRET = re.compile(r"(https?://.*|[\w+]+://[^/@:]*:[^@]+)@|.*[?&;](\w*password|passwd|pwd|\w*token|\w*secret)\s*=", re.IGNORECASE)
 """A database's password may hold a slash, as SQLAlchemy reads it; its user alone is none. Before a server's host even a user may be a token."""
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Of databases whose URI names none. What other kinds of URI name in a host's place, such as Databricks a profile, is no host."""
 PATIENCE = 5
 """Seconds to wait for a server before going on without it."""
 
@@ -89,15 +91,24 @@ def open_store(uri: str) -> MlflowClient:
 
 def _reach(uri: str) -> None:
     """One short request first: MLflow's own retries would hold up the campaign. Any answer will do; ``OSError`` where there is none."""
-    where = urlsplit(uri)
-    if where.scheme in ("http", "https"):
+    if urlsplit(uri).scheme in ("http", "https"):
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE).close()
         except urllib.error.HTTPError:
             return
-    elif where.hostname:
-        port = where.port or {"mysql": 3306}.get(where.scheme.partition("+")[0], 5432)
-        socket.create_connection((where.hostname, port), PATIENCE).close()
+    elif address := _server(uri):
+        socket.create_connection(address, PATIENCE).close()
+
+
+def _server(uri: str) -> tuple[str, int] | None:
+    """Host and port of a database's server; None where the URI names none, but a socket, an ODBC data source, or an instance of SQL Server."""
+    where = urlsplit(uri)
+    kind, _, driver = where.scheme.partition("+")
+    if kind not in PORTS or not where.hostname or "\\" in where.hostname:
+        return None
+    if driver == "pyodbc" and not where.path.strip("/"):  # SQLAlchemy takes a host without a database for a data source's name
+        return None
+    return where.hostname, where.port or PORTS[kind]
 
 
 def artifact_root(uri: str) -> str | None:

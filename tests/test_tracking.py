@@ -206,6 +206,30 @@ def test_a_server_that_never_answers_costs_seconds(run_dir: Path, monkeypatch: p
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize(
+    ("uri", "server"),
+    [
+        ("postgresql://me@db/x", ("db", 5432)),
+        ("postgresql+psycopg2://me@[::1]:7777/x", ("::1", 7777)),
+        ("mysql+pymysql://db/x", ("db", 3306)),
+        ("mssql+pyodbc://me@db/x?driver=ODBC+Driver+18", ("db", 1433)),
+        ("postgresql:///x?host=/run/postgresql", None),
+        ("mssql+pyodbc://me@source", None),
+        ("mssql+pyodbc://me@db\\instance/x", None),
+        ("databricks://prod", None),
+        ("databricks", None),
+        ("sqlite:////a/mlflow.db", None),
+    ],
+)
+def test_the_server_that_must_answer_is_the_one_mlflow_will_ask(uri: str, server: tuple[str, int] | None) -> None:
+    tracking_store.check_uri(uri)
+    assert tracking_store._server(uri) == server
+
+
+def test_what_stands_in_a_hosts_place_but_is_none_is_not_waited_for() -> None:
+    tracking_store._reach("databricks://no-such-profile")
+
+
 def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tracking.default_store() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
