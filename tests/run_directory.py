@@ -26,6 +26,7 @@ QUESTIONS = {
     "ja": "川{n}のそばの町はどこですか。",
 }
 LEARNING_RATES = (1e-4, 2e-4)
+TEMPLATE = "question: {question} title: {title} context: {context}"
 
 
 def write_run(
@@ -90,11 +91,14 @@ class Run:
     def row(self, split: str, language: str, number: int) -> dict[str, Any]:
         question = QUESTIONS[language if language in QUESTIONS else "en"].format(n=number)
         target = self.labels[number % 2] if self.labels else f"Town {number}"
+        context = f"Town {number} lies at the river {number} <b>of</b> the plain."
+        fields = {"question": question, "title": "Rivers & towns", "context": context}
         return {
             "id": f"{split}-{language}-{number}",
             "split": split,
             "language": language,
-            "input": f"question: {question} title: Rivers & towns context: Town {number} lies at the river {number} <b>of</b> the plain.",
+            "input": TEMPLATE.format(**fields),
+            "fields": fields,
             "targets": [target],
             "group": f"g{number}",
             "cut_characters": 0,
@@ -192,6 +196,9 @@ class Run:
     def task_files(self) -> None:
         folder = self.folder / "task" / self.task
         write(folder / "rows.parquet", schema.ROWS, self.rows)
+        (folder / "task.yaml").write_text(yaml.safe_dump({"input": TEMPLATE, "cut": "context"}))
+        test = ({**row["fields"], "@id": row["id"]} for row in self.rows if row["split"] == "test")
+        (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
         (folder / "i_beta.txt").write_text("Reason step by step.")
         (folder / "i_tau.txt").write_text("Answer the question.")
         (folder / "exemplars.jsonl").write_text(json.dumps({"language": "bn", "question": "?", "rationale": "Because.", "target": "x"}) + "\n")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import defaultdict
 from typing import Any
 
 from fiat_ray.metrics import exact_match, row_score
 from fiat_ray.recipe import UNTUNED
+from fiat_ray.report.read import Run
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import metric_title
-
-LABEL = re.compile(r"(?:^|(?<=\s))([A-Za-z_]{2,20}): ")
+from fiat_ray.run_folder import ID
+from fiat_ray.task import template_fields
 
 
 def examples(results: Results, limit: int = 200) -> list[dict[str, Any]]:
@@ -32,14 +32,14 @@ def _of_task(results: Results, task: str, limit: int) -> list[dict[str, Any]]:
     each = -(-limit // max(1, len(by_language)))
     rationales = {row["id"]: row for row in results.run.augmented(task) if row["split"] == "test"}
     answers, of_text = _answers(results, task), None if results.run.manifest["tasks"][task]["labels"] else results.metrics(task)[0]
-    labels = _common_labels([row["input"] for row in rows])
     taken = [row for language in sorted(by_language) for row in by_language[language][:each]][:limit]
+    inputs = _inputs(results.run, task, taken)
     return [
         {
             "task": task,
             "id": row["id"],
             "language": row["language"],
-            "input": [{"label": label, **_text(text, row["language"])} for label, text in _parts(row["input"], labels)],
+            "input": [{"label": label, **_text(text, row["language"])} for label, text in inputs[row["id"]]],
             "rationale": _text((rationales.get(row["id"]) or {}).get("rationale") or "", row["language"]),
             "status": (rationales.get(row["id"]) or {}).get("status") or "",
             "gold": [_text(target, row["language"]) for target in row["targets"]],
@@ -71,27 +71,18 @@ def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], of_tex
     return {"method": method, **_text(text, row["language"]), "right": right, "score": shown}
 
 
-def _common_labels(inputs: list[str]) -> list[str]:
-    """Labels such as ``question:`` that every input has: the fixed parts of the task's template."""
-    if not inputs:
-        return []
-    common = set(LABEL.findall(inputs[0]))
-    for text in inputs:
-        common &= set(LABEL.findall(text))
-    return sorted(common, key=inputs[0].index)
-
-
-def _parts(text: str, labels: list[str]) -> list[tuple[str, str]]:
-    """(label, text) pairs of an input; a text without its label in place stays with the part before."""
-    parts, rest, name = [], text, ""
-    for label in labels:
-        before, found, after = rest.partition(f"{label}: ")
-        if not found:
-            continue
-        if before.strip() or name:
-            parts.append((name, before.strip()))
-        name, rest = label, after
-    return [*parts, (name, rest.strip())]
+def _inputs(run: Run, task: str, rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Row id → its input as (field, text), its passage cut as in prompts; in one piece without a name where an older version made the run."""
+    by_id = {row["id"]: row for row in rows}
+    found = {row["id"]: [("", row["input"])] for row in rows}
+    definition = run.definition(task)
+    for raw in run.raw_rows(task, "test"):
+        if row := by_id.get(raw.get(ID)):
+            texts = {name: raw[name] for name in template_fields(definition["input"])}
+            if cut := definition.get("cut"):
+                texts[cut] = texts[cut][: len(texts[cut]) - row["cut_characters"]]
+            found[row["id"]] = [(name, text.strip()) for name, text in texts.items()]
+    return found
 
 
 def _text(text: str, language: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from fiat_ray.artifact import read_json, read_rows
 from fiat_ray.errors import UserError
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
+from fiat_ray.rows import read_rows as read_file
 from fiat_ray.typed import typed
 from fiat_ray.yaml_file import read_yaml
 
@@ -69,6 +70,16 @@ class Run:
     def rows(self, task: str) -> list[dict[str, Any]]:
         """All rows of a task as rendered: schema.ROWS."""
         return _rows(self.path / "task" / task / "rows.parquet")
+
+    def definition(self, task: str) -> dict[str, Any]:
+        """A task's ``task.yaml`` as used; empty where an older version made the run."""
+        path = self.path / "task" / task / "task.yaml"
+        return read_yaml(path) if path.is_file() else {}
+
+    def raw_rows(self, task: str, split: str) -> Iterator[dict[str, Any]]:
+        """A split's rows as a task folder holds them, passages whole; none where an older version made the run."""
+        path = self.path / "task" / task / f"{split}.jsonl"
+        return (raw for _, raw in read_file(path)) if path.is_file() else iter(())
 
     def augmented(self, task: str) -> list[dict[str, Any]]:
         """The sealed augmented set, all splits: schema.AUGMENTED; empty before it is sealed. Read once: not to be changed."""

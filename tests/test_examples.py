@@ -1,0 +1,63 @@
+"""Test rows as the example browser shows them: their pieces, which way each is read, and in what language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_directory import write_run
+
+from fiat_ray.artifact import read_rows
+from fiat_ray.length import Lengths
+from fiat_ray.report.examples import examples
+from fiat_ray.report.read import read
+from fiat_ray.report.results import Results
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.task import Row, Task
+
+HEBREW, HINDI = "שלום, דוד", "नमस्ते"
+
+
+def shown(folder: Path, template: str, fields: Mapping[str, str], language: str = "he", removed: int = 0) -> list[dict[str, Any]]:
+    """The pieces of a test row with these fields, the last of which is cut by ``removed`` characters; the task is kept as a run keeps it."""
+    run = write_run(folder, languages=(language,), rows=2)
+    kept = read_rows(run / "task" / "rivers" / "rows.parquet")
+    rows = tuple(Row(row["id"], row["split"], language, dict(fields), tuple(row["targets"]), row["group"], row["group"]) for row in kept)
+    *_, cut = fields
+    task = Task("rivers", template, cut, "f1", (), "Think.", "Say.", (), rows)
+    text = task.text({**fields, cut: fields[cut][: len(fields[cut]) - removed].rstrip()})
+    lengths = Lengths({row.id: text for row in rows}, {row.id: removed for row in rows})
+    RunFolder(run).save_task(task, lengths, {})
+    return list(examples(Results(read(run)))[0]["input"])
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("sentence1: {sentence1} sentence2: {sentence2}", {"sentence1": HEBREW, "sentence2": f"{HEBREW}?"}),
+        ("q: {q} a_name_of_more_than_20_letters: {a_name_of_more_than_20_letters}", {"q": HEBREW, "a_name_of_more_than_20_letters": "Shalom"}),
+        ("context: {context} title: {title} text: {text}", {"context": "Shalom", "title": HEBREW, "text": HEBREW}),
+        ("{question}\n{passage}", {"question": f"{HEBREW}\n{HEBREW}", "passage": f"passage: {HEBREW}"}),
+        ('{{"question": "{question}"}}', {"question": HEBREW}),
+    ],
+)
+def test_each_field_is_a_piece_that_is_read_its_own_way(tmp_path: Path, template: str, fields: dict[str, str]) -> None:
+    pieces = shown(tmp_path, template, fields)
+    assert [(piece["label"], piece["text"]) for piece in pieces] == list(fields.items())
+    assert [piece["dir"] for piece in pieces] == ["ltr" if text[0] in "Sp" else "rtl" for text in fields.values()]
+
+
+def test_a_passage_is_shown_as_far_as_prompts_hold_it(tmp_path: Path) -> None:
+    question, passage = shown(tmp_path, "{question} {passage}", {"question": "What is it?", "passage": "one two three"}, removed=6)
+    assert (question["text"], passage["text"]) == ("What is it?", "one two")
+
+
+def test_a_run_of_an_older_version_shows_each_input_in_one_piece(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    for name in ("task.yaml", "test.jsonl"):
+        (run / "task" / "rivers" / name).unlink()
+    inputs = {row["id"]: row["input"] for row in read_rows(run / "task" / "rivers" / "rows.parquet")}
+    for example in examples(Results(read(run))):
+        assert [(piece["label"], piece["text"]) for piece in example["input"]] == [("", inputs[example["id"]])]
