@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -14,6 +14,7 @@ from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.predict import shown_rationales
 from fiat_ray.render import CHAT_OPTIONS, DATE, Prompt, Renderer
+from fiat_ray.report.cells import language_tag
 from fiat_ray.report.tables import title_of
 from fiat_ray.runs import Run
 from fiat_ray.task import Task, template_fields
@@ -27,9 +28,8 @@ def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, bas
     task, manifest = run.folder.load_task(trial.task), run.folder.read_manifest()
     base = models.EMBEDDED_FROM if trial.model == models.EMBEDDED else base_name.name
     described = manifest["tasks"][task.name]
-    head = {"base_model": base, "library_name": "transformers", "language": described["languages"], "tags": ["fiat"]}
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
+        header(base, described["languages"]),
         f"# {title_of(trial.method)}: {base} tuned on {task.name}\n",
         _what_is_here(trial, base_name),
         _how_to_ask(run, config, task, trial, renderer),
@@ -39,6 +39,13 @@ def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, bas
         "## Licence\n\nThe base model's licence applies to these weights, and so may that of the rows they were tuned on.",
     ]
     return "\n\n".join(part.strip("\n") if part is not parts[0] else part.rstrip("\n") for part in parts) + "\n"
+
+
+def header(base: str, languages: Iterable[str]) -> str:
+    """What hubs read: of the languages those that have tags, and no key where none has."""
+    tags = list(dict.fromkeys(filter(None, map(language_tag, languages))))
+    head = {"base_model": base, "library_name": "transformers", **({"language": tags} if tags else {}), "tags": ["fiat"]}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _what_is_here(trial: Trial, base_name: models.PublicName) -> str:

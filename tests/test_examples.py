@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_directory import write_run
 
+from fiat_ray import model_card
 from fiat_ray.artifact import read_rows
 from fiat_ray.length import Lengths
+from fiat_ray.report.cells import language_tag
 from fiat_ray.report.examples import examples
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
@@ -61,3 +64,23 @@ def test_a_run_of_an_older_version_shows_each_input_in_one_piece(tmp_path: Path)
     inputs = {row["id"]: row["input"] for row in read_rows(run / "task" / "rivers" / "rows.parquet")}
     for example in examples(Results(read(run))):
         assert [(piece["label"], piece["text"]) for piece in example["input"]] == [("", inputs[example["id"]])]
+
+
+TAGS = {"hi": "hi", "zh-Hant": "zh-Hant", "pt_BR": "pt-BR", "hin_Deva": "hin-Deva", "es-419": "es-419", "zh-yue": "zh-yue", "und": "und"}
+NAMES = ("Hindi", "Chinese (Simplified)", "Brazilian Portuguese", "english", "a", "hi-", "pt_BR.UTF-8", "हिन्दी")
+
+
+@pytest.mark.parametrize(("language", "tag"), [*TAGS.items(), *((name, None) for name in NAMES)])
+def test_only_a_language_tag_becomes_one(tmp_path: Path, language: str, tag: str | None) -> None:
+    """Another ``lang`` than a tag is an error to axe-core, and another ``language`` to model hubs."""
+    assert language_tag(language) == tag
+    [piece] = shown(tmp_path, "{question}", {"question": HINDI}, language)
+    assert piece.get("lang") == tag
+
+
+def test_a_model_cards_header_names_the_languages_that_have_tags() -> None:
+    def languages(*names: str) -> Any:
+        return yaml.safe_load(model_card.header("somebody/base", names).strip("-\n")).get("language")
+
+    assert languages("hi", "Hindi", "pt_BR", "pt-BR") == ["hi", "pt-BR"]
+    assert languages("no") == ["no"] and languages("Hindi") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,8 @@ WHOLE = {"seeds", "count", "count_planned", "stored_before", "questions", "chara
 """Columns of whole numbers, which a missing one makes floats."""
 NAMES = {"tunable", "metric", "source", "note", "absent", *ALWAYS_HIDDEN, *WORDS, *WHOLE, *METRIC_TITLES}
 """Columns beside those of languages, and names that are read otherwise than a language's."""
+TAG = re.compile(r"[a-z]{2,3}(-[a-z]{3}){0,3}(-[a-z]{4})?(-([a-z]{2}|[0-9]{3}))?(-([a-z0-9]{5,8}|[0-9][a-z0-9]{3}))*", re.ASCII | re.IGNORECASE)
+"""A language of RFC 5646 with its extensions, script, region and variants. It allows for words of more than three letters; none is registered."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ def language_columns(languages: Sequence[str]) -> dict[str, str]:
 def _parts(names: Iterable[str]) -> set[str]:
     """Columns that are shown in others' cells: ends of intervals, and p."""
     return {f"{name}{end}" for name in names for end in ("_low", "_high", "_p")}
+
+
+def language_tag(language: str) -> str | None:
+    """A language of rows as a BCP 47 tag, which a page's ``lang`` and model hubs ask for; None where rows call it by a name, such as Hindi."""
+    tag = language.replace("_", "-")
+    return tag if TAG.fullmatch(tag) else None
 
 
 def displayed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fiat_ray.metrics import exact_match, row_score
 from fiat_ray.recipe import UNTUNED
+from fiat_ray.report.cells import language_tag
 from fiat_ray.report.read import Run
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import metric_title
@@ -18,7 +19,8 @@ from fiat_ray.task import template_fields
 def examples(results: Results, limit: int = 200) -> list[dict[str, Any]]:
     """At most ``limit`` test rows, evenly over tasks and languages, as JSON-able dicts; answers are those of each method's first seed.
 
-    Texts are ``{"text", "dir", "lang"}``: the direction of their first strong character, and the row's language where they are not Latin.
+    Texts are ``{"text", "dir", "lang"}``: the direction of their first strong character, and the row's language where it is a tag and
+    they are not Latin.
     """
     share = max(1, limit // max(1, len(results.run.tasks)))
     return [example for task in results.run.tasks for example in _of_task(results, task, share)]
@@ -89,5 +91,5 @@ def _text(text: str, language: str) -> dict[str, str]:
     letters = [char for char in text if char.isalpha()]
     strong = next((kind for char in text if (kind := unicodedata.bidirectional(char)) in ("L", "R", "AL")), "L")
     latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
-    foreign = {} if 2 * latin >= len(letters) else {"lang": language}
-    return {"text": text, "dir": "ltr" if strong == "L" else "rtl", **foreign}
+    tag = None if 2 * latin >= len(letters) else language_tag(language)
+    return {"text": text, "dir": "ltr" if strong == "L" else "rtl", **({"lang": tag} if tag else {})}
