@@ -62,7 +62,8 @@ class EngineOptions:
     max_length: int
     """Prompt and output together, in tokens."""
     dtype: str = "auto"
-    """``auto``: the checkpoint's; float32 on a CPU that has no bfloat16 arithmetic, where everything would take three times as long."""
+    """``auto``: the checkpoint's, but bfloat16 for float32; float32 on a CPU without bfloat16 arithmetic, where everything would take three times as
+    long."""
     tensor_parallel: int = 1
     gpu_memory: float = 0.9
     """Share of a GPU's memory."""

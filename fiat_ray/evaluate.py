@@ -20,11 +20,17 @@ from fiat_ray.schema import PREDICTIONS
 from fiat_ray.scoring import score_predictions
 from fiat_ray.swap import Swaps
 from fiat_ray.task import Task
+from fiat_ray.tune.model import in_float32
 
 
 def stalled(run: RunFolder) -> Path:
     """Where a watchdog says why it killed an engine."""
     return run.path / ".evaluation-stalled.tmp"
+
+
+def engine_options(model: Path, max_length: int, tensor_parallel: int) -> EngineOptions:
+    """For trials of a checkpoint. Where they are tuned in float32, vLLM by itself would round them to bfloat16, and to the nearest."""
+    return EngineOptions(max_length, "float32" if in_float32(model) else "auto", tensor_parallel)
 
 
 class Evaluator:
@@ -40,7 +46,7 @@ class Evaluator:
         """Of the last predictions."""
         self._swapped = ""
         """The trial whose weights the engine has."""
-        self.engine = Engine(self._model, EngineOptions(max_length=max_length, tensor_parallel=tensor_parallel))
+        self.engine = Engine(self._model, engine_options(self._model, max_length, tensor_parallel))
         self._swaps = Swaps(self.engine, self._model)
         self.engine.progress = lambda: self._watchdog.tell(busy=True)
         self._watchdog.tell(busy=False)

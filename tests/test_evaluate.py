@@ -12,13 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_model
+import torch
 from run_directory import write_run
 
-from fiat_ray import artifact
-from fiat_ray.evaluate import Evaluator, stalled
+from fiat_ray import artifact, cpu, engine
+from fiat_ray.evaluate import Evaluator, engine_options, stalled
 from fiat_ray.predict import Usage
 from fiat_ray.recipe import RECIPES
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.tune.tunable import precision
 
 PROGRAM = """
 import sys, time
@@ -74,3 +77,11 @@ def test_scores_which_say_that_a_trial_is_done_are_written_last(tmp_path: Path, 
     scores = Answering().evaluate(SimpleNamespace(name=folder.name, task="rivers", recipe=RECIPES["no_cot"]))  # type: ignore[arg-type]
     assert written == ["predictions.parquet", "evaluation.json", "scores.json"]
     assert scores == artifact.read_json(folder / "scores.json") and len(scores) > 4
+
+
+def test_what_is_tuned_in_float32_is_tested_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On hardware with bfloat16 arithmetic, where vLLM would round a checkpoint in float32."""
+    monkeypatch.setattr(cpu, "has", lambda *_: True)
+    single, half = (tiny_model.write(tmp_path / dtype, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert [precision(folder, peft=True, workers=1) for folder in (single, half)] == [torch.float32, torch.bfloat16]
+    assert [engine.arguments(folder, engine_options(folder, 512, 1))["dtype"] for folder in (single, half)] == ["float32", "auto"]

@@ -20,7 +20,7 @@ class ReasonerConfig:
     max_length: int | None = None
     """Prompt and rationale together, in tokens; default: what the model was made for, at most 8,192."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """``auto``: the checkpoint's; float32 on a CPU without bfloat16 arithmetic."""
+    """``auto``: the checkpoint's, but bfloat16 for float32; float32 on a CPU without bfloat16 arithmetic."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a rationale, besides EOS."""
     script: str | None = None

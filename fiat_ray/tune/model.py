@@ -27,6 +27,11 @@ def dtype_of(folder: Path) -> torch.dtype:
     return next((dtype for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)) if name in stored), torch.float32)
 
 
+def in_float32(folder: Path) -> bool:
+    """Whether a checkpoint is tuned, validated and tested in float32 on any hardware: it is stored so, and bfloat16 would lose what tuning adds."""
+    return dtype_of(folder) == torch.float32
+
+
 def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

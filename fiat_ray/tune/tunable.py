@@ -206,7 +206,7 @@ def precision(folder: Path, peft: bool, workers: int) -> torch.dtype:
     tuning; full tuning was not faster.
     """
     fast = torch.cuda.is_available() or (peft and cpu.has("amx_bf16") and workers == 1)
-    return torch.bfloat16 if fast and checkpoints.dtype_of(folder) != torch.float32 else torch.float32
+    return torch.bfloat16 if fast and not checkpoints.in_float32(folder) else torch.float32
 
 
 def supervised(renderer: Renderer, task: Task, recipe: Recipe, x: Sequence[Example], y_beta: Sequence[str | None]) -> list[Supervised]:
