@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiat_ray import cpu
-from fiat_ray.models import weight_files
+from fiat_ray.models import headers
 from fiat_ray.predict import one_token_each
 
 if TYPE_CHECKING:
@@ -118,26 +118,26 @@ class Engine:
 
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop_ids: Sequence[int] = ()) -> list[Completion]:
         """Greedy decoding of many prompts, results in their order."""
-        return [future.result() for future in [self.complete(prompt, max_tokens, (), stop_ids) for prompt in prompts]]
+        return self._results([self.complete(prompt, max_tokens, (), stop_ids) for prompt in prompts])
 
     def label_logprobs(self, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], eos: int) -> np.ndarray:
         """log P(label | prompt), shape (prompts, labels), see ``predict.one_token_each``. ``labels`` are token ids without EOS."""
         if one_token_each(labels):
             tokens = [label[0] for label in labels]
             params = _params(max_tokens=1, logprob_token_ids=tokens)
-            outputs = [f.result() for f in [self.submit(prompt, params) for prompt in prompts]]
+            outputs = self._results([self.submit(prompt, params) for prompt in prompts])
             return np.array([[o.outputs[0].logprobs[0][token].logprob for token in tokens] for o in outputs]).reshape(-1, len(labels))
         endings = [[*label, eos] for label in labels]
         params = _params(max_tokens=1, prompt_logprobs=0)
-        futures = [[self.submit([*prompt, *ending], params) for ending in endings] for prompt in prompts]
-        rows = [[_ending_logprob(f.result(), ending) for f, ending in zip(row, endings, strict=True)] for row in futures]
-        return np.array(rows).reshape(-1, len(labels))
+        outputs = self._results([self.submit([*prompt, *ending], params) for prompt in prompts for ending in endings])
+        found = [_ending_logprob(output, ending) for output, ending in zip(outputs, endings * len(prompts), strict=True)]
+        return np.array(found).reshape(-1, len(labels))
 
     def swap(self, weights: Path | Mapping[str, torch.Tensor], changed: Collection[str] | None = None) -> None:
         """Load other weights of the same architecture into the running engine: a checkpoint's folder, or tensors by the checkpoint's names.
 
         vLLM only logs tensors that are lacking and keeps the old ones, so weights that are not whole raise ``ValueError`` here.
-        ``changed``: the engine has all others already, which are left out.
+        ``changed``: the engine has all others already, which are left out. Raises ``RuntimeError`` while prompts are in work.
         """
         if isinstance(weights, Path):
             check_same_tensors(self._model, weights)
@@ -149,10 +149,10 @@ class Engine:
         same_embedding = changed is not None and all(_layer(name) != name for name in changed)
 
         def reload(engine: LLMEngine) -> None:
+            _forget_prefixes(engine)
             engine.collective_rpc("reload_weights", kwargs=given)
             if not (same_embedding or _on_gpu()):
                 engine.apply_model(_repack_tied_head)
-            engine.reset_prefix_cache()
 
         self._call(reload)
 
@@ -168,12 +168,12 @@ class Engine:
     def first_logprobs(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of each prompt's ``tokens`` as its first output: compared with the tuned model's own, they show that a swap took."""
         asked = [self.submit(prompt, _params(max_tokens=1, logprob_token_ids=list(of))) for prompt, of in zip(prompts, tokens, strict=True)]
-        found = [output.result().outputs[0].logprobs[0] for output in asked]
+        found = [output.outputs[0].logprobs[0] for output in self._results(asked)]
         return [[logprobs[token].logprob for token in of] for logprobs, of in zip(found, tokens, strict=True)]
 
     def forget_prefixes(self) -> None:
-        """Empty the prefix cache, as a swap does."""
-        self._call(lambda engine: engine.reset_prefix_cache())
+        """Empty the prefix cache, as a swap does. Raises ``RuntimeError`` while prompts are in work."""
+        self._call(_forget_prefixes)
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -183,6 +183,12 @@ class Engine:
     def _check_alive(self) -> None:
         if self._broken is not None:
             raise RuntimeError(f"the engine stopped: {self._broken}")
+
+    def _results(self, futures: Sequence[Future[Any]]) -> list[Any]:
+        """What they give, in order. An error is raised when all have ended: a swap of weights must not find other prompts in work."""
+        while wait(futures, 2.0).not_done:
+            self._check_alive()  # an engine that stopped tells it to the prompts that it had admitted
+        return [future.result() for future in futures]
 
     def _call(self, function: Callable[[LLMEngine], Any]) -> Any:
         self._check_alive()
@@ -227,6 +233,11 @@ class Engine:
                     future.set_result(output)
 
 
+def _forget_prefixes(engine: LLMEngine) -> None:
+    if not engine.reset_prefix_cache():  # else keys and values of other weights would be read for the same tokens
+        raise RuntimeError("the engine's prefix cache can't be emptied while prompts are in work")
+
+
 def check_same_tensors(expected: Path, given: Path) -> None:
     """Raise ``ValueError`` unless two checkpoint folders hold tensors of the same names, shapes and dtypes."""
     ours, theirs = _tensors(expected), _tensors(given)
@@ -244,15 +255,7 @@ def _tied_head(folder: Path) -> set[str]:
 
 def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Tensor name → (dtype, shape), from the safetensors headers alone."""
-    from safetensors import safe_open
-
-    found = {}
-    for path in weight_files(folder):
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                part = file.get_slice(name)
-                found[name] = (part.get_dtype(), tuple(part.get_shape()))
-    return found
+    return {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in headers(folder)}
 
 
 def _whole_layers(weights: Mapping[str, torch.Tensor], changed: Collection[str]) -> dict[str, torch.Tensor]:

@@ -160,15 +160,15 @@ def weight_bytes(folder: Path) -> int:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Tensor name → shape."""
-    return {name: tensor["shape"] for name, tensor in _headers(folder)}
+    return {name: tensor["shape"] for name, tensor in headers(folder)}
 
 
 def stored_dtypes(folder: Path) -> set[str]:
     """Types of a checkpoint's numbers by the names of safetensors: BF16, F32 and so on."""
-    return {tensor["dtype"] for _, tensor in _headers(folder)}
+    return {tensor["dtype"] for _, tensor in headers(folder)}
 
 
-def _headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the headers of a checkpoint's safetensors files say of each tensor."""
     for path in weight_files(folder):
         with path.open("rb") as file:
