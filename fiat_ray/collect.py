@@ -10,13 +10,17 @@ from fiat_ray.draw import validation_subset
 from fiat_ray.metrics import NAMED_AVERAGES
 from fiat_ray.prepare import Prepared
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.trials import evaluated
 from fiat_ray.schema import PREDICTIONS, SCORES, TRIAL
 from fiat_ray.scoring import majority_predictions, score_predictions
 from fiat_ray.task import Task
 
 
 def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
-    """Write ``untuned/*.parquet`` and ``scores.parquet``: current trials only, and only those that are whole. Returns the rows."""
+    """Write ``untuned/*.parquet`` and ``scores.parquet``: current trials only, of those the ones evaluated on the rationales that are there now.
+
+    Returns the rows.
+    """
     rows: list[dict[str, Any]] = []
     for task in prepared.tasks.values():
         who = {"task": task.name, "tunable": None, "seed": None, "train_size": len(task.split("train"))}
@@ -28,12 +32,11 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
             scores = score_predictions(task.name, task.metric, task.labels, [row for row in predictions if row["id"] in chosen])
             averages = [score for score in scores if score["language"] in ("mean", *NAMED_AVERAGES)]
             rows += [{**who, "method": method, "split": "validation", **score} for score in averages]
-    for trial in prepared.trials:
+    for trial in [trial for trial in prepared.trials if evaluated(run, trial)]:
         folder = run.trial(trial.name)
         scores = artifact.read_json(folder / "scores.json")
-        if scores is not None:
-            rows += _scored(scores, **{key: getattr(trial, key) for key in ("task", "method", "tunable", "seed", "train_size")})
-            rows += _validation(artifact.read_json(folder / "trial.json", **TRIAL))
+        rows += _scored(scores, **{key: getattr(trial, key) for key in ("task", "method", "tunable", "seed", "train_size")})
+        rows += _validation(artifact.read_json(folder / "trial.json", **TRIAL))
     artifact.write_rows(run.scores, rows, SCORES)
     return rows
 

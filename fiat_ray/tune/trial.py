@@ -210,7 +210,7 @@ class _Session:
             row["selected"] = (row["learning_rate"], row["step"]) == (best.learning_rate, best.step)
         kind = ADAPTER if trial.recipe.peft else CHECKPOINT
         dtype = checkpoints.dtype_of(models.find(trial.model))
-        for stale in ("trial.json", "scores.json", "evaluation.json", "predictions.parquet"):
+        for stale in ("scores.json", "evaluation.json", "predictions.parquet", "trial.json"):  # what says that others are whole goes before them
             (folder / stale).unlink(missing_ok=True)
         artifact.write_folder(folder / kind, lambda path: checkpoints.save(self.model, best.state, trial.recipe.peft, dtype, path))
         artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
