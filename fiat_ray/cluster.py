@@ -117,6 +117,14 @@ class Raylet:
         )
 
 
+def actor_errors() -> tuple[type[Exception], ...]:
+    """What Ray raises for an actor that is gone: of one that its memory monitor killed, whose node died, or that no node has room for any more, no
+    ``RayActorError``."""
+    from ray.exceptions import ActorUnschedulableError, NodeDiedError, OutOfMemoryError, RayActorError
+
+    return RayActorError, OutOfMemoryError, NodeDiedError, ActorUnschedulableError
+
+
 def end_with_raylet() -> None:
     """Called in a worker: end at once when the raylet that started it is gone.
 

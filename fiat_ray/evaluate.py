@@ -13,7 +13,7 @@ from fiat_ray.campaign import Trial
 from fiat_ray.cluster import end_with_raylet
 from fiat_ray.engine import Engine, EngineOptions
 from fiat_ray.predict import EngineTuned, Usage, predict, shown_rationales
-from fiat_ray.reason.watchdog import PATIENCE, Watchdog
+from fiat_ray.reason.watchdog import PATIENCE, Watchdog, why_killed
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schema import PREDICTIONS
@@ -26,6 +26,11 @@ from fiat_ray.tune.model import in_float32
 def stalled(run: RunFolder) -> Path:
     """Where a watchdog says why it killed an engine."""
     return run.path / ".evaluation-stalled.tmp"
+
+
+def why_died(run: RunFolder, error: Exception) -> str:
+    """Of an engine that is gone: what its watchdog says, else what Ray does (``error``, see ``cluster.actor_errors``)."""
+    return why_killed(stalled(run), str(error))
 
 
 def engine_options(model: Path, max_length: int, tensor_parallel: int) -> EngineOptions:

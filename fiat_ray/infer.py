@@ -21,7 +21,7 @@ from fiat_ray import artifact, campaign, cluster
 from fiat_ray import config as configs
 from fiat_ray.augmented import Example
 from fiat_ray.config import Config
-from fiat_ray.errors import UserError
+from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.length import Budget, alike
 from fiat_ray.models import Model, find, resolve
 from fiat_ray.output import SUFFIXES, columns, writing
@@ -226,12 +226,11 @@ class _Job:
             return
         import ray
 
-        from fiat_ray.evaluate import Evaluator
+        from fiat_ray.evaluate import Evaluator, why_died
 
         unit = self._unit()
-        gpus = int(unit.gpus)
-        actor = ray.remote(num_cpus=unit.cpus, num_gpus=gpus)(Evaluator)
-        who = (str(self._run.path), self._spec.model, self._spec.max_length, max(1, gpus))
+        actor = ray.remote(num_cpus=unit.cpus, num_gpus=unit.gpus)(Evaluator)
+        who = (str(self._run.path), self._spec.model, self._spec.max_length, int(max(1, unit.gpus)))
         actors = [actor.remote(*who) for _ in range(max(1, min(self._config.where.replicas, unit.count, len(waiting))))]
         left = sum(map(self._size, waiting))
         said = f"infer: {self.rows - left:,} of {self.rows:,} rows are answered; starting {len(actors)} engine(s) for {self._record['name']}"
@@ -246,6 +245,9 @@ class _Job:
                     asked.append((number, examples, actors[at % len(actors)].infer.remote(self._spec, self._task, examples)))
                 while asked:
                     progress.done += self._write(*asked.popleft(), raylet)
+        except cluster.actor_errors() as error:
+            said = f"the engine died: {why_died(self._run.folder, error)}"
+            raise Unfinished(f"{said}; what is answered is kept, and the same command goes on from there") from None
         finally:
             for one in actors:
                 ray.kill(one)

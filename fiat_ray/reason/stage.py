@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fiat_ray.cluster import end_with_raylet
+from fiat_ray.cluster import actor_errors, end_with_raylet
 from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.reason.failures import Failures, too_many
 from fiat_ray.reason.order import blocks
 from fiat_ray.reason.reasoners import Answer, Reasoner
 from fiat_ray.reason.requests import Requests
 from fiat_ray.reason.store import MOST_TRIES, Store
-from fiat_ray.reason.watchdog import PATIENCE, Watchdog
+from fiat_ray.reason.watchdog import PATIENCE, Watchdog, why_killed
 
 FLUSH_SECONDS = 1.0
 """How often finished rows are written. With the write itself they are durable two seconds after they finished, on storage that is worth the name."""
@@ -98,8 +98,6 @@ class EngineFailed(Exception):
 
 def _answered(dataset: Any, note: Path) -> Generator[pa.Table]:
     """Tables of ``ANSWERED``, a block each. Raises ``EngineFailed`` or ``UserError``. ``note``: where a watchdog says why it killed an engine."""
-    from ray.exceptions import RayActorError
-
     try:
         for answered in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             first = answered.slice(0, 1).to_pylist()
@@ -108,10 +106,8 @@ def _answered(dataset: Any, note: Path) -> Generator[pa.Table]:
             if first and first[0]["status"] == BROKEN:
                 raise EngineFailed(first[0]["error"])
             yield answered
-    except RayActorError:
-        said = note.read_text() if note.is_file() else "its process died, or was killed, as systems do with one that takes too much memory"
-        note.unlink(missing_ok=True)
-        raise EngineFailed(said) from None
+    except actor_errors():
+        raise EngineFailed(why_killed(note, "its process died, or was killed, as systems do with one that takes too much memory")) from None
 
 
 def _dataset(todo: list[np.ndarray], actor: tuple[Any, ...], replicas: int, cpus: float, gpus: float) -> Any:

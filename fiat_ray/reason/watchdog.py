@@ -40,6 +40,13 @@ class Watchdog:
             os.write(self._process.stdin.fileno(), b"+" if busy else b"-")
 
 
+def why_killed(note: Path, otherwise: str) -> str:
+    """Why a process died: what its watchdog has noted, which is then forgotten; ``otherwise`` where that did not kill it."""
+    why = note.read_text() if note.is_file() else otherwise
+    note.unlink(missing_ok=True)
+    return why
+
+
 def watch(engine: int, patience: float, note: Path) -> None:
     allowed: float | None = START * patience
     while select.select([0], [], [], allowed)[0]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fiat_ray.campaign import Trial, needs_rationales
+from fiat_ray.cluster import actor_errors
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.hardware import Hardware
@@ -48,7 +49,7 @@ class Evaluation:
     def _evaluate(self, hardware: Hardware, model: str, trials: list[Trial]) -> Callable[[], None]:
         import ray
 
-        from fiat_ray.evaluate import Evaluator, stalled
+        from fiat_ray.evaluate import Evaluator, why_died
 
         unit = hardware.unit
         errors: dict[str, str] = {}
@@ -63,10 +64,8 @@ class Evaluation:
                 ray.get(actor.evaluate.remote(trial))
                 said = f"evaluated {trial.name} ({number}/{len(trials)})"
                 self._console.line(said, "evaluate", trial=trial.name, done=number, trials=len(trials))
-            except ray.exceptions.RayActorError as error:
-                note = stalled(self._run)
-                said = note.read_text() if note.is_file() else str(error)
-                note.unlink(missing_ok=True)
+            except actor_errors() as error:
+                said = why_died(self._run, error)
                 errors |= {t.name: f"the engine died: {said}" for t in trials if not evaluated(self._run, t)}
                 break
             except ray.exceptions.RayTaskError as error:
