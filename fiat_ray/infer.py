@@ -133,12 +133,12 @@ class _Job:
         return self._folder / f"{kind}-{number:06}.parquet"
 
     def go_on(self, source: Any) -> None:
-        """Empty the folder, unless it holds what was done for the same rows and trial."""
-        about = {"version": VERSION, "piece": PIECE, "trial": self._record["fingerprint"], "source": source}
+        """Empty the folder, unless it holds what was done for the same rows and the same tuning of a trial."""
+        about = {"version": VERSION, "piece": PIECE, "trial": self._record, "source": source}
         found = artifact.read_json(self._folder / "job.json")
         if found != about:
             if found:
-                self._console.line(f"infer: what lies in {self._folder} is of other rows or another trial; starting over", "measure")
+                self._console.line(f"infer: what lies in {self._folder} is of other rows or another tuning; starting over", "measure")
             for path in (path for kind in ("*.parquet", "*.json", ".*.tmp") for path in self._folder.glob(kind)):
                 path.unlink()
             artifact.write_json(self._folder / "job.json", about)

@@ -171,6 +171,22 @@ def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monk
     assert pq.read_table(output.with_suffix(".parquet")).to_pylist() == [json.loads(line) | {"score": None} for line in output.open()]
 
 
+def test_a_trial_that_was_tuned_anew_starts_over(tmp_path: Path, tiny: Path) -> None:
+    """Under its old name, on rationales that were sealed anew: answers of its weights and of those before must not stand in one file."""
+    run = runs.open_run(make_run(tmp_path / "it", tiny, 0))
+
+    def go_on() -> list[Path]:
+        infer._Job(run, None, tmp_path, Console(quiet=True)).go_on("rows")
+        return list(tmp_path.glob("answers-*"))
+
+    go_on()
+    artifact.write_rows(tmp_path / "answers-000000.parquet", [], INFERRED)
+    assert len(go_on()) == 1
+    [record] = run.path.glob("trials/*/trial.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"augmented": "another"}))
+    assert go_on() == []
+
+
 def test_a_passage_is_cut_as_the_runs_were(tmp_path: Path, tiny: Path) -> None:
     """Asked of a trial without CoT in a run with FIAT, whose rows left room for its rationales."""
     run = runs.open_run(make_run(tmp_path / "it", tiny, 0, "word " * 3000, ("fiat", "no_cot")))
