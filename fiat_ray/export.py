@@ -42,7 +42,7 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
     def fill(temporary: Path) -> None:
         (temporary / CARD).write_text(card, "utf-8", errors="replace")
         try:
-            _write_model(trial_folder, base, name, renderer.eos, temporary)
+            _write_model(trial_folder, base, name, renderer.ends, temporary)
         except (ValueError, FileNotFoundError, SafetensorError) as error:
             said = " ".join(str(error).split())[:200]
             raise UserError(f"{trial_folder}: can't be exported ({said}); if it is damaged, delete it and run again") from None
@@ -51,7 +51,7 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
     return place
 
 
-def _write_model(trial: Path, base: Path, base_name: models.PublicName, eos: int, folder: Path) -> None:
+def _write_model(trial: Path, base: Path, base_name: models.PublicName, ends: list[int], folder: Path) -> None:
     from fiat_ray.tune import model as checkpoints
 
     model = folder / MODEL
@@ -60,7 +60,7 @@ def _write_model(trial: Path, base: Path, base_name: models.PublicName, eos: int
         shutil.copytree(merged, model)
     for path in [path for pattern in models.TOKENIZER_FILES for path in base.glob(pattern)]:
         shutil.copyfile(path, model / path.name)
-    _end_and_decode_as_scored(model, eos)
+    _end_and_decode_as_scored(model, ends)
     if (trial / ADAPTER).is_dir():
         shutil.copytree(trial / ADAPTER, folder / ADAPTER, ignore=shutil.ignore_patterns(CARD))
         config = folder / ADAPTER / "adapter_config.json"
@@ -69,11 +69,9 @@ def _write_model(trial: Path, base: Path, base_name: models.PublicName, eos: int
         config.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
 
 
-def _end_and_decode_as_scored(model: Path, eos: int) -> None:
-    """Servers go by ``generation_config.json``: answers end with the token that was tuned, and no setting for sampling is suggested."""
+def _end_and_decode_as_scored(model: Path, ends: list[int]) -> None:
+    """Servers go by ``generation_config.json``: answers end where they did when they were scored, and no setting for sampling is suggested."""
     path = model / "generation_config.json"
     values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    ends = values.get("eos_token_id") or []
-    ends = [ends] if isinstance(ends, int) else ends
     values = {key: value for key, value in values.items() if key not in SAMPLING}
-    path.write_text(json.dumps(values | {"eos_token_id": list(dict.fromkeys([eos, *ends]))}, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(values | {"eos_token_id": ends}, indent=1, sort_keys=True) + "\n")

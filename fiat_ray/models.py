@@ -163,6 +163,13 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     return {name: tensor["shape"] for name, tensor in headers(folder)}
 
 
+def end_ids(folder: Path) -> list[int]:
+    """Tokens at which ``generation_config.json`` or, without one, ``config.json`` says that answers end: vLLM stops there unasked."""
+    path = next(path for name in ("generation_config.json", "config.json") if (path := folder / name).is_file())
+    found = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
 def stored_dtypes(folder: Path) -> set[str]:
     """Types of a checkpoint's numbers by the names of safetensors: BF16, F32 and so on."""
     return {tensor["dtype"] for _, tensor in headers(folder)}

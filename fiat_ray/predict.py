@@ -57,7 +57,7 @@ class EngineTuned:
 
     def _answers(self, prompts: Sequence[Sequence[int]]) -> list[Prediction]:
         if not self._task.labels:
-            done = self._engine.generate(prompts, self._answer_tokens, [self._renderer.eos])
+            done = self._engine.generate(prompts, self._answer_tokens, self._renderer.ends)
             self.usage.answer_tokens += sum(completion.output_tokens for completion in done)
             return [Prediction(completion.text.strip(), None) for completion in done]
         endings = [self._renderer.answer_ids(label) for label in self._task.labels]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fiat_ray.artifact import valid
+from fiat_ray.models import end_ids
 from fiat_ray.recipe import Recipe
 from fiat_ray.task import Task, Which, split_at_answer, without_answer
 
@@ -184,6 +185,11 @@ class Renderer:
     def eos(self) -> int:
         assert self.tokenizer.eos_token_id is not None, "a tunable's tokenizer names an EOS token"
         return int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens at which answers end, in validation as in test: EOS, which ends what is tuned, first; then those that the checkpoint names."""
+        return list(dict.fromkeys([self.eos, *end_ids(self.folder)]))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
@@ -190,9 +192,9 @@ def test_one_long_prompt_among_short_ones_does_not_pad_them_all(packed_model: An
     gold, steps, batches = [TARGETS[number % 4] for number in range(len(texts))], 5, []
     answer_batch = validating._answer_batch
 
-    def recorded(model: Any, eos: int, batch: list[Supervised], max_tokens: int) -> Any:
+    def recorded(model: Any, ends: list[int], batch: list[Supervised], max_tokens: int) -> Any:
         batches.append([item.prompt.ids for item in batch])
-        return answer_batch(model, eos, batch, max_tokens)
+        return answer_batch(model, ends, batch, max_tokens)
 
     monkeypatch.setattr(validating, "_answer_batch", recorded)
     with torch.no_grad():
@@ -206,11 +208,16 @@ def test_one_long_prompt_among_short_ones_does_not_pad_them_all(packed_model: An
     assert loss == pytest.approx(sum(own for _, own in alone), rel=1e-5)
 
 
-def test_an_answer_ends_at_eos(tiny: Path, renderer: Renderer) -> None:
-    """A model made to say EOS after one token stops there, whatever the other rows still say."""
-    model = checkpoints.load(tiny, torch.float32).eval()
+@pytest.mark.parametrize("end", [None, 78], ids=["eos", "another"])
+def test_an_answer_ends_at_eos(tiny: Path, tmp_path: Path, end: int | None) -> None:
+    """A model made to say EOS, or what its generation config names beside it, after one token stops there, whatever other rows still say."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    eos = Renderer(folder).eos
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, 78]}), "utf-8")
+    renderer, end = Renderer(folder), end or eos
+    model = checkpoints.load(folder, torch.float32).eval()
     prompts = [renderer.tunable_prompt(TASK, text, None, RECIPES["no_cot"]) for text in INPUTS]
-    tokens = iter([[70, 71, renderer.eos, 73], [renderer.eos, 71, renderer.eos, 74], [75, renderer.eos, 76, 70], [80, 81, 82, 83]])
+    tokens = iter([[70, 71, end, 73], [end, 71, end, 74], [75, end, 76, 70], [80, 81, 82, 83]])
     said = torch.tensor(list(zip(*tokens, strict=True)))  # (step, row)
     steps = iter(said)
 

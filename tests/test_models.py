@@ -212,3 +212,19 @@ def test_parameters_are_those_on_the_model_card(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}))
     found = models.parameters(tmp_path)
     assert (round(found.total / 1e9, 1), int(found.active / 1e8)) == (30.5, 33)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [({"eos_token_id": [3, 4]}, 5, [3, 4]), ({"eos_token_id": 3}, 5, [3]), ({}, 5, []), (None, 5, [5]), (None, None, [])],
+)
+def test_answers_end_where_vllm_ends_them(copy: Path, generation: dict[str, object] | None, config: int | None, ends: list[int]) -> None:
+    from vllm.transformers_utils.config import try_get_generation_config
+
+    values = json.loads((copy / "config.json").read_text("utf-8")) | {"eos_token_id": config}
+    (copy / "config.json").write_text(json.dumps(values), "utf-8")
+    (copy / "generation_config.json").unlink()
+    if generation is not None:
+        (copy / "generation_config.json").write_text(json.dumps(generation), "utf-8")
+    found = try_get_generation_config(str(copy), trust_remote_code=False).to_diff_dict().get("eos_token_id")
+    assert models.end_ids(copy) == ends == ([] if found is None else found if isinstance(found, list) else [found])

@@ -101,14 +101,14 @@ def answer(
     answers = [""] * len(items)
     total = 0.0
     for batch in padded_batches(items, at_once, max_tokens):
-        found, loss = _answer_batch(model, renderer.eos, [items[at] for at in batch], max_tokens)
+        found, loss = _answer_batch(model, renderer.ends, [items[at] for at in batch], max_tokens)
         for at, ids in zip(batch, found, strict=True):
             answers[at] = renderer.decode(ids)
         total += loss
     return answers, total
 
 
-def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens: int) -> tuple[list[list[int]], float]:
+def _answer_batch(model: Any, ends: Sequence[int], batch: Sequence[Supervised], max_tokens: int) -> tuple[list[list[int]], float]:
     """Prompts and gold answers pass packed, without padding; then the prompts' part of the cache is laid out for decoding side by side."""
     packed = pack(batch, model.device)
     positions = (packed.labels != IGNORED).nonzero(as_tuple=True)[0]
@@ -124,7 +124,7 @@ def _answer_batch(model: Any, eos: int, batch: Sequence[Supervised], max_tokens:
     running = set(range(len(batch)))
     for step in range(max_tokens):
         for row in sorted(running):
-            if int(token[row]) == eos:
+            if int(token[row]) in ends:
                 running.discard(row)
             else:
                 answers[row].append(int(token[row]))
