@@ -213,10 +213,9 @@ class _Job:
         replicas = 1 if config.reasoner.is_remote else max(1, min(config.where.replicas, unit.count))
         said = f"infer: {len(requests) - watch.missing:,} of {len(requests):,} rationales are stored; starting {replicas} reasoner(s)"
         self._console.line(said, "reason", prompts=len(requests), missing=watch.missing)
-        window = window_of(config, unit)
+        options: dict[str, Any] = {"window": window_of(config, unit), "patience": patience_for(config.reasoner.max_tokens)}
         with requests.shared(self._run.path, digest(str(self._folder.resolve()))) as shared, self._console.watching(watch, "reason"):
-            allowed = patience_for(config.reasoner.max_tokens)
-            deque(reason(shared, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, window=window, patience=allowed), maxlen=0)
+            deque(reason(shared, store, create, replicas=replicas, cpus=unit.cpus, gpus=unit.gpus, **options), maxlen=0)
         merge(store)
 
     def _predict(self) -> None:
