@@ -30,6 +30,7 @@ from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.memory import AtOnce
+from fiat_ray.tune.validate import answer
 
 METHODS = ("no_cot", "no_peft")
 STEPS, ROWS, BUDGET = 50, 4, 96
@@ -103,6 +104,31 @@ def two_rates(folder: Path) -> None:
     for rate in (RATE, 2 * RATE):
         session.tune(rate)
     assert len(before) == 2 and session.model is before[1]()
+
+
+def unlike_workers(rank: int, workers: int, folder: Path) -> None:
+    """In a process of its own: what a worker, whose device has less memory the higher its rank, passes through its model, and what it answers."""
+    import torch.distributed as dist
+
+    from fiat_ray.tune.lane import _quiet_deepspeed
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-unlike", rank=rank, world_size=workers)
+    _quiet_deepspeed()
+    tunables.memory.of_device = lambda *_: 2**24 >> rank
+    of, renderer = trial(folder, "no_cot"), Renderer(folder)
+    tuned = tunables.DeepSpeedTunable(of, memory_task(), renderer, folder, RATE, STEPS, 0, torch.float32)
+    tuned.initialize()
+    rows = next(batches())
+    prompts = [renderer.tunable_prompt(memory_task(), e.input, None, of.recipe) for e in rows]
+    model = checkpoints.load(folder, torch.float32)
+    with torch.no_grad():
+        # Other weights stand for the rounding of another GPU: left alone, this worker would answer something else.
+        model.get_input_embeddings().weight.mul_(-1 if rank else 1)
+        answers, _ = answer(model, renderer, prompts, [e.targets[0] for e in rows], 6, tuned.passes.without_gradients)
+    (folder / f"unlike-{rank}.pickle").write_bytes(pickle.dumps((tuned.passes, answers)))
+    dist.barrier()
 
 
 def plain_curve(folder: Path, method: str, dtype: torch.dtype) -> list[float]:
@@ -202,6 +228,19 @@ def test_only_lora_is_tuned_in_bfloat16_on_a_cpu_and_only_where_products_are_fas
         monkeypatch.setattr(tunables.cpu, "has", lambda *_, amx=amx: amx)
         found = [tunables.precision(folder, peft, workers) for folder in (single, half) for peft, workers in ((True, 1), (True, 2), (False, 1))]
         assert [dtype == torch.bfloat16 for dtype in found] == [False, False, False, amx, False, False]
+
+
+def test_workers_with_unlike_devices_split_a_step_alike_and_decode_the_same_tokens(folder: Path) -> None:
+    """Each takes its share of one split: of two, rows would be tuned twice or never. Under ZeRO-3 a pass too many waits for ever."""
+    processes = [get_context("spawn").Process(target=unlike_workers, args=(rank, 2, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    (passes, answers), (of_less, answered) = (pickle.loads((folder / f"unlike-{rank}.pickle").read_bytes()) for rank in range(2))
+    assert passes == of_less and passes.at_once.tokens < tunables.memory.FULL_SPEED["cpu"]
+    assert answers == answered and any(answers)
 
 
 def test_one_learning_rates_model_makes_room_for_the_nexts(folder: Path) -> None:

@@ -166,8 +166,9 @@ class DeepSpeedTunable:
         frozen = sum(p.numel() for p in self.model.parameters()) - tuned
         half = dtype == torch.bfloat16
         state = memory.state_bytes(frozen, tuned, half, self._stage(half), dist.get_world_size())
-        room = int(memory.of_device(device, self._share) * memory.USABLE) - state
-        return memory.passes(self.model.config, dtype, room, self.trial.max_length, memory.FULL_SPEED[device.type])
+        rooms = [int(memory.of_device(device, self._share) * memory.USABLE) - state] * dist.get_world_size()
+        dist.all_gather_object(rooms, rooms[0])  # workers take turns at the micro-batches of one split, so all must split alike
+        return memory.passes(self.model.config, dtype, min(rooms), self.trial.max_length, memory.FULL_SPEED[device.type])
 
     def _stage(self, half: bool) -> int:
         """In bfloat16 stage 0 means 1, which keeps the masters: DeepSpeed 0.19 loses part of the gradient in its optimizer for stage 0.

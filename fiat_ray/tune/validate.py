@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.nn.functional import cross_entropy, pad
 from transformers import DynamicCache
 
@@ -116,7 +117,7 @@ def _answer_batch(model: Any, ends: Sequence[int], batch: Sequence[Supervised], 
     cache = DynamicCache()
     logits = packed_logits(model, packed, positions - 1, cache)
     loss = cross_entropy(logits, packed.labels[positions], reduction="sum")
-    token = logits[[0, *accumulate(item.tokens for item in batch[:-1])]].argmax(-1)
+    token = _agreed(logits[[0, *accumulate(item.tokens for item in batch[:-1])]].argmax(-1))
     lengths = [len(item.prompt) - item.tokens for item in batch]
     cache, mask = _side_by_side(cache, packed.bounds, lengths)
     position = torch.tensor(lengths, device=model.device)
@@ -132,8 +133,15 @@ def _answer_batch(model: Any, ends: Sequence[int], batch: Sequence[Supervised], 
             break
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
         found = model(input_ids=token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache, use_cache=True)
-        token, position = found.logits[:, -1].argmax(-1), position + 1
+        token, position = _agreed(found.logits[:, -1].argmax(-1)), position + 1
     return answers, float(loss)
+
+
+def _agreed(tokens: torch.Tensor) -> torch.Tensor:
+    """The first worker's: GPUs may round differently, and under ZeRO-3 all must go through equally many passes, or one waits for ever."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(tokens, 0)
+    return tokens
 
 
 def _side_by_side(packed: DynamicCache, bounds: Sequence[int], lengths: Sequence[int]) -> tuple[DynamicCache, torch.Tensor]:
