@@ -9,6 +9,8 @@ import subprocess
 import threading
 import time
 import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +18,7 @@ from typing import Any, NoReturn
 from fiat_ray.config import Config
 from fiat_ray.errors import RayEnded, UserError
 from fiat_ray.progress import Console
+from fiat_ray.text import count
 from fiat_ray.where import Where
 
 
@@ -141,8 +144,9 @@ def end_with_raylet() -> None:
     threading.Thread(target=watch, daemon=True, name="end with raylet").start()
 
 
-def unit(where: Where) -> Unit:
-    """What ``where`` means on this cluster. Raises ``UserError`` where it asks for more than any machine has."""
+def unit(where: Where, tune: bool = False) -> Unit:
+    """What ``where`` means on this cluster. Raises ``UserError`` where it asks for more than any machine has, or to ``tune`` for more workers than
+    all have room for: Ray would wait for such machines without end."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -154,8 +158,25 @@ def unit(where: Where) -> Unit:
         raise UserError(f"where.gpus: {gpus} asked for, but no machine of this cluster has more than {most_gpus}")
     if cpus > most_cpus:
         raise UserError(f"where.cpus: {cpus} asked for, but no machine of this cluster has more than {most_cpus}")
-    fitting = [int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else 10**6)) for node in nodes]
-    return Unit(cpus, gpus, sum(fitting))
+    found, of_worker = Unit(cpus, gpus, _room(nodes, cpus, gpus)), min(1, gpus)
+    if not found.count:
+        both = f"where.gpus: {gpus} with where.cpus: {cpus} asked for"
+        raise UserError(f"{both}, but no machine of this cluster has both: {_machines(nodes)}; lower where.cpus or where.gpus")
+    if tune and (room := _room(nodes, cpus, of_worker)) < where.workers:
+        each = " and ".join([count(cpus, "CPU"), *([count(of_worker, "GPU")] if gpus else [])])
+        lacking = f"where.workers: {where.workers} asked for, {each} each, but this cluster has room for {room} ({_machines(nodes)})"
+        raise UserError(f"{lacking}; lower it, or let machines that are added on demand be waited for with where.wait")
+    return found
+
+
+def _room(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:
+    """How many engines or workers of such a size machines hold; none spans two."""
+    return sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else 10**6)) for node in nodes)
+
+
+def _machines(nodes: Sequence[Mapping[str, float]]) -> str:
+    kinds = Counter((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
+    return ", ".join(f"{number} of {count(cpus, 'CPU')} and {count(gpus, 'GPU')}" for (cpus, gpus), number in kinds.items())
 
 
 def wait_for_machines(where: Where, console: Console) -> None:
@@ -182,11 +203,11 @@ def wait_for_machines(where: Where, console: Console) -> None:
             remove_placement_group(group)
 
 
-def join(where: Where, folder: Path, key: str, console: Console) -> Unit:
+def join(where: Where, folder: Path, key: str, console: Console, tune: bool = False) -> Unit:
     """Connect, wait for machines, and see to it that all of them see a folder. See ``connect``, ``unit`` and ``check_shared`` for what it raises."""
     connect()
     wait_for_machines(where, console)
-    found = unit(where)
+    found = unit(where, tune)
     check_shared(folder, key)
     return found
 

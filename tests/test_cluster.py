@@ -23,6 +23,8 @@ from test_break import write_config
 from benchmarks.fault_kinds import command_line
 from benchmarks.fault_surroundings import MlflowServer, Postgres
 from fiat_ray import cluster
+from fiat_ray.errors import UserError
+from fiat_ray.where import Where
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
@@ -94,6 +96,40 @@ def test_a_ray_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConnectionError, match=rf"^{said}.*\(The current node timed out during startup.\)$"):
         cluster.connect()
+
+
+HEAD_AND_GPUS = [(64, 0), (8, 1), (8, 1)]
+"""CPUs and GPUs of each machine."""
+
+
+@pytest.mark.parametrize(
+    ("machines", "where", "count"),
+    [
+        (HEAD_AND_GPUS, {"gpus": 1, "workers": 2}, 2),
+        ([(8, 4)], {"gpus": 4, "workers": 4}, 1),  # a worker takes one GPU, whatever an engine takes
+        ([(2, 0)], {"workers": 2}, 2),
+        (
+            HEAD_AND_GPUS,
+            {"gpus": 1, "cpus": 16},
+            "where.gpus: 1 with where.cpus: 16 asked for, .* has both: 1 of 64 CPUs and 0 GPUs, 2 of 8 .* 1 GPU;",
+        ),
+        ([(32, 4)], {"workers": 8}, r"where.workers: 8 asked for, .* room for 4 \(1 of 32 CPUs and 4 GPUs\); lower it, or .*where.wait"),
+        ([(4, 0)], {"workers": 3, "cpus": 2}, "where.workers: 3 asked for, .* room for 2"),
+    ],
+)
+def test_what_the_machines_never_have_room_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, machines: list[tuple[int, int]], where: dict[str, int], count: int | str
+) -> None:
+    """Ray would wait for it without end and without a word."""
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}} for cpus, gpus in machines]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    if isinstance(count, int):
+        assert cluster.unit(Where(**where), tune=True).count == count  # type: ignore[arg-type]
+        return
+    with pytest.raises(UserError, match=count):
+        cluster.unit(Where(**where), tune=True)  # type: ignore[arg-type]
+    if "workers" in where:
+        assert cluster.unit(Where(**where)).count  # type: ignore[arg-type]  # nothing is to be tuned
 
 
 GROWING = """

@@ -39,7 +39,7 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     if spending.reached:
         trials.outcome.stopped = f"{spending.reached}; {_left(reasoning, trials)}"
         return trials.outcome
-    hardware = _connect(prepared, run, console, reasoning)
+    hardware = _connect(prepared, run, console, reasoning, tune=bool(trials.to_tune))
     where = resolved(prepared.config.where, hardware.unit)
     needed = memory.at_least(prepared.config, where, reasoning=reasoning.unfinished, tune=trials.to_tune, evaluate=trials.to_evaluate)
     memory.check(needed, memory_of(hardware.unit), "a GPU" if hardware.unit.gpus else "a machine")
@@ -86,8 +86,8 @@ def _left(reasoning: Reasoning, trials: Trials) -> str:
     return "; ".join(left)
 
 
-def _connect(prepared: Prepared, run: RunFolder, console: Console, reasoning: Reasoning) -> Hardware:
-    found = join(prepared.config.where, run.path, "--out", console)
+def _connect(prepared: Prepared, run: RunFolder, console: Console, reasoning: Reasoning, *, tune: bool) -> Hardware:
+    found = join(prepared.config.where, run.path, "--out", console, tune)
     what = f"{found.gpus:g} GPU" if found.gpus else f"{found.cpus:g} CPUs"
     console.line(f"Ray: room for {count(found.count, 'engine')} or as many tuning workers at a time, {what} each")
     if reasoning.unfinished and prepared.config.store and (folder := Store(prepared.config.store).folder):  # reasoners write there themselves

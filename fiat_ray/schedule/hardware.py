@@ -27,7 +27,8 @@ class Hardware:
         return self._gpu_seconds
 
     def free(self, units: float) -> bool:
-        """Whether so many units are free; something may always run, also where a tuning wants more than there is at once."""
+        """Whether so many units are free; something may always run: workers of a tuning may be more than units, of which
+        each may have several GPUs."""
         return self.busy == 0 or round(self.busy + units, 6) <= self.unit.count
 
     def start(self, units: float, work: Callable[..., Callable[[], None]], *arguments: Any) -> None:
