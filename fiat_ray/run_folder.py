@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +204,13 @@ def locked(folder: Path, said: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(said) from None
         yield
+
+
+def forget_state(trial: Path, but: Collection[str] = ()) -> None:
+    """Remove from a trial's folder what its tuning would go on from (see ``tune.resume``); ``but``: names that stay."""
+    for path in trial.glob("resume*"):
+        if path.name not in but:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_locked(path: Path) -> bool:

@@ -22,7 +22,7 @@ from fiat_ray.prepare import Prepared, check_models, describe, drawn, prepare
 from fiat_ray.progress import Console
 from fiat_ray.reason.store import Store
 from fiat_ray.run_folder import RunFolder
-from fiat_ray.schedule.trials import Outcome, drop_weights
+from fiat_ray.schedule.trials import Outcome, drop_states, drop_weights
 from fiat_ray.schema import TRIAL
 from fiat_ray.task import SPLITS, Task
 from fiat_ray.text import count
@@ -97,6 +97,7 @@ def _write_inputs(prepared: Prepared, folder: RunFolder, command: str, console: 
         folder.plan.unlink(missing_ok=True)
         shutil.rmtree(folder.path / "untuned", ignore_errors=True)
     folder.sweep()
+    drop_states(folder, prepared.trials)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     same = all(before.get(key) == value for key, value in described.items())
     about = {

@@ -24,6 +24,7 @@ from fiat_ray.campaign import Trial
 from fiat_ray.prepare import prepare
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.trials import tuned
 from fiat_ray.tune import resume
 
 STEPS = 10
@@ -58,7 +59,8 @@ def no_room() -> Iterator[None]:
 
 
 def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: int, killed_after: int | None, full_after: int | None = None) -> None:
-    """In a process of its own: the trial, keeping its state at every step; SIGKILL after so many updates of both learning rates together.
+    """In a process of its own: the trial, keeping its state at every step; SIGKILL after so many updates of both learning rates together, and
+    where that is all of them, when the state would be deleted.
 
     ``full_after``: of updates, from when on the disk is full whenever a state is kept.
     """
@@ -89,7 +91,14 @@ def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: 
         with no_room() if full_after is not None and updates > full_after else nullcontext():
             keep(self, folder)
 
-    DeepSpeedTunable.update, DeepSpeedTunable.keep = counted, kept  # type: ignore[method-assign]
+    forget = resume.Keeper.forget
+
+    def forgotten(self: resume.Keeper) -> None:
+        if updates == killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        forget(self)
+
+    DeepSpeedTunable.update, DeepSpeedTunable.keep, resume.Keeper.forget = counted, kept, forgotten  # type: ignore[method-assign]
     run_trial(trial, RunFolder(run), zero, 1.0, lambda text, *_: print(text, file=(run / "said").open("a")))
     (run / f"updates-{rank}").write_text(str(updates))
 
@@ -178,6 +187,19 @@ def test_a_state_is_not_begun_where_there_is_no_room_for_it(tmp_path: Path, monk
         assert said == "0 MiB are free, and it takes 0 MiB" and not list((tmp_path / "trial").iterdir())
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.timeout(300)
+def test_killed_between_its_end_and_its_states_a_trial_is_done(make_run: Any, tiny: Path) -> None:
+    """What it would go on from goes with the next command, and nobody else's."""
+    trial, other, run = trial_of(tiny, "no_cot"), trial_of(tiny, "no_peft"), make_run("run")
+    sitting(run, trial, killed_after=2 * STEPS)
+    folder = RunFolder(run)
+    assert tuned(folder, trial) and list(folder.trial(trial.name).glob("resume*"))
+    unfinished = folder.trial(other.name) / "resume-0-3"
+    unfinished.mkdir(parents=True)
+    runs.run_config(config(tiny), run, stages=("reason",), console=Console(quiet=True))
+    assert tuned(folder, trial) and list(run.rglob("resume*")) == [unfinished]
 
 
 @pytest.mark.timeout(300)

@@ -11,7 +11,7 @@ from typing import Any
 from fiat_ray import artifact, augmented
 from fiat_ray.campaign import Trial, needs_rationales, on_validation
 from fiat_ray.progress import Console
-from fiat_ray.run_folder import RunFolder
+from fiat_ray.run_folder import RunFolder, forget_state
 from fiat_ray.schema import TRIAL
 
 TRIES = 2
@@ -44,6 +44,13 @@ def tuned(run: RunFolder, trial: Trial) -> bool:
 
 def evaluated(run: RunFolder, trial: Trial) -> bool:
     return tuned(run, trial) and (run.trial(trial.name) / "scores.json").is_file()
+
+
+def drop_states(run: RunFolder, trials: Sequence[Trial]) -> None:
+    """Remove what finished trials would go on from: where they were killed after their record was written, it is still there."""
+    for trial in trials:
+        if tuned(run, trial):
+            forget_state(run.trial(trial.name))
 
 
 def drop_weights(run: RunFolder, trials: Sequence[Trial]) -> list[str]:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from fiat_ray import artifact
 from fiat_ray.errors import UserError
-from fiat_ray.run_folder import KEPT
+from fiat_ray.run_folder import KEPT, forget_state
 from fiat_ray.text import size_of
 
 KEEP_SECONDS = 300.0
@@ -112,18 +112,12 @@ class Keeper:
         if first:
             record = {"identity": self._identity, "folder": folder.name, "files": _hashes(folder, durable=True), "progress": dict(progress)}
             artifact.write_json(self._place / RECORD, record)
-            self._remove(other_than=folder)
+            forget_state(self._place, but=(RECORD, folder.name))
 
     def forget(self) -> None:
         """Delete everything that was kept."""
         if dist.get_rank() == 0:
-            (self._place / RECORD).unlink(missing_ok=True)
-            self._remove()
-
-    def _remove(self, other_than: Path | None = None) -> None:
-        for folder in self._place.glob("resume-*"):
-            if folder != other_than:
-                shutil.rmtree(folder, ignore_errors=True)
+            forget_state(self._place)
 
 
 def _hashes(folder: Path, *, durable: bool = False) -> dict[str, str]:

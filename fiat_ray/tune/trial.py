@@ -216,7 +216,6 @@ class _Session:
         artifact.write_rows(folder / "history.parquet", self.history, HISTORY)
         kept = [(step, rows) for rate, step, rows in self.validated if step == 0 or rate == best.learning_rate]
         artifact.write_rows(folder / "validation.parquet", [row | {"step": step} for step, rows in kept for row in rows], VALIDATED)
-        self.keeper.forget()
         artifact.write_json(
             folder / "trial.json",
             {
@@ -241,3 +240,4 @@ class _Session:
                 "gpus": dist.get_world_size() if torch.cuda.is_available() else 0,
             },
         )
+        self.keeper.forget()  # not before: until the record is there, a tuning that is killed goes on from it
