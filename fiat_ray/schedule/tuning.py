@@ -30,6 +30,8 @@ class Tuning:
         self._waiting = 0
         """Trials on the board that no lane was started for."""
         self._failures = 0
+        self._causes: dict[str, str] = {}
+        """Trial → why its lane ends, as a worker said it; Ray Train's own words begin with something else."""
 
     @property
     def unfinished(self) -> bool:
@@ -75,7 +77,9 @@ class Tuning:
 
         for report in ray.get(self._board.reports.remote()):
             trial = self._trials.all[report.trial]
-            if report.error is not None:
+            if report.error is not None and not report.ended:
+                self._causes.setdefault(report.trial, report.error)
+            elif report.error is not None:
                 self._retry(report.trial, report.error)
             elif report.ended:
                 self._console.line(f"tuned {trial.name}", "tune", trial=trial.name)
@@ -112,7 +116,7 @@ class Tuning:
         self._lanes.discard(name)
         trial = ray.get(self._board.lost.remote(name))
         if error is not None and trial is not None and not tuned(self._run, trial):
-            self._retry(trial.name, error)
+            self._retry(trial.name, self._causes.pop(trial.name, error))
         elif error is not None and trial is None:
             self._failures += 1
             if self._failures >= MOST_LANE_FAILURES:

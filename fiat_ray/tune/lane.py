@@ -26,6 +26,7 @@ class Report:
     """To be read later too."""
     ended: bool = False
     error: str | None = None
+    """Why it failed. Where it has not ``ended`` by that, the lane does."""
 
 
 class Board:
@@ -116,9 +117,12 @@ def _work(config: dict[str, Any]) -> None:
             run_trial(trial, run, config["zero"], config["share"], say(trial))
             end = Report(trial.name, "tuned", ended=True)
         except Exception as error:
-            if dist.get_world_size() > 1:
-                raise  # the other workers wait in a collective; only a new lane frees them
-            end = Report(trial.name, "failed", ended=True, error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            # Several workers wait for one another in a collective, and errors of CUDA may stay with a process: only a new lane helps.
+            last = dist.get_world_size() > 1 or torch.cuda.is_available()
+            end = Report(trial.name, "failed", ended=not last, error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            if last:
+                ray.get(board.report.remote(end))
+                raise
         if rank == 0:
             ray.get(board.report.remote(end))
 

@@ -1,0 +1,75 @@
+"""How a lane ends, without Ray: its board is called here where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+
+from fiat_ray import cluster
+from fiat_ray.errors import UserError
+from fiat_ray.progress import Console
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.trials import Trials
+from fiat_ray.schedule.tuning import Tuning
+from fiat_ray.tune import lane
+from fiat_ray.where import Where
+
+FAILS: list[Any] = [SimpleNamespace(name=name, task="of no run") for name in ("a", "b")]
+
+
+class Here:
+    """A board whose calls look like those of Ray's actor."""
+
+    def __init__(self, board: lane.Board) -> None:
+        self._board = board
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._board, name))
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[lane.Board]:
+    """With two trials that fail. In a process that is the only worker of a lane."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(cluster, "end_with_raylet", lambda: None)
+    monkeypatch.setattr(lane, "_quiet_deepspeed", lambda: None)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    made = lane.Board()
+    made.add(FAILS)
+    yield made
+    dist.destroy_process_group()
+
+
+def work(board: lane.Board, run: Path) -> None:
+    lane._work({"lane": "lane", "board": Here(board), "run": str(run), "zero": 0, "threads": torch.get_num_threads(), "share": 1.0})
+
+
+def test_without_cuda_a_lane_goes_on_after_a_failed_trial(board: lane.Board, tmp_path: Path) -> None:
+    work(board, tmp_path)
+    assert [(report.trial, report.ended) for report in board.reports()] == [("a", True), ("b", True)]
+
+
+def test_a_trial_that_fails_on_cuda_ends_its_lane_and_its_error_is_told(board: lane.Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some errors of CUDA stay with the process: in it every other trial would fail too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run = RunFolder(tmp_path)
+    trials = Trials(FAILS, run, (), Console(quiet=True))
+    tuning = Tuning(run, trials, None, Console(quiet=True), Where(), tmp_path)  # type: ignore[arg-type]
+    tuning._board = Here(board)
+    for retried in (["a"], []):
+        with pytest.raises(UserError):
+            work(board, tmp_path)
+        assert board.waiting() == 1, "it took another trial"
+        tuning._lane_ended("lane", "WorkerGroupError: Training failed due to worker errors:")
+        assert [trial.name for trial in trials.to_tune] == retried
+        board._ready.extendleft(trials.to_tune)
+        trials.to_tune = []
+    assert trials.outcome.failed.keys() == {"a"} and "no task 'of no run' in this run" in trials.outcome.failed["a"].splitlines()[0]
