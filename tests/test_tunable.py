@@ -243,6 +243,18 @@ def test_workers_with_unlike_devices_split_a_step_alike_and_decode_the_same_toke
     assert answers == answered and any(answers)
 
 
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((10, 0), torch.bfloat16)])
+def test_gpus_tune_in_bfloat16_where_they_compute_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Whatever the processor beside them has: torch counts GPUs in that only emulate it, and the kernel for packed prompts has no code for those."""
+    half = tiny_model.write(tmp_path / "half", dtype="bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(tunables.cpu, "has", lambda *_: True)
+    assert {tunables.precision(half, peft, workers) for peft in (True, False) for workers in (1, 2)} == {dtype}
+
+
 def test_one_learning_rates_model_makes_room_for_the_nexts(folder: Path) -> None:
     process = get_context("spawn").Process(target=two_rates, args=(folder,))
     process.start()

@@ -31,6 +31,9 @@ WARM_UP = 0.1
 """Share of the steps in which the learning rate rises linearly; it then falls linearly to zero."""
 
 
+AMPERE = (8, 0)
+"""The first GPUs that compute in bfloat16, and that flash attention, which a micro-batch in bfloat16 goes through, has code for."""
+
 ENGINE = "engine"
 """What DeepSpeed calls the state that is kept."""
 
@@ -201,12 +204,12 @@ def rate_share(step: int, steps: int) -> float:
 
 
 def precision(folder: Path, peft: bool, workers: int) -> torch.dtype:
-    """What a checkpoint is tuned in: bfloat16 on a GPU, unless it is stored in float32; DeepSpeed keeps float32 masters.
+    """What a checkpoint is tuned in: bfloat16 on a GPU that computes in it, unless it is stored in float32; DeepSpeed keeps float32 masters.
 
     On a CPU float32; but LoRA in bfloat16 where one worker's processor has AMX, whose products are eight times as fast (measured), and twice the
     tuning; full tuning was not faster.
     """
-    fast = torch.cuda.is_available() or (peft and cpu.has("amx_bf16") and workers == 1)
+    fast = torch.cuda.get_device_capability() >= AMPERE if torch.cuda.is_available() else peft and cpu.has("amx_bf16") and workers == 1
     return torch.bfloat16 if fast and not checkpoints.in_float32(folder) else torch.float32
 
 
