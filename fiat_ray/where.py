@@ -21,7 +21,8 @@ class Where:
     """Where things run. Never part of what is computed."""
 
     gpus: int | None = None
-    """GPUs of one engine or one tuning worker; default: 1 where the cluster has any, else 0."""
+    """GPUs of one engine or one tuning worker; default: 1 where the cluster has any, else 0. With 0 they see none, and vLLM's build for
+    GPUs can't run."""
     cpus: int | None = None
     """CPUs of the same; default: 1 beside a GPU, else all of a machine."""
     replicas: int = 1

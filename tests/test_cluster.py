@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -96,6 +97,18 @@ def test_a_ray_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConnectionError, match=rf"^{said}.*\(The current node timed out during startup.\)$"):
         cluster.connect()
+
+
+def test_a_worker_without_gpus_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``where.gpus: 0`` on a machine with GPUs. Asked of what a worker of Ray calls, in the environment of a Ray that is started here."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "restored")
+    monkeypatch.delenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    cluster.connect()
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_accelerator_ids=lambda: {"GPU": []}))
+    ray._private.utils.set_visible_accelerator_ids()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 HEAD_AND_GPUS = [(64, 0), (8, 1), (8, 1)]
