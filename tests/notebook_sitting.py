@@ -1,6 +1,6 @@
 """``python notebook_sitting.py FOLDER MODEL``: what a notebook does whose cell is interrupted while it reasons, and run again.
 
-Prints how many rows were reasoned about when the interrupted call was over, how many three seconds later, and how many at the end.
+Prints how many rows were given to the reasoner when the interrupted call was over, how many four seconds later, and how many at the end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ SCRIPT = """
 import time
 from pathlib import Path
 
+CALLS = Path(__file__).with_name("calls")
+
 def reason(row):
-    with Path(__file__).with_name("calls").open("a") as calls:
+    with CALLS.open("a") as calls:
         calls.write(row["fields"]["question"] + "\\n")
-    time.sleep(0.5)
+    while CALLS.read_text().count("\\n") > 10 and not CALLS.with_name("go").exists():
+        time.sleep(0.1)
     return "Answer: " + row["targets"][0]
 """
 
@@ -35,7 +38,7 @@ def main(folder: Path, model: str) -> None:
     settings = {"reasoner": {"kind": "scripted", "script": str(folder / "script.py")}, "tunable": model, "methods": ["icl"], "out": folder / "run"}
 
     def interrupt() -> None:
-        while calls.read_text().count("\n") < 5:
+        while calls.read_text().count("\n") <= 10:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -44,6 +47,8 @@ def main(folder: Path, model: str) -> None:
         fiat.run(task, **settings)
     except KeyboardInterrupt:
         print(calls.read_text().count("\n"))
+    time.sleep(1)  # what was killed has ended by then
+    (folder / "go").touch()
     time.sleep(3)
     print(calls.read_text().count("\n"))
     fiat.run(task, **settings)

@@ -33,8 +33,8 @@ def test_a_cell_that_is_interrupted_leaves_nothing_at_work_and_goes_on_when_it_i
     done = subprocess.run(command, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     interrupted, later, ended = map(int, done.stdout.split())
-    assert interrupted < 50 and later == interrupted, "rows were reasoned about after the interruption"
-    assert 50 <= ended <= 60 + 16, "what was stored is not asked again"
+    assert 10 < later == interrupted < 50, "rows were reasoned about after the interruption"
+    assert 50 <= ended <= 60 + 26, "what was stored is not asked again"
 
 
 @pytest.mark.slow

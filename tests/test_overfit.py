@@ -157,7 +157,7 @@ def test_unchanged_rerun_starts_nothing(run: Run, tiny: Path, folder: Path, task
     def refuse(*_: object) -> None:
         raise AssertionError("Ray was asked for")
 
-    monkeypatch.setattr(schedule, "connect", refuse)
+    monkeypatch.setattr(schedule, "join", refuse)
     runs.run_config(settings(folder, tiny), run.path, tasks=tasks, console=Console(quiet=True))
     assert {path: path.read_bytes() for path in run.path.rglob("*.parquet")} == before
 
@@ -330,6 +330,7 @@ def test_label_probabilities_agree_with_transformers(engine: Engine, tiny: Path)
     """One token a label, and several: both are the product over tokens, the latter with EOS."""
     from fiat_ray.render import Renderer
     from fiat_ray.tune import model
+    from fiat_ray.tune.memory import AtOnce
     from fiat_ray.tune.validate import label_losses
 
     engine.swap(tiny)
@@ -337,7 +338,7 @@ def test_label_probabilities_agree_with_transformers(engine: Engine, tiny: Path)
     prompts = [renderer.tunable_prompt(task, task.text(row.fields), None, config.RECIPES["no_cot"]) for row in task.rows[:6]]
     labels = ["amber birch", "delta", "a long label of words"]
     found = engine.label_logprobs([p.ids for p in prompts], [renderer.answer_ids(label) for label in labels], renderer.eos)
-    own = -label_losses(model.load(tiny).eval(), renderer, prompts, labels, 2048)
+    own = -label_losses(model.load(tiny).eval(), renderer, prompts, labels, AtOnce(2048, 2048))
     assert np.allclose(found, own, rtol=2e-3)
 
 
