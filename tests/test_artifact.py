@@ -32,8 +32,9 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
     assert os.listdir(tmp_path) == ["deep"]
 
 
-def test_a_file_is_durable_before_it_has_its_name_and_its_name_before_the_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test cuts the power: what counts is what is asked of the system, and in which order."""
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the system, in order. No test cuts the power: that is what counts."""
     asked: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
@@ -48,8 +49,22 @@ def test_a_file_is_durable_before_it_has_its_name_and_its_name_before_the_write_
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
+    return asked
+
+
+def test_a_file_is_durable_before_it_has_its_name_and_its_name_before_the_write_returns(tmp_path: Path, system: list[str]) -> None:
     artifact.write_text(tmp_path / "file", "text")
-    assert asked == ["fsync of 4 bytes", "rename to file", "fsync of the folder"]
+    assert system == ["fsync of 4 bytes", "rename to file", "fsync of the folder"]
+
+
+def test_the_files_of_a_folder_are_durable_before_it_has_its_name(tmp_path: Path, system: list[str]) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "one").write_text("text")
+        (folder / "two").write_text("longer text")
+
+    artifact.write_folder(tmp_path / "whole", fill)
+    assert sorted(system[:2]) == ["fsync of 11 bytes", "fsync of 4 bytes"] and system[2:] == ["rename to whole"]
 
 
 def test_a_file_can_be_read_by_colleagues(tmp_path: Path) -> None:

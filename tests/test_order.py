@@ -46,6 +46,18 @@ def test_requests_are_read_as_they_were_written(tmp_path: Path) -> None:
         found.of(key("none"))
 
 
+def test_pieces_are_joined_with_each_key_once(tmp_path: Path) -> None:
+    """As ``infer`` joins what the pieces of a file ask."""
+    pieces = []
+    for name, sizes in {"first": {"a": 5, "b": 2}, "second": {"b": 4, "c": 1}, "third": {"a": 5}}.items():
+        (tmp_path / name).mkdir()
+        pieces.append(asked(tmp_path / name, sizes))
+    found = requests.joined(tmp_path / "all.parquet", pieces)
+    keys = found.distinct().to_pylist()
+    assert len(found) == len(keys) == len(set(keys)) == 5 + 4 + 1 and set(found.prefixes) == {"a", "b", "c"}
+    assert set(keys) == {each for piece in pieces for each in piece.distinct().to_pylist()}
+
+
 def test_rows_with_one_beginning_lie_next_to_each_other(tmp_path: Path) -> None:
     found = asked(tmp_path, {"a": 50})
     ids = [row["ids"] for row in found.at(np.arange(50)).to_pylist()]

@@ -23,10 +23,13 @@ from fiat_ray import config as configs
 from fiat_ray import runs
 from fiat_ray.errors import UserError
 from fiat_ray.length import measure
+from fiat_ray.models import Model
+from fiat_ray.prepare import _identity
 from fiat_ray.reason import stage
 from fiat_ray.reason.measured import measured
 from fiat_ray.reason.reasoners import Reasoner, ScriptedReasoner, load_script
 from fiat_ray.reason.requests import Requests, scripted_requests, vllm_requests
+from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.stage import ReasonerActor, reason
 from fiat_ray.reason.store import MOST_TRIES, Store
 from fiat_ray.render import Renderer
@@ -292,6 +295,14 @@ def test_a_models_key_is_of_all_that_decides_its_answer(tiny: Path) -> None:
     assert not keys & set(asked(tiny, replace(task, i_beta="Other.")).keys.values())
     renamed = replace(task, i_tau="Other.", name="other", rows=tuple(replace(row, id=f"{row.id}!", targets=("x",), group="g") for row in task.rows))
     assert keys == set(asked(tiny, renamed).keys.values())  # what the reasoner does not read
+
+
+def test_a_models_identity_is_of_its_weights_and_of_all_that_decides_what_it_says() -> None:
+    config, model = ReasonerConfig(), Model("m", Path("m"), "hash")
+    changed = [replace(config, dtype="float32"), replace(config, max_tokens=7), replace(config, stop=["x"])]
+    found = [_identity(config, model), _identity(config, replace(model, hash="another")), *(_identity(other, model) for other in changed)]
+    assert all(one != other for at, one in enumerate(found) for other in found[:at])
+    assert _identity(config, replace(model, name="n", folder=Path("n"))) == found[0]
 
 
 def test_requests_leave_nothing_behind_when_their_process_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

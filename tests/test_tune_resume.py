@@ -176,6 +176,24 @@ def test_a_disk_that_is_full_costs_the_state_and_not_the_trial(make_run: Any, ti
     assert not list(run.rglob("resume*"))
 
 
+def test_a_state_is_durable_before_its_record_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        durable: list[int] = []
+        fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda handle: (durable.append(os.fstat(handle).st_size), fsync(handle)))
+        monkeypatch.setattr(artifact, "write_json", lambda path, _: durable.append(0) if path.name == resume.RECORD else None)
+        assert not resume.Keeper(tmp_path / "trial", {}).keep(
+            "0-1", {}, {"weight": torch.zeros(1)}, lambda folder: (folder / "share").write_bytes(b"x" * 77)
+        )
+        size = (tmp_path / "trial" / "resume-0-1" / resume.BEST).stat().st_size
+        assert sorted(durable[:2]) == sorted([77, size]) and durable[2:] == [0]
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_state_is_not_begun_where_there_is_no_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
