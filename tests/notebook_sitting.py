@@ -5,6 +5,7 @@ Prints how many rows were given to the reasoner when the interrupted call was ov
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -37,15 +38,20 @@ def main(folder: Path, model: str) -> None:
     task = fiat.Task.from_rows(rows, name="numbers", target="answer", language="lang")
     settings = {"reasoner": {"kind": "scripted", "script": str(folder / "script.py")}, "tunable": model, "methods": ["icl"], "out": folder / "run"}
 
+    over = threading.Event()
+
     def interrupt() -> None:
         while calls.read_text().count("\n") <= 10:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not over.is_set():  # again, as people do, where the first came while something passed it over
+            os.kill(os.getpid(), signal.SIGINT)
+            over.wait(30)
 
     threading.Thread(target=interrupt).start()
     try:
         fiat.run(task, **settings)
     except KeyboardInterrupt:
+        over.set()
         print(calls.read_text().count("\n"))
     time.sleep(1)  # what was killed has ended by then
     (folder / "go").touch()
@@ -56,4 +62,5 @@ def main(folder: Path, model: str) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(240, exit=True)
     main(Path(sys.argv[1]), sys.argv[2])

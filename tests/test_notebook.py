@@ -28,6 +28,7 @@ def test_it_is_stored_without_outputs_and_its_task_is_made(tmp_path: Path) -> No
     assert min(sizes.values()) >= 4 and sum(sizes.values()) + len(names["task"].exemplars) == len(names["rows"]) == 50
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_interrupted_leaves_nothing_at_work_and_goes_on_when_it_is_run_again(tmp_path: Path, tiny: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("notebook_sitting.py")), str(tmp_path), str(tiny)]
     done = subprocess.run(command, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=280)
