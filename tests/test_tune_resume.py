@@ -154,6 +154,8 @@ def test_killed_in_mid_epoch_with_each_learning_rate(make_run: Any, tiny: Path, 
 
     sitting(run, trial, zero, workers, killed_after=3)
     sitting(run, trial, zero, workers, killed_after=STEPS)
+    for name in ("scores.json", "evaluation.json", "predictions.parquet"):
+        (run / "trials" / trial.name / name).write_text("of weights that were there before")
     assert sitting(run, trial, zero, workers) == 2 * STEPS - (3 + STEPS)
     assert [line for line in (run / "said").read_text().splitlines() if "goes on" in line] == [f"goes on after step 3/{STEPS}"] * workers * 2
     assert content(run, trial) == content(undisturbed, trial)
