@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import tiny_model
 
+from fiat_ray.config import TunableConfig
 from fiat_ray.errors import UserError
 from fiat_ray.length import Budget, Lengths, alike, measure
+from fiat_ray.prepare import context_length, max_length
 from fiat_ray.recipe import RECIPES, Recipe
 from fiat_ray.render import Prompt, Renderer
 from fiat_ray.task import Row, Task
@@ -168,3 +170,10 @@ def test_exemplars_give_way_for_a_row_of_its_own(tiny: Path) -> None:
     task = tiny_model.task((short, other))
     [(part, lengths)] = alike(task, budgets, "row_language", {"bn": 2})
     assert part is task and lengths.exemplars == {"bn": 2, "hi": 3}, "as many as the run showed"
+
+
+def test_a_length_that_the_model_was_not_made_for_is_refused(tiny: Path) -> None:
+    most = context_length(tiny)
+    assert max_length("tunables.xs", TunableConfig(model=str(tiny), max_length=most), tiny) == most
+    with pytest.raises(UserError, match=f"tunables.xs.max_length: {most + 1} is more than the model's {most} positions"):
+        max_length("tunables.xs", TunableConfig(model=str(tiny), max_length=most + 1), tiny)

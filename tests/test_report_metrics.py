@@ -14,6 +14,7 @@ from fiat_ray.metrics import shown_metrics
 from fiat_ray.report import answer, decision, page, terminal
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
+from fiat_ray.report.tables import Table
 
 THREE = ("ham", "eggs", "spam")
 
@@ -93,3 +94,11 @@ def test_a_language_without_test_rows_is_in_no_mean(tmp_path: Path) -> None:
     assert "rivers: means of 4 languages on test (fi bn ur ja)" in text and "5 languages" not in text
     for table in ("per_language", "language_differences", "rationale_use", "figure3_gain_by_language"):
         assert not re.search(r"\ben\b", (run / "report" / f"{table}.csv").read_text("utf-8")), table
+
+
+def test_a_table_shows_markup_of_strangers_as_text() -> None:
+    """A language, a label or a note may hold what rows held: in heads, first cells, others and footnotes."""
+    evil = "<script>alert(1)</script>"
+    frame = pd.DataFrame([{"row": evil, evil: 1.0, "source": evil, "note": evil}])
+    html = page._table(Table("t", evil, frame, [evil]))
+    assert "<script" not in html and html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
