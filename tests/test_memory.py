@@ -112,15 +112,8 @@ def test_state(half: bool, weight: int, gradient: int, optimizer: int) -> None:
 
 def test_eight_billion_parameters_have_room_on_four_gpus_that_share_them() -> None:
     """Full tuning of a model of Qwen3-8B's shape, 80 GB a GPU: without ZeRO-3 not even one prompt would fit."""
-    shape = SimpleNamespace(
-        hidden_size=4096,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        vocab_size=151936,
-    )
+    larger = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 12288, "num_hidden_layers": 36}
+    shape = SimpleNamespace(**vars(SHAPE) | larger)
     room = {stage: int(80e9 * memory.USABLE) - memory.state_bytes(0, 8_190_000_000, True, stage, 4) for stage in (1, 3)}
     assert memory.passes(shape, torch.bfloat16, room[1], 4096, 32768) == ((1, 1), True)
     assert memory.passes(shape, torch.bfloat16, room[3], 4096, 32768).at_once.tokens >= 4096

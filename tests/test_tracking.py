@@ -177,7 +177,9 @@ def test_languages_in_brackets_and_in_other_scripts_have_metrics_of_their_own(tm
 def test_mlflow_takes_the_metrics_of_every_language(language: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 
-    _validate_metric_name(tracking._metric_name({"split": "test", "metric": "scores:same_length", "language": language}, ("icl", "rivers")))
+    name = tracking._metric_name({"split": "test", "metric": "scores:same_length", "language": language}, ("icl", "rivers"))
+    _validate_metric_name(name)  # raises for what it does not take
+    assert name.startswith("icl/rivers/test/scores:same_length/")
 
 
 def test_large_checkpoints_stay_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +228,11 @@ def test_the_server_that_must_answer_is_the_one_mlflow_will_ask(uri: str, server
     assert tracking_store._server(uri) == server
 
 
-def test_what_stands_in_a_hosts_place_but_is_none_is_not_waited_for() -> None:
+def test_what_stands_in_a_hosts_place_but_is_none_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "create_connection", lambda *address: asked.append(address))
     tracking_store._reach("databricks://no-such-profile")
+    assert not asked
 
 
 def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
