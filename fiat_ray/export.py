@@ -1,14 +1,16 @@
-"""A tuned trial as files that need nothing of this project: a merged model for ``vllm serve`` and transformers, its adapter for PEFT, a card."""
+"""A tuned trial as files that need nothing of this project: a merged model for ``vllm serve`` and transformers, its adapter for PEFT,
+a card, and the requests to send to servers of both models."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from fiat_ray import artifact, model_card, models
+from fiat_ray import artifact, model_card, models, serving
 from fiat_ray import config as configs
 from fiat_ray.errors import UserError
 from fiat_ray.infer import tuned_trial
@@ -16,14 +18,14 @@ from fiat_ray.render import Renderer
 from fiat_ray.run_folder import ADAPTER, make, new_place
 from fiat_ray.runs import Run
 
-MODEL, CARD = "model", "README.md"
+MODEL, CARD, REQUESTS = "model", "README.md", "requests.json"
 
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 """What checkpoints ask servers for in ``generation_config.json``. Trials were scored without."""
 
 
 def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
-    """Write ``model/``, ``adapter/`` (of LoRA) and ``README.md``; returns the folder. ``trial``: see ``Run.best_trial``.
+    """Write ``model/``, ``adapter/`` (of LoRA), ``README.md`` and ``requests.json``; returns the folder. ``trial``: see ``Run.best_trial``.
 
     Raises ``UserError`` where there is no such trial, its base model has changed, or ``folder`` holds something already.
     """
@@ -36,11 +38,16 @@ def export(run: Run, folder: str | Path, trial: str | None = None) -> Path:
     # A trial that an older version tuned has no record of its base, whose files are the same by their hash.
     name = models.PublicName(**record["base"]) if "base" in record else models.public_name(models.pinned(spec.model))
     card = model_card.write(run, config, record, spec, name, renderer)
+    task = run.folder.load_task(spec.task)
+    requests: dict[str, Any] = {"tunable": serving.tunable_request(task, spec, renderer)}
+    if spec.recipe.cot == "augmented":
+        requests["reasoner"] = serving.reasoner_requests(run.folder, config, task)
     trial_folder = run.folder.trial(record["name"])
     make(place.parent, "an export")
 
     def fill(temporary: Path) -> None:
         (temporary / CARD).write_text(card, "utf-8", errors="replace")
+        artifact.write_json(temporary / REQUESTS, requests)
         try:
             _write_model(trial_folder, base, name, renderer.ends, temporary)
         except (ValueError, FileNotFoundError, SafetensorError) as error:

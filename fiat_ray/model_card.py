@@ -13,14 +13,18 @@ from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.predict import shown_rationales
-from fiat_ray.render import CHAT_OPTIONS, DATE, Prompt, Renderer
+from fiat_ray.render import CHAT_OPTIONS, DATE, Renderer
 from fiat_ray.report.cells import language_tag
 from fiat_ray.report.tables import title_of
 from fiat_ray.runs import Run
-from fiat_ray.task import Task, template_fields
+from fiat_ray.serving import text_of, tunable_request
+from fiat_ray.task import Task
 
 MOST_COMPARED = 500
 """Validation rows whose prompts are compared with a server's."""
+
+PART = {"whole": "what", "without_answer": "all but the last line, the answer, of what", "answer_only": "the answer in what"}
+"""Of a rationale, by ``Recipe.rationale``."""
 
 
 def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, base_name: models.PublicName, renderer: Renderer) -> str:
@@ -67,24 +71,18 @@ def _reasoner(config: Config) -> str:
 
 
 def _how_to_ask(run: Run, config: Config, task: Task, trial: Trial, renderer: Renderer) -> str:
-    text = task.text({name: f"{{{name}}}" for name in template_fields(task.input)})
-    content = _content(renderer.tunable_prompt(task, text, "{rationale}", trial.recipe))
-    if renderer.chat:
-        template = str(renderer.tokenizer.chat_template)
-        options = {name: value for name, value in CHAT_OPTIONS.items() if name in template}
-        request: dict[str, Any] = {"messages": [{"role": "user", "content": content}]} | ({"chat_template_kwargs": options} if options else {})
-    else:
-        request = {"prompt": content + renderer.reply}
-    request |= {"temperature": 0, "max_tokens": trial.answer_tokens}
+    request = tunable_request(task, trial, renderer)
     lines = [
         "## How to ask it",
         f"A request to `/v1/{'chat/' if renderer.chat else ''}completions`, as the model was tuned and scored:",
         f"```json\n{json.dumps(request, ensure_ascii=False, indent=1)}\n```",
     ]
     if trial.recipe.cot == "augmented":
+        asked = "" if config.reasoner.kind == "scripted" else "`requests.json` holds the request that gets it, by the row's language. "
         lines.append(
-            f"`{{rationale}}` is what the reasoner, {_reasoner(config)}, says of the row; the model was tuned and scored with it, and with an "
-            "empty one where the reasoner gave none. `fiat-ray infer` asks both models; `fiat-ray prompt` shows what the reasoner reads."
+            f"`{{rationale}}` is {PART[trial.recipe.rationale]} the reasoner, {_reasoner(config)}, says of the row, at most {trial.rationale_tokens} "
+            "of this model's tokens; the model was tuned and scored with it, and with an empty one where the reasoner gave none. "
+            f"{asked}`fiat-ray infer` asks both models."
         )
     if renderer.dated:
         lines.append(f"The chat template asks for today's date; the model was tuned and scored with {DATE:%d %b %Y}, and a server writes another.")
@@ -102,10 +100,6 @@ def _how_to_ask(run: Run, config: Config, task: Task, trial: Trial, renderer: Re
     return "\n\n".join(lines)
 
 
-def _content(prompt: Prompt) -> str:
-    return "".join(piece.text for piece in prompt.pieces if piece.kind != "structure")
-
-
 def _agreement(run: Run, task: Task, trial: Trial, renderer: Renderer) -> tuple[int, int]:
     """(validation rows whose prompt a server would tokenize as training did, validation rows)."""
     try:
@@ -115,7 +109,7 @@ def _agreement(run: Run, task: Task, trial: Trial, renderer: Renderer) -> tuple[
     examples = [e for e in examples if e.split == "validation"][:MOST_COMPARED]
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
     prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe) for e in examples]
-    return sum(_as_a_server_does(renderer, _content(prompt)) == prompt.ids for prompt in prompts), len(prompts)
+    return sum(_as_a_server_does(renderer, text_of(prompt)) == prompt.ids for prompt in prompts), len(prompts)
 
 
 def _as_a_server_does(renderer: Renderer, content: str) -> list[int]:

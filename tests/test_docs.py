@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -39,14 +41,27 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_commands_that_pages_show_are_commands() -> None:
+PAGES = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "cluster" / "README.md")
+
+
+def shown(command: str) -> list[str]:
+    """What stands after ``command`` in the lines of pages that show it, without comments."""
+    lines = [line for page in PAGES for line in re.findall(rf"^\$ (?:\S*/)?{command} (.+)$", page.read_text("utf-8"), re.MULTILINE)]
+    return [line.split("#")[0].split("&&")[0].strip() for line in lines]
+
+
+def test_commands_that_pages_show_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fiat-ray command in a page is parsed as it stands there."""
     from fiat_ray.arguments import parse
 
-    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-    lines = [line for page in pages for line in re.findall(r"^\$ (?:\S*/)?fiat-ray (.+)$", page.read_text("utf-8"), re.MULTILINE)]
-    assert len(lines) > 20
-    for line in lines:
-        words = line.split("#")[0].split()
-        if "--compare" not in words:  # it reads its files at once
-            assert parse(words).command.startswith(words[0]), line
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.txt", "new.txt"):  # of `prompt --compare`, which reads them at once
+        (tmp_path / name).write_text("instructions")
+    assert len(shown("fiat-ray")) > 20
+    for line in shown("fiat-ray"):
+        assert parse(line.split()).command.startswith(line.split()[0]), line
+
+
+def test_targets_that_pages_show_are_targets() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"demo", "test", "controls", "setup"} == set(shown("make")) and set(shown("make")) <= set(targets)

@@ -18,6 +18,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.infer import tuned_trial
 from fiat_ray.models import content_hash
 from fiat_ray.progress import Console
+from fiat_ray.render import chat_messages, reasoner_turns
 from fiat_ray.runs import Run
 
 SCRIPT = "def reason(row):\n    return '' if 'amber' in row['input'] else f\"I read it.\\nAnswer: {row['targets'][0]}\"\n"
@@ -109,6 +110,25 @@ def test_the_card_names_the_reasoner_and_not_its_place(run: Run, reasoner: dict[
     card, _ = exported(run, "xs")
     assert f"the reasoner, {name}, says" in card
     assert "somewhere" not in card and "inside.example" not in card
+
+
+def test_the_requests_are_what_both_models_read(run: Run, tiny: Path) -> None:
+    folder = run.export(run.path.parent / "scripted", name_of(run, "xs"))
+    requests = json.loads((folder / "requests.json").read_text("utf-8"))
+    assert set(requests) == {"reasoner", "tunable"} and requests["reasoner"] == {}, "a script is asked nothing"
+    assert "reasoning: {rationale}" in requests["tunable"]["messages"][0]["content"]
+    assert json.loads((folder / "README.md").read_text("utf-8").split("```json\n")[1].split("```")[0]) == requests["tunable"]
+
+    edit(run.folder.config, reasoner={"model": str(tiny), "max_tokens": 48, "stop": ["\n\n"]})
+    requests = json.loads((run.export(run.path.parent / "asked", name_of(run, "xs")) / "requests.json").read_text("utf-8"))
+    task = memory_task()
+    fields = task.split("test")[0].fields
+    for language, request in requests["reasoner"].items():
+        *before, last = request["messages"]
+        filled = [*before, last | {"content": last["content"].format(**fields)}]
+        assert filled == chat_messages(reasoner_turns(task, 1, task.text(fields), language))
+        assert {key: request[key] for key in ("temperature", "max_tokens", "stop")} == {"temperature": 0, "max_tokens": 48, "stop": ["\n\n"]}
+    assert set(requests["reasoner"]) == {row.language for row in task.rows}
 
 
 def test_rows_without_a_rationale_are_owned_up_to(run: Run) -> None:
