@@ -148,12 +148,17 @@ class MlflowServer:
         self._process.wait()
 
     def runs(self) -> int:
-        """How many it holds: one for the campaign, one for each trial."""
+        """How many it holds, see ``tracked``."""
         with create_engine(self._database).connect() as database:
             return int(database.execute(text("select count(*) from runs")).scalar_one())
 
     def faults(self) -> list[Fault]:
         return [Fault("MLflow dies", "report", self.die), Fault("MLflow is slow", "report", self.slow)]
+
+
+def tracked(run: Path) -> int:
+    """How many runs MLflow should hold of a run directory: one for the campaign, one for each trial and each method that tunes nothing."""
+    return 1 + len([*run.glob("trials/*"), *run.glob("untuned/*.parquet")])
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A run directory → MLflow: one parent run a campaign, one child a trial. Only this and ``tracking_store`` import
+"""A run directory → MLflow: one parent run a campaign, one child a trial, or a method that tunes nothing. Only this and ``tracking_store`` import
 MLflow, and only inside functions.
 
 The driver replays what is on disk, so nothing is lost when the server was away: a later call sends what is missing, and nothing twice.
@@ -56,6 +56,8 @@ def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
         for trial in run.trials:
             if trial["tuned"]:
                 _send_trial(client, run, trial, parent, experiment)
+        for task, method in _untuned(run):
+            _send_untuned(client, run, task, method, parent, experiment)
         _mark_current(client, run, parent, experiment)
         _register_best(client, run, parent, experiment)
         _send_campaign(client, run, parent)
@@ -104,7 +106,7 @@ def _parent(client: MlflowClient, run: Run, experiment: str) -> str:
 
 
 def _send_campaign(client: MlflowClient, run: Run, parent: str) -> None:
-    """Tasks and models, scores of the methods that tune nothing, config, manifest and report.
+    """Tasks and models, config, manifest and report.
 
     Tasks and models are tags: an edited config in the same folder may change them, and parameters cannot be changed.
     """
@@ -114,12 +116,9 @@ def _send_campaign(client: MlflowClient, run: Run, parent: str) -> None:
         "mlflow.note.content": _description(run),
         **{f"model.{name}": model["name"] for name, model in run.models.items()},
     }
-    scores = [score for score in records(run.scores) if score["method"] in UNTUNED and score["task"] in run.tasks]
-    several = len(run.tasks) > 1
-    metrics = [(_metric_name(score, (score["method"], *((score["task"],) if several else ()))), score["value"], 0) for score in scores]
     files = [run.path / name for name in ("config.yaml", "manifest.json", "scores.parquet", "report")]
     _send_rows(client, run, run.tasks, parent)
-    _send(client, parent, {}, tags, metrics, files)
+    _send(client, parent, {}, tags, [], files)
 
 
 def _description(run: Run) -> str:
@@ -171,20 +170,38 @@ def _send_progress(client: MlflowClient, run: Run, parent: str) -> None:
 
 def _mark_current(client: MlflowClient, run: Run, parent: str, experiment: str) -> None:
     """Children that an edited config no longer has are kept, and tagged so."""
-    current = {trial["name"] for trial in run.trials}
+    current = {trial["name"] for trial in run.trials} | {"-".join(of) for of in _untuned(run)}
     for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=10_000):
         is_current = "yes" if child.data.tags.get(TRIAL_TAG) in current else "no"
         if child.data.tags.get(CURRENT_TAG) != is_current:
             client.set_tag(child.info.run_id, CURRENT_TAG, is_current)
 
 
+def _child(client: MlflowClient, name: str, start: float, parent: str, experiment: str) -> str:
+    """The id of the child of that name, made where it is not there. ``start``: seconds since 1970."""
+    tags = {TRIAL_TAG: name, "mlflow.parentRunId": parent}
+    child = _find(client, experiment, tags) or client.create_run(experiment, start_time=int(start * 1000), run_name=name, tags=tags)
+    return str(child.info.run_id)
+
+
+def _untuned(run: Run) -> list[tuple[str, str]]:
+    """(task, method) of what tunes nothing and has answers."""
+    return [(task, method) for task in run.tasks for method in UNTUNED if run.untuned_file(task, method).is_file()]
+
+
+def _send_untuned(client: MlflowClient, run: Run, task: str, method: str, parent: str, experiment: str) -> None:
+    """One child, in whose columns the same stands as in those of trials: scores per language, and predictions."""
+    file = run.untuned_file(task, method)
+    child = _child(client, f"{task}-{method}", file.stat().st_mtime, parent, experiment)
+    scores = [score for score in records(run.scores) if (score["task"], score["method"]) == (task, method)]
+    _send_rows(client, run, [task], child)
+    _send(client, child, {"task": task, "method": method}, {}, [(_metric_name(score), score["value"], 0) for score in scores], [file])
+
+
 def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, experiment: str) -> None:
     """One child: its recipe and setting, scores per language, validation curve, predictions, and its weights where they are small."""
-    child = _find(client, experiment, {TRIAL_TAG: trial["name"], "mlflow.parentRunId": parent})
-    if child is None:
-        tags = {TRIAL_TAG: trial["name"], "mlflow.parentRunId": parent}
-        begun = (run.path / "trials" / trial["name"] / "trial.json").stat().st_mtime - trial["seconds"]
-        child = client.create_run(experiment, start_time=int(begun * 1000), run_name=trial["name"], tags=tags)
+    begun = (run.path / "trials" / trial["name"] / "trial.json").stat().st_mtime - trial["seconds"]
+    child = _child(client, trial["name"], begun, parent, experiment)
     params = {name: trial[name] for name in ("task", "method", "tunable", "seed", "train_size", "learning_rate", "step", "steps", "kept_step_0")}
     params |= {f"recipe.{name}": value for name, value in trial["recipe"].items()}
     params["model"] = run.models[trial["tunable"] + ("" if trial["recipe"]["instruction_tuned"] else ".pretrained")]["name"]
@@ -198,8 +215,8 @@ def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, expe
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_dir() and sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < LARGEST_CHECKPOINT:
         files.append(checkpoint)
-    _send_rows(client, run, [trial["task"]], child.info.run_id)
-    _send(client, child.info.run_id, params, {}, metrics, files)
+    _send_rows(client, run, [trial["task"]], child)
+    _send(client, child, params, {}, metrics, files)
 
 
 def _register_best(client: MlflowClient, run: Run, parent: str, experiment: str) -> None:
@@ -238,8 +255,8 @@ def _registered_model(client: MlflowClient, run: Run, task: str) -> str:
     raise RuntimeError(f"registered models {plain} belong to other runs")
 
 
-def _metric_name(score: Values, prefix: tuple[str, ...] = ()) -> str:
-    return "/".join(map(_accepted, (*prefix, score["split"], score["metric"], score["language"])))
+def _metric_name(score: Values) -> str:
+    return "/".join(map(_accepted, (score["split"], score["metric"], score["language"])))
 
 
 def _accepted(part: str) -> str:

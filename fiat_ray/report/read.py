@@ -65,7 +65,10 @@ class Run:
 
     def untuned_predictions(self, task: str, method: str) -> list[dict[str, Any]]:
         """Test predictions of a method that tunes nothing: schema.PREDICTIONS."""
-        return _rows(self.path / "untuned" / f"{task}-{method}.parquet")
+        return _rows(self.untuned_file(task, method))
+
+    def untuned_file(self, task: str, method: str) -> Path:
+        return self.path / "untuned" / f"{task}-{method}.parquet"
 
     def rows(self, task: str) -> list[dict[str, Any]]:
         """All rows of a task as rendered: schema.ROWS."""
