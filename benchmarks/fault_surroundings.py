@@ -148,7 +148,7 @@ class MlflowServer:
         self._process.wait()
 
     def runs(self) -> int:
-        """How many it holds, see ``tracked``."""
+        """How many it holds, see ``expected_runs``."""
         with create_engine(self._database).connect() as database:
             return int(database.execute(text("select count(*) from runs")).scalar_one())
 
@@ -156,7 +156,7 @@ class MlflowServer:
         return [Fault("MLflow dies", "report", self.die), Fault("MLflow is slow", "report", self.slow)]
 
 
-def tracked(run: Path) -> int:
+def expected_runs(run: Path) -> int:
     """How many runs MLflow should hold of a run directory: one for the campaign, one for each trial and each method that tunes nothing."""
     return 1 + len([*run.glob("trials/*"), *run.glob("untuned/*.parquet")])
 

@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks.fault_kinds import Fault, faults, kill_driver, kill_worker, moment, small_disk
 from benchmarks.fault_run import STAGES, Ended, Run, seconds
-from benchmarks.fault_surroundings import TROUBLES, MlflowServer, Postgres, node_faults, tracked, trouble
+from benchmarks.fault_surroundings import TROUBLES, MlflowServer, Postgres, expected_runs, node_faults, trouble
 from tests import chat_server, tiny_model
 
 SCRIPT = """
@@ -164,7 +164,7 @@ def tracked(bench: Bench, folder: Path, chance: random.Random) -> Iterator[Struc
         running.callback(server.stop)
         restarted = [Fault("PostgreSQL restarted", "report", database.restart)] if database else []
         yield from bench.chain(Path(place), [*server.faults(), *restarted], chance, [f"tracking_uri={server.uri}"])
-        assert server.runs() == tracked(bench.undisturbed.out), "MLflow holds something twice, or not at all"
+        assert server.runs() == expected_runs(bench.undisturbed.out), "MLflow holds something twice, or not at all"
 
 
 def endpoint(folder: Path, chance: random.Random) -> Iterator[Struck]:

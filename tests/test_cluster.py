@@ -22,7 +22,7 @@ from ports import free_port
 from test_break import write_config
 
 from benchmarks.fault_kinds import command_line
-from benchmarks.fault_surroundings import MlflowServer, Postgres, tracked
+from benchmarks.fault_surroundings import MlflowServer, Postgres, expected_runs
 from fiat_ray import cluster
 from fiat_ray.errors import UserError
 from fiat_ray.where import Where
@@ -285,7 +285,7 @@ def test_the_demo_on_two_nodes_tracked_in_postgresql(head: dict[str, str], tmp_p
         done = submit(head, "demo", "--out", str(shared / "demo"), f"tracking_uri={server.uri}", seconds=1100)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         assert "FIAT" in done.stdout
-        assert server.runs() == tracked(shared / "demo")
+        assert server.runs() == expected_runs(shared / "demo")
 
 
 def wait_for_nodes(environment: dict[str, str], count: int) -> None:
