@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -258,20 +258,37 @@ def _exemplar(task: Task, place: Place, raw: dict[str, Any]) -> Exemplar:
 def _with_drafted_exemplars(task: Task, seed: int) -> Task:
     """Some train rows as exemplars, as different in label (or language) as can be; they and their like leave train.
 
-    They belong to no language, so every row is shown all of them.
+    They belong to no language, so every row is shown all of them. Train keeps rows of every label and language, unless none could be drawn then.
     """
     distinct = {row.example: row for row in sorted(task.split("train"), key=lambda row: row.id)}  # the order of rows decides nothing
     strata: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(distinct.values(), key=lambda r: digest(str(seed), "exemplar", r.example)):
         strata[row.targets[0] if task.labels else row.language].append(row)
-    in_turn = chain.from_iterable(zip_longest(*(rows for _, rows in sorted(strata.items()))))
-    drawn = ((row, _draft(task, row)) for row in in_turn if row is not None)
+    in_turn = [row for row in chain.from_iterable(zip_longest(*(rows for _, rows in sorted(strata.items())))) if row is not None]
+    most = min(DRAFTED_EXEMPLARS, len(distinct) // 2)
+    drafted = _drafted(task, in_turn, most, _kinds(task))
+    return drafted if drafted.exemplars else _drafted(task, in_turn, most, set())
+
+
+def _drafted(task: Task, rows: Iterable[Row], most: int, kept: set[tuple[str, str]]) -> Task:
+    """``kept``: what of train's ``_kinds`` may not be lost."""
     elsewhere = [row for row in task.rows if row.split != "train"]
-    usable = ((row, exemplar) for row, exemplar in drawn if not any(shows(task, exemplar, other) for other in elsewhere))
-    chosen = list(islice(usable, min(DRAFTED_EXEMPLARS, len(distinct) // 2)))
-    gone, exemplars = {row.example for row, _ in chosen}, tuple(exemplar for _, exemplar in chosen)
-    kept = tuple(row for row in task.rows if row.example not in gone and not any(shows(task, exemplar, row) for exemplar in exemplars))
-    return replace(task, rows=kept, exemplars=exemplars)
+    for row in rows:
+        if len(task.exemplars) == most:
+            break
+        exemplar = _draft(task, row)
+        if any(shows(task, exemplar, other) for other in elsewhere):
+            continue
+        others = tuple(other for other in task.rows if other.example != row.example and not shows(task, exemplar, other))
+        less = replace(task, rows=others, exemplars=(*task.exemplars, exemplar))
+        task = less if kept <= _kinds(less) else task
+    return task
+
+
+def _kinds(task: Task) -> set[tuple[str, str]]:
+    """Languages and labels that train has rows of."""
+    train = task.split("train")
+    return {("language", row.language) for row in train} | {("label", row.targets[0]) for row in train if task.labels}
 
 
 def _draft(task: Task, row: Row) -> Exemplar:

@@ -160,6 +160,25 @@ def test_no_test_row_is_lost_to_an_exemplar_that_shows_it() -> None:
     assert len(drafted.split("test")) == 6 and drafted.exemplars
 
 
+def test_no_label_or_language_loses_its_last_train_row_to_an_exemplar() -> None:
+    """A label and a language with one train row each, or with two in a turn that would take both; and rows that have no other like them."""
+    splits = ["train"] * 16 + ["validation"] * 4 + ["test"] * 4
+    rows = [row | {"lang": "fi", "split": split} for row, split in zip(films(), splits, strict=True)]
+    for rare in (1, 2):
+        own = [row | ({"label": "maybe"} if n < rare else {"lang": "sw"} if n < 2 * rare else {}) for n, row in enumerate(rows)]
+        drafted = Task.from_rows(own, target="label", labels=["maybe", "no", "yes"], language="lang")
+        train = drafted.split("train")
+        assert {row.targets[0] for row in train} == {"maybe", "no", "yes"} and {row.language for row in train} == {"fi", "sw"}
+        assert len(drafted.exemplars) == 4 and len(train) == 12
+    translated = [row | {"lang": "sw", "text": f"In another language: {row['text']}", "film": 0} for row in rows[:1]]
+    own = [row | {"film": n} for n, row in enumerate(rows)] + translated  # whose original would take it along
+    for seed in range(8):
+        grouped = Task.from_rows(own, target="label", labels=["no", "yes"], language="lang", group="film", seed=seed)
+        assert "sw" in {row.language for row in grouped.split("train")} and len(grouped.exemplars) == 4
+    alone = [row | {"lang": f"x{n}"} for n, row in enumerate(questions(12))]
+    assert task([row | {"split": ("train", "train", "validation", "test")[n % 4]} for n, row in enumerate(alone)]).exemplars
+
+
 def test_given_exemplars() -> None:
     one = {"question": "Which land is Oulu in?", "context": "Oulu lies in Finland.", "rationale": "It says so.", "answer": "Finland", "lang": "fi"}
     given = task(exemplars=[one, one | {"lang": "sw"}])
