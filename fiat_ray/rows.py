@@ -24,6 +24,9 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 MOST_NESTED = 100
 """How deep a JSON value may be nested: what Python reads it may yet fail to write, deeper down its own stack."""
 
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""Of CSV files, with their names."""
+
 READ_AT_ONCE = 1024
 """Rows of a Parquet file that are Python objects at one time."""
 
@@ -223,16 +226,29 @@ def _depth(value: Any) -> int:
 
 def _csv_rows(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # 128 KiB by default, which a passage may exceed
-    lines = csv.DictReader(io.StringIO(utf8(name, content), newline=""), strict=True)
+    file = io.StringIO(utf8(name, content), newline="")
+    delimiter = _delimiter(file)
+    lines = csv.DictReader(file, delimiter=delimiter, strict=True)
     try:
         header = list(lines.fieldnames or [])
         _check_columns(name, header)
         for number, row in enumerate(lines, 1):
             if None in row or None in row.values():
-                raise UserError(f"{name}, row {number}: not as many columns as the header's {len(header)}; quote fields that hold commas")
+                advice = f"quote fields that hold {DELIMITERS[delimiter]}"
+                raise UserError(f"{name}, row {number}: not as many columns as the header's {len(header)}; {advice}")
             yield row
     except csv.Error as error:
         raise UserError(f"{name}, line {lines.line_num + 1}: not CSV ({error})") from None
+
+
+def _delimiter(file: IO[str]) -> str:
+    """A comma, unless it makes one column of the header, and a semicolon or a tab several: many a spreadsheet writes those."""
+    columns = {}
+    for delimiter in DELIMITERS:
+        file.seek(0)
+        columns[delimiter] = len(next(csv.reader(file, delimiter=delimiter), []))
+    file.seek(0)
+    return next((delimiter for delimiter, number in columns.items() if number > 1), ",")
 
 
 def _check_columns(name: str, header: list[str]) -> None:

@@ -109,6 +109,26 @@ def test_csv_lines_have_the_headers_columns(line: str) -> None:
         list(parse_rows("a.csv", b"a,a\n1,2\n"))
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_the_header_says_what_separates_the_columns_of_a_csv_file(delimiter: str) -> None:
+    def found(*lines: tuple[str, ...]) -> list[dict[str, Any]]:
+        return [row for _, row in parse_rows("a.csv", "\r\n".join(delimiter.join(line) for line in lines).encode("utf-8-sig"))]
+
+    row = {"text": f'Yes, no; or\tboth{delimiter} "maybe"\nnot.', "label": "a,b"}
+    quoted = tuple(f'"{value.replace(chr(34), chr(34) * 2)}"' for value in row.values())
+    assert found(("text", "label"), quoted) == found(('"text"', '"label"'), quoted) == [row]
+    assert found(('"text, or what is said"', "label"), ("x", "y")) == [{"text, or what is said": "x", "label": "y"}]
+    with pytest.raises(UserError, match=f"row 1: not as many columns as the header's 2; quote fields that hold {rows.DELIMITERS[delimiter]}"):
+        found(("text", "label"), ("one", "two", "three"))
+
+
+@pytest.mark.parametrize("header", ['"a;b"', '"a\tb"', '"a;b",c', "a;b,c", "a\tb,c", "a", "a,b"])
+def test_what_a_header_quotes_or_has_beside_commas_separates_nothing(header: str) -> None:
+    values = ["1;2\t3"] + ["4"] * header.count(",")
+    (row,) = (row for _, row in parse_rows("a.csv", f"{header}\n{','.join(values)}\n".encode()))
+    assert list(row) == header.replace('"', "").split(",") and list(row.values()) == values
+
+
 def test_parquet_columns_of_one_name_are_named() -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table([["x"], ["y"]], names=["a", "a"]), buffer)
