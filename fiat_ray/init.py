@@ -141,11 +141,9 @@ def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: 
             raise UserError(f"--positive {positive}: '{target}' is free text; give all labels with --labels")
         return None
     labels = list(given) if given is not None else sorted({_label(raw, target, place) for place, raw in placed})
-    check_labels(labels, file)
-    if "" in labels or len(set(labels)) < len(labels):
-        raise UserError(f"--labels {','.join(labels)}: one is empty or stands there twice")
     if not 2 <= len(labels) <= MOST_LABELS:
         raise UserError(f"{file}: '{target}' has {len(labels)} different values; labels are 2 to {MOST_LABELS}, free text has another name (answer)")
+    check_labels(labels, file)
     if positive is not None and positive not in labels:
         raise UserError(f"--positive {positive}: is none of the labels {', '.join(labels)}")
     return labels

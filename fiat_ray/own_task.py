@@ -14,12 +14,14 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fiat_ray.errors import UserError
 from fiat_ray.leakage import shows, without_overlap
 from fiat_ray.metrics import check_metric
 from fiat_ray.rows import Place, placed_rows, text_field
 from fiat_ray.task import Exemplar, Row, Task, check_splits, digest, joined, make_rows, template_fields
-from fiat_ray.task_folder import check_fields, exemplar_language, group_fields, task_name, with_positive_last
+from fiat_ray.task_folder import check_fields, check_labels, exemplar_language, group_fields, task_name, with_positive_last
 
 FEWEST = 12
 """Fewer rows leave nothing to tune on once validation, test and exemplars are taken."""
@@ -45,8 +47,8 @@ def from_rows(
     language: str | None = None,
     input: str | None = None,
     cut: str | None = None,
-    labels: Sequence[str] | None = None,
-    positive: str | None = None,
+    labels: Sequence[str | int] | None = None,
+    positive: str | int | None = None,
     metric: str | None = None,
     group: str | Sequence[str] | None = None,
     i_beta: str | None = None,
@@ -75,13 +77,11 @@ def from_rows(
     split = split or ("split" if any("split" in raw for _, raw in placed) else None)
     placed = tidied(placed, target, split)
     _check(placed, name, validation_share, test_share)
-    metric = metric or ("accuracy" if labels else "f1")
-    check_metric(metric, labels or (), positive, name)
-    labels = with_positive_last(labels, positive) if labels and positive else labels
+    classes, metric = _scored(labels, positive, metric, name)
     template = input if input is not None else _template(placed, {target, language, split})
     cut = cut if cut is not None else _longest(template_fields(template), placed)
-    i_beta, i_tau = (i_beta or _i_beta(template, labels)).strip(), (i_tau or _i_tau(labels)).strip()
-    task = Task(name, template, cut, metric, tuple(labels or ()), i_beta, i_tau, (), (), target, language, built_in=False)
+    i_beta, i_tau = (i_beta or _i_beta(template, classes)).strip(), (i_tau or _i_tau(classes)).strip()
+    task = Task(name, template, cut, metric, classes, i_beta, i_tau, (), (), target, language, built_in=False)
     _check_definition(task)
     same = row_keys(placed, template, cut, group, split)
     task = replace(task, rows=tuple(_rows(task, placed, split, same, seed, (validation_share, test_share))))
@@ -96,8 +96,8 @@ def from_rows(
 def drafts(task: Task) -> list[str]:
     """Files of a task folder that hold what was drafted here, and not what somebody wrote."""
     found = {
-        "i_beta.txt": task.i_beta == _i_beta(task.input, task.labels or None),
-        "i_tau.txt": task.i_tau == _i_tau(task.labels or None),
+        "i_beta.txt": task.i_beta == _i_beta(task.input, task.labels),
+        "i_tau.txt": task.i_tau == _i_tau(task.labels),
         "exemplars.jsonl": any(exemplar.rationale == _drafted_rationale(task, exemplar.fields, exemplar.target) for exemplar in task.exemplars),
     }
     return [name for name, drafted in found.items() if drafted]
@@ -110,10 +110,26 @@ def tidied(placed: Placed, target: str, split: str | None) -> Placed:
 
 def _tidy(raw: dict[str, Any], target: str, split: str | None) -> dict[str, Any]:
     tidy = {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in raw.items()}
-    tidy |= {name: json.dumps(raw[name]) for name in (target, "target") if isinstance(raw.get(name), (bool, int))}
+    tidy |= {name: _label(tidy[name]) for name in (target, "target") if name in tidy}
     if split is not None and isinstance(raw.get(split), str):
         tidy[split] = SPLIT_NAMES.get(raw[split], raw[split])
     return tidy
+
+
+def _label(value: Any) -> Any:
+    """A number, or true or false, as text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return json.dumps(value) if isinstance(value, (bool, int)) else value
+
+
+def _scored(labels: Iterable[Any] | None, positive: Any, metric: str | None, name: str) -> tuple[tuple[str, ...], str]:
+    """Labels as rows have them, the positive one last, and the metric."""
+    classes, positive = [_label(label) for label in (labels if labels is not None else ())], _label(positive)
+    if labels is not None:
+        check_labels(classes, name)
+    metric = metric or ("accuracy" if classes else "f1")
+    check_metric(metric, classes, positive, name)
+    return tuple(with_positive_last(classes, positive) if positive is not None else classes), metric
 
 
 def _check(placed: Placed, name: str, validation_share: float, test_share: float) -> None:
@@ -222,7 +238,7 @@ def _shared_out(rows: Sequence[Row], by_label: bool, seed: int, shares: Mapping[
 # Instructions
 
 
-def _i_beta(template: str, labels: Sequence[str] | None) -> str:
+def _i_beta(template: str, labels: Sequence[str]) -> str:
     *others, last = template_fields(template)
     given = f"{', '.join(others)} and {last}" if others else last
     what = f"exactly one of these labels: {', '.join(labels)}" if labels else "the answer, as short as possible"
@@ -233,7 +249,7 @@ def _i_beta(template: str, labels: Sequence[str] | None) -> str:
     )
 
 
-def _i_tau(labels: Sequence[str] | None) -> str:
+def _i_tau(labels: Sequence[str]) -> str:
     if labels:
         return f"Reply with exactly one of these labels, and give no explanation: {', '.join(labels)}."
     return "Reply with the answer alone, as short as possible, and give no explanation."

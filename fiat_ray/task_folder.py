@@ -121,9 +121,8 @@ def read_task_yaml(path: Path) -> dict[str, Any]:
         parts = [spec[key]] if isinstance(spec.get(key), str) and key != "labels" else spec.get(key, ["", "-"])
         if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
             raise UserError(f"{path}: {key}: must be a list of texts, not {spec[key]!r}; write words such as no and yes in quotes")
-    if "labels" in spec and (len(set(spec["labels"])) < 2 or len(set(spec["labels"])) < len(spec["labels"]) or not all(spec["labels"])):
-        raise UserError(f"{path}: labels: must be two or more different texts, not {spec['labels']!r}")
-    check_labels(spec.get("labels", []), path)
+    if "labels" in spec:
+        check_labels(spec["labels"], path)
     spec.setdefault("metric", "accuracy" if "labels" in spec else "f1")
     check_metric(spec["metric"], spec.get("labels", ()), spec.get("positive"), path)
     if "positive" in spec:
@@ -136,7 +135,9 @@ def with_positive_last(labels: Sequence[str], positive: str) -> list[str]:
 
 
 def check_labels(labels: Sequence[str], origin: str | Path) -> None:
-    """Raise ``UserError`` for a label that no answer, which is one line, can be."""
+    """Raise ``UserError`` for labels that are no choice, and for one that no answer, which is one line, can be."""
+    if not all(isinstance(label, str) and label for label in labels) or not 2 <= len(set(labels)) == len(labels):
+        raise UserError(f"{origin}: labels: must be two or more different texts, not {list(labels)!r}")
     if odd := [label for label in labels if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", label) or label != label.strip()]:
         raise UserError(f"{origin}: labels: {odd[0]!r} holds a line break, a control character or white space at an end; rename it")
 

@@ -266,8 +266,8 @@ def test_halves_of_characters_and_worked_examples_with_numbers(tmp_path: Path) -
     ("rows", "options", "said"),
     [
         ([], [], "rows.jsonl: holds no rows"),
-        (topics(), ["--labels", "sport,sport,trade"], "one is empty or stands there twice"),
-        (topics(), ["--labels", "sport,trade,"], "one is empty or stands there twice"),
+        (topics(), ["--labels", "sport,sport,trade"], "labels: must be two or more different texts, not ['sport', 'sport', 'trade']"),
+        (topics(), ["--labels", "sport,trade,"], "labels: must be two or more different texts, not ['sport', 'trade', '']"),
         ([*topics(20), {"text": "x", "label": "a\nb"}], [], r"'a\nb' holds a line break"),
         ([*topics(20), {"text": "x", "label": 1.5}], [], "rows.jsonl, row 21: field 'label' must be text, not float"),
         ([topics(1)[0], *[row | {"split": "train"} for row in topics(20)]], [], "rows.jsonl, row 1: no field 'split'"),

@@ -95,7 +95,7 @@ def test_labels_make_a_classification() -> None:
 
 
 def test_labels_that_are_numbers_or_classes_are_taken_in_every_form_of_rows() -> None:
-    def made(form: Any, *labels: str, **definition: Any) -> Task:
+    def made(form: Any, *labels: Any, **definition: Any) -> Task:
         return Task.from_rows(form, target="label", labels=labels, **definition)
 
     numbers = [row | {"label": n % 2} for n, row in enumerate(films())]
@@ -103,6 +103,8 @@ def test_labels_that_are_numbers_or_classes_are_taken_in_every_form_of_rows() ->
     assert all(made(form, "0", "1") == expected for form in (numbers, pd.DataFrame(numbers), Dataset(numbers)))
     truths = [row | {"label": n % 2 == 1} for n, row in enumerate(films())]
     assert {row.targets for row in made(pd.DataFrame(truths), "false", "true").rows} == {("false",), ("true",)}
+    assert made(numbers, 1, 0, positive=1) == made(pd.DataFrame(numbers), *pd.DataFrame(numbers)["label"].unique(), positive=1) == expected
+    assert made(truths, False, True, positive=False).labels == ("true", "false")
     features = {"text": SimpleNamespace(dtype="string"), "label": SimpleNamespace(names=["no", "yes"])}
     assert made(Dataset(numbers, **features), "no", "yes") == made(films(), "no", "yes")
     with pytest.raises(UserError, match="row 25: field 'label' must be text, not NoneType"):
@@ -287,6 +289,9 @@ def test_the_split_follows_the_seed_and_not_the_order_of_rows() -> None:
     assert len(task(test_share=0.5).split("test")) == 15
 
 
+NO_CHOICE: tuple[list[Any], ...] = ([], ["yes"], ["no", "yes", "no"], ["no", "yes", ""], ["no", 0.5], [["no"], ["yes"]])
+
+
 @pytest.mark.parametrize(
     ("rows", "definition", "said"),
     [
@@ -302,6 +307,9 @@ def test_the_split_follows_the_seed_and_not_the_order_of_rows() -> None:
         (questions(), {"input": "{question} {answer}"}, "holds the target field 'answer'"),
         (questions(), {"labels": ["no", "yes"]}, "row 1: field 'answer' is 'Land 0', none of the labels no, yes"),
         (questions(), {"metric": "accuracy"}, "accuracy goes with labels"),
+        *((films(), {"target": "label", "labels": labels}, "own_task: labels: must be two or more different texts") for labels in NO_CHOICE),
+        (films(), {"target": "label", "labels": ["no", "yes "]}, "own_task: labels: 'yes ' holds a line break"),
+        (films(), {"target": "label", "labels": ["no", "yes"], "positive": 1}, "own_task: positive: '1' is none of the labels no, yes"),
         (questions(), {"metric": "bleu"}, "own_task: metric 'bleu' is none of"),
         (questions(), {"name": "a/b"}, "name 'a/b'"),
         (questions(), {"test_share": 0.9}, "leave something to train on"),
