@@ -107,6 +107,8 @@ def _init(parsed: argparse.Namespace) -> None:
         print(f"common passages: {started.common:,}, each of more than {MOST_OF_ROWS:.0%} of all rows; their rows may stand in several splits")
     if started.takes:
         print(f"config.yaml: {started.takes}")
+    if started.warning:
+        print(f"config.yaml: {started.warning}")
     if not task.exemplars:
         print("exemplars.jsonl is empty: no train row could become a worked example, write some")
     if started.drafted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from fiat_ray.rows import Place, jsonl, text_field
 from fiat_ray.run_folder import make, new_place
 from fiat_ray.task import SPLITS, Task, count_by_language, template_fields
 from fiat_ray.task_folder import BUILT_IN, check_labels, definition_files, task_name
+from fiat_ray.text import size_of
 
 Hardware = Literal["cpu", "gpu24", "gpu80", "api"]
 
@@ -54,6 +56,8 @@ class Started:
     """Rows a language and split that a CPU has time for; empty where all are used."""
     takes: str
     """What those rows take by their plan, in words; empty of other hardware, whose speed nobody has stated yet."""
+    warning: str
+    """Why the config may not run on this machine; empty where nothing says so."""
     drafted: list[str]
     """Files that nobody has written yet who knows the task."""
 
@@ -110,13 +114,13 @@ def init(
     )
     same = row_keys(placed, task.input, task.cut, group, split)
     common = 0 if group or split or task.cut is None else len(common_passages(placed, task.cut))
-    chosen = hardware or _hardware()
+    chosen, models, warning = _chosen(hardware)
     limit, takes = _limit(task) if chosen == "cpu" else ({}, "")
     texts = definition_files({}, task, {"group": template_fields(task.input)} | same)
-    texts["config.yaml"] = _config(task.name, chosen, limit, takes, source if source.startswith(HUB) else "")
+    texts["config.yaml"] = _config(task.name, chosen, models, limit, takes, source if source.startswith(HUB) else "")
     make(folder.parent, "a task")
     artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
-    return Started(folder, task, source, same, common, limit, takes, drafts(task))
+    return Started(folder, task, source, same, common, limit, takes, warning, drafts(task))
 
 
 # What the fields are
@@ -159,12 +163,34 @@ def _label(raw: dict[str, Any], target: str, place: Place) -> str:
 # What the hardware can do
 
 
-def _hardware() -> Hardware:
+FP8 = (8, 9)
+"""Compute capability of the first GPUs that compute in it."""
+LARGE, SMALL = 60 << 30, 20 * 10**9
+"""Bytes of a GPU from which on it has room for the models of ``gpu80``, and below which it may have none for those of ``gpu24``."""
+
+
+def _chosen(hardware: Hardware | None) -> tuple[Hardware, str, str]:
+    """``hardware``, or what this machine has; its models; and why they may not run here."""
+    memory, capability = _gpu() if hardware in (None, "gpu80") else (0, FP8)
+    chosen: Hardware = hardware or ("gpu80" if memory >= LARGE else "gpu24" if memory else "cpu")
+    models, warning = MODELS[chosen], ""
+    if chosen == "gpu80" and memory >= LARGE and capability < FP8:
+        models = models.replace("-FP8", "")  # its twin in bf16, which has room there
+    if chosen == "gpu24" and 0 < memory < SMALL:
+        warning = f"the models are for a GPU of 24 GB, and may not fit into this one's {size_of(memory)}; plan says what they take at least"
+    if chosen == "cpu" and any(not found.version.endswith("+cpu") for found in importlib.metadata.distributions(name="vllm")):
+        warning = "where.gpus: 0 does not run here, where vLLM is its build for GPUs; it does where `make setup` found no GPU"
+    return chosen, models, warning
+
+
+def _gpu() -> tuple[int, tuple[int, int]]:
+    """Bytes and compute capability of this machine's first GPU; no bytes where there is none."""
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu"
-    return "gpu80" if torch.cuda.get_device_properties(0).total_memory >= 60 << 30 else "gpu24"
+        return 0, FP8
+    found = torch.cuda.get_device_properties(0)
+    return found.total_memory, (found.major, found.minor)
 
 
 MODELS: dict[Hardware, str] = {
@@ -250,11 +276,11 @@ def _write(folder: Path, texts: Mapping[str, str], task: Task, raws: Mapping[str
         (folder / name).write_text(text, "utf-8", errors="replace")
 
 
-def _config(name: str, hardware: Hardware, limit: Mapping[str, int], takes: str, source: str) -> str:
+def _config(name: str, hardware: Hardware, models: str, limit: Mapping[str, int], takes: str, source: str) -> str:
     head = f"# fiat-ray plan {name}/config.yaml tells what it takes; fiat-ray run {name}/config.yaml --out runs/{name} carries it out.\n"
     said = f"# Rows: {takes}.\n" if takes else ""
     drawn = f"limit: {{{', '.join(f'{split}: {rows}' for split, rows in limit.items())}}}\n" if limit else ""
     told = [f"Rows: {source}."] if source else []
     told += [TOY] if hardware == "cpu" else []
     notes = f"notes: {json.dumps(told)}\n" if told else ""
-    return f"{head}task: .\n{notes}{said}{drawn}{MODELS[hardware]}{METHODS}"
+    return f"{head}task: .\n{notes}{said}{drawn}{models}{METHODS}"

