@@ -100,6 +100,8 @@ def _init(parsed: argparse.Namespace) -> None:
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {count(len(task.languages), 'language')}")
     print(f"from: {started.source}\ninput: {task.input}")
+    if started.unlabelled:
+        print(f"left out: {', '.join(f'{rows:,} rows of {split}' for split, rows in started.unlabelled.items())}, none of which has a {task.target}")
     if started.same:
         kept = " stay in one split, and" if started.common or "example" not in started.same else ""
         print(f"group: rows with the same {' and '.join(started.same['group'])}{kept} count as one where intervals are drawn")

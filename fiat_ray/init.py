@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -48,6 +49,8 @@ class Started:
     task: Task
     source: str
     """Where its rows are from; of a data set on the hub with the commit, which stands in the config too."""
+    unlabelled: dict[str, int]
+    """Splits that are left out because no row of theirs has a target, and their rows."""
     same: dict[str, list[str]]
     """See ``own_task.row_keys``; empty where only rows with the same input have something to do with each other."""
     common: int
@@ -94,7 +97,7 @@ def init(
     target = _field(target, TARGETS, fields, train, "--target")
     language = language if language is not None else next(iter(_known(LANGUAGES, fields)), None)
     split = next(iter(_known(("split",), fields)), None)
-    placed = tidied(placed, target, split)
+    placed, unlabelled = _labelled(tidied(placed, target, split), target, split)
     labels = _labels(placed, target, labels, positive, train)
     known = [field for field in _known(INPUTS, fields) if field not in (target, language)]
     template = input if input is not None else " ".join(f"{field}: {{{field}}}" for field in known) or None
@@ -120,7 +123,7 @@ def init(
     texts["config.yaml"] = _config(task.name, chosen, models, limit, takes, source if source.startswith(HUB) else "")
     make(folder.parent, "a task")
     artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
-    return Started(folder, task, source, same, common, limit, takes, warning, drafts(task))
+    return Started(folder, task, source, unlabelled, same, common, limit, takes, warning, drafts(task))
 
 
 # What the fields are
@@ -136,6 +139,17 @@ def _field(given: str | None, names: Sequence[str], fields: Sequence[str], file:
     if not found or found[0] not in fields:
         raise UserError(f"{file}: no field {given or ', '.join(names)}; its fields are {', '.join(fields)}: say which with {option}")
     return found[0]
+
+
+def _labelled(placed: Placed, target: str, split: str | None) -> tuple[Placed, dict[str, int]]:
+    """Rows less those of splits, but train, in which none has a target: answers that somebody keeps to themselves. And how many those are."""
+
+    def name(raw: dict[str, Any]) -> str:
+        return str((raw.get(split) if split else None) or "no split")
+
+    labelled = {"train", *(name(raw) for _, raw in placed if raw.get(target) not in (None, "", []))}
+    kept = [(place, raw) for place, raw in placed if name(raw) in labelled]
+    return (kept, dict(Counter(name(raw) for _, raw in placed if name(raw) not in labelled))) if kept else (placed, {})
 
 
 def _labels(placed: Placed, target: str, given: Sequence[str] | None, positive: str | None, file: str | Path) -> list[str] | None:

@@ -22,7 +22,9 @@ from hub_server import COMMIT
 from test_cli import refused
 
 from fiat_ray import Task, UserError, config
+from fiat_ray.cli import main
 from fiat_ray.hub import HubName, folder_rows, hub_rows, split_of
+from fiat_ray.task import SPLITS
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -53,6 +55,12 @@ DATA_SETS = {
         "csv/train.csv": b"text,label\nthe same rows once more,1\n",
     },
     "somebody/many": {"en/train.jsonl": lines(reviews(0, 20)), "fi/train.jsonl": lines(reviews(20, 16)), "fi/test.jsonl": lines(reviews(90, 4))},
+    "somebody/hidden": {
+        "train.parquet": parquet(reviews(0, 30)),
+        "validation.parquet": parquet(reviews(40, 8)),
+        "test.parquet": parquet([row | {"label": -1} for row in reviews(60, 9)]),
+        "unsupervised.parquet": parquet([row | {"label": -1} for row in reviews(80, 50)]),
+    },
     "somebody/pictures": {"a.png": b"", "train/b.png": b""},
 }
 
@@ -92,6 +100,33 @@ def test_one_of_several_data_sets(hub: None) -> None:
     assert Counter(row["split"] for _, row in rows) == {"train": 16, "test": 4}
     assert rows[0][0] == "hf:somebody/many/fi/test.jsonl, row 1"
     assert len(Task.from_rows("hf:somebody/reviews", target="label", labels=["bad", "good"]).split("validation")) == 12
+
+
+def test_splits_whose_answers_nobody_tells_are_left_out(hub: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "mine"), "--train", "hf:somebody/hidden", "--hardware", "gpu24"]) == 0
+    assert "left out: 9 rows of test, 50 rows of no split, none of which has a label\n" in capsys.readouterr().out
+    task = Task.load(tmp_path / "mine")
+    assert task.labels == ("bad", "good") and len(task.split("validation")) == 8
+    assert len(task.split("train")) + len(task.split("test")) + len(task.exemplars) == 30 and len(task.split("test")) == 6
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ({"test": [0]}, "test.jsonl, row 1: field 'label'"),
+        ({"train": range(20)}, "train.jsonl, row 1:"),
+        ({"validation": [4]}, "validation.jsonl, row 5"),
+    ],
+)
+def test_rows_without_an_answer_among_others_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lacking: dict[str, Any], said: str
+) -> None:
+    for start, split in enumerate(SPLITS):
+        rows = [{"text": row["text"], "label": None if n in lacking.get(split, ()) else str(n % 2)} for n, row in enumerate(reviews(20 * start, 20))]
+        path = tmp_path / "rows" / f"{split}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(lines(rows))
+    assert said in refused(capsys, "init", str(tmp_path / "mine"), "--train", str(tmp_path / "rows"), "--hardware", "gpu24")
 
 
 @pytest.mark.parametrize(
