@@ -100,7 +100,9 @@ def _of_config(source: str, names: Sequence[str], config: str) -> list[str]:
         return found
     folders = sorted({name.split("/")[0] for name in names if "/" in name and split_of(f"{name.split('/')[0]}.") is None} - {"data"})
     if len(folders) > 1:
-        raise UserError(f"{source}: holds several data sets ({', '.join(folders[:10])}); name one: {source.rstrip('/')}/{folders[0]}")
+        path, at, revision = source.partition("@") if source.startswith(HUB) else (source, "", "")
+        one = f"{path.rstrip('/')}/{folders[0]}{at}{revision}"
+        raise UserError(f"{source}: holds several data sets ({', '.join(folders[:10])}); name one: {one}")
     return list(names)
 
 

@@ -98,7 +98,7 @@ def test_one_of_several_data_sets(hub: None) -> None:
     rows, source = hub_rows("hf:somebody/many/fi")
     assert source == f"hf:somebody/many/fi@{COMMIT}"
     assert Counter(row["split"] for _, row in rows) == {"train": 16, "test": 4}
-    assert rows[0][0] == "hf:somebody/many/fi/test.jsonl, row 1"
+    assert rows[0][0] == "hf:somebody/many/fi/test.jsonl, row 1" and hub_rows("hf:somebody/many/fi@v1") == (rows, source)
     assert len(Task.from_rows("hf:somebody/reviews", target="label", labels=["bad", "good"]).split("validation")) == 12
 
 
@@ -132,7 +132,8 @@ def test_rows_without_an_answer_among_others_are_refused(
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("hf:somebody/many", r"hf:somebody/many: holds several data sets \(en, fi\); name one: hf:somebody/many/en"),
+        ("hf:somebody/many", r"hf:somebody/many: holds several data sets \(en, fi\); name one: hf:somebody/many/en$"),
+        ("hf:somebody/many@v1", r"hf:somebody/many@v1: holds several data sets \(en, fi\); name one: hf:somebody/many/en@v1$"),
         ("hf:somebody/many/sv", "hf:somebody/many/sv: has no folder sv with rows; its files are en/train.jsonl, fi/test.jsonl"),
         ("hf:somebody/pictures", "hf:somebody/pictures: holds no .parquet, .jsonl, .csv file"),
         ("hf:somebody/else", "hf:somebody/else: the hub did not give it .*; a file with its rows will do too"),
