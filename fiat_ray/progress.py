@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -11,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from fiat_ray.text import columns, within
+
 LOGGED_EVERY = 60.0
 """Seconds between two lines of a log."""
+UNKNOWN_COLUMNS = 80
+"""Of a terminal that does not say."""
 
 
 class Watched(Protocol):
@@ -50,8 +55,8 @@ class Console:
             self._last = now
             self._clear()
             line = self._said(text, stage, counts)
-            self._shown = line[:118] if self._terminal else ""
-            self._write(self._shown or f"{line}\n")
+            self._shown = within(line, _room()) if self._terminal else ""
+            self._write(self._shown if self._terminal else f"{line}\n")
 
     @contextmanager
     def watching(self, watched: Watched, stage: str) -> Iterator[None]:
@@ -75,13 +80,21 @@ class Console:
 
     def _clear(self) -> None:
         if self._shown:
-            self._write("\r" + " " * len(self._shown) + "\r")
+            self._write("\r" + " " * min(columns(self._shown), _room()) + "\r")
             self._shown = ""
 
     def _write(self, text: str) -> None:
         if not self._quiet:
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def _room() -> int:
+    """Columns of a line on the terminal as it is now, resized perhaps, less one: of a line that wraps, ``\\r`` takes back the last piece only."""
+    try:
+        return (os.get_terminal_size(sys.stderr.fileno()).columns or UNKNOWN_COLUMNS) - 1
+    except OSError:
+        return UNKNOWN_COLUMNS - 1
 
 
 def as_object(text: str, stage: str, **counts: float | str) -> str:

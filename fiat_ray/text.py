@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from textwrap import fill
+from unicodedata import east_asian_width
 
 WIDTH = 110
 """Columns of what commands print."""
@@ -29,3 +31,17 @@ def line(label: str, text: str) -> str:
 def visible(text: str) -> str:
     """One line of somebody's text with its control characters spelt out: a terminal would obey them."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def columns(text: str) -> int:
+    """Those that a terminal shows a line in: two for a wide character, such as a Chinese one."""
+    return sum(map(_columns, text))
+
+
+def within(text: str, most: int) -> str:
+    """The beginning of a line that ``most`` columns have room for."""
+    return text[: sum(end <= most for end in accumulate(map(_columns, text)))]
+
+
+def _columns(character: str) -> int:
+    return 2 if east_asian_width(character) in "WF" else 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -18,6 +22,7 @@ from fiat_ray.reason.requests import Request, Requests, write
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 from fiat_ray.reason.watch import Watch
+from fiat_ray.text import columns
 
 
 def row(key: int | str, status: str = "ok", error: str = "", **changed: int) -> dict[str, Any]:
@@ -162,3 +167,27 @@ def test_without_a_terminal_a_status_is_a_line_a_minute(capsys: pytest.CaptureFi
     monkeypatch.setattr(progress, "LOGGED_EVERY", 0.0)
     console.status("11/20 rows")
     assert capsys.readouterr().err.count("11/20 rows\n") == 1
+
+
+def test_a_status_fits_in_its_terminal_also_when_that_is_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.openpty()
+    line = "[0:00] reason: 河流: 640/4000 rows · 21.3 rows/s · tokens/s: 9,000 in, 700 out (88% cached) · ETA 2:37 · 3 truncated"
+
+    class Terminal(io.StringIO):
+        isatty, fileno = (lambda self: True), (lambda self: writer)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    console, before = progress.Console(), 0
+    for wide, filled in ((60, 59), (30, 29), (1, 0), (0, 79), (200, columns(line))):  # one that says 0 is taken for 80 wide
+        termios.tcsetwinsize(writer, (24, wide))
+        monkeypatch.setattr(console, "_last", 0.0)
+        monkeypatch.setattr(sys, "stderr", screen := Terminal())
+        console.status(line.removeprefix("[0:00] "))
+        cleared, _, shown = screen.getvalue().rpartition("\r")
+        assert line.startswith(shown) and filled - 1 <= columns(shown) <= filled
+        assert cleared.strip("\r") == " " * min(before, (wide or 80) - 1)
+        before = columns(shown)
+    console.line("done")
+    assert screen.getvalue().endswith(f"\r{' ' * before}\r[0:00] done\n")
+    os.close(reader)
+    os.close(writer)
