@@ -142,12 +142,7 @@ def _run(parsed: argparse.Namespace) -> None:
         print(f"\nNext:\n  {_tool()} ui")
         print(f"  {_tool()} infer {_shown(done.path)}{_trial_option(done)} --input rows.jsonl --output answers.jsonl")
         print(f"  xdg-open {_shown(done.path)}/report/index.html")
-    if outcome.stopped or outcome.broken_off or outcome.failed or outcome.engine_errors:
-        parts = [f"{outcome.stopped}; with a higher limit the same command goes on"] if outcome.stopped else []
-        parts += [*outcome.broken_off, *(f"trial {name}: {error.splitlines()[0]}" for name, error in outcome.failed.items())]
-        if outcome.engine_errors:
-            parts.append(f"{count(len(outcome.engine_errors), 'row')} without a rationale (engine_error): {', '.join(outcome.engine_errors[:10])}")
-        raise Unfinished(f"{done.path}: finished, but not all of it: " + "; ".join(parts))
+    outcome.check(done.folder)
 
 
 def _trial_option(run: Run) -> str:

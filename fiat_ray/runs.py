@@ -17,7 +17,7 @@ from fiat_ray import config as configs
 from fiat_ray.campaign import on_validation
 from fiat_ray.collect import collect
 from fiat_ray.config import Config
-from fiat_ray.errors import Unfinished, UserError
+from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared, check_models, describe, drawn, prepare
 from fiat_ray.progress import Console
 from fiat_ray.reason.store import Store
@@ -285,8 +285,8 @@ def run(
     ``reasoner`` and ``tunable``: a model's name, or its section of the config; ``options``: other keys of the config.
 
     Uses a running Ray, or starts a local one. Interrupted, it ends all that is at work, unless you connected this process to Ray yourself: then
-    that goes on until you shut Ray down. Raises ``UserError`` for bad input, ``RuntimeError`` where reasoning broke off or trials failed,
-    ``Unfinished`` where ``max_gpu_hours`` or ``max_cost`` stopped it.
+    that goes on until you shut Ray down. Raises ``UserError`` for bad input, and ``Unfinished`` where rows or trials are missing in the end:
+    reasoning broke off, some failed, or ``max_gpu_hours`` or ``max_cost`` stopped it. What is finished is kept, and ``open_run`` opens it.
     """
     tasks = [task] if isinstance(task, Task) else [] if isinstance(task, str) else task
     if names := [one for one in tasks if not isinstance(one, Task)]:
@@ -307,11 +307,5 @@ def run(
     except BaseException:
         cluster.leave()  # what is at work would go on, and the next call would race it
         raise
-    if outcome.broken_off:
-        raise RuntimeError("; ".join(outcome.broken_off))
-    if outcome.failed:
-        name, error = next(iter(outcome.failed.items()))
-        raise RuntimeError(f"{count(len(outcome.failed), 'trial')} failed; {name}: {error}")
-    if outcome.stopped:
-        raise Unfinished(f"{done.path}: {outcome.stopped}")
+    outcome.check(done.folder)
     return done

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fiat_ray as fiat
+from fiat_ray import schedule
 from fiat_ray.cli import _default_out, _without_secrets, main
+from fiat_ray.errors import Unfinished
+from fiat_ray.schedule.trials import Outcome
 
 
 def config_file(folder: Path, **changes: object) -> Path:
@@ -187,6 +191,23 @@ def test_majority_alone_needs_no_ray(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["run", str(config_file(tmp_path)), "--out", "out"]) == 0
     assert "Majority" in capsys.readouterr().out
     assert (tmp_path / "out" / "scores.parquet").is_file()
+
+
+def test_python_says_what_is_missing_in_the_end_as_the_command_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Outcome({"fiat-xs-s0": "ValueError: bad\nTraceback"}, ["a", "b"], "max_cost: 3 is reached", ["towns: no luck"])
+    monkeypatch.setattr(schedule, "execute", lambda *given: ended)
+    config, out = config_file(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path / "out"
+    with pytest.raises(Unfinished) as raised:
+        fiat.run(**yaml.safe_load(config.read_text()), out=out)
+    said = "max_cost: 3 is reached; with a higher limit the same command goes on; towns: no luck; trial fiat-xs-s0: ValueError: bad; "
+    assert str(raised.value) == f"{out}: finished, but not all of it: {said}2 rows without a rationale (engine_error): a, b"
+    assert main(["tune", str(config), "--out", str(out)]) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == f"fiat-ray: {raised.value}"
+    ended = Outcome(engine_errors=["a"])
+    assert main(["tune", str(config), "--out", str(out)]) == 3
+    assert "not all of it: 1 row without a rationale (engine_error): a" in capsys.readouterr().err
 
 
 def test_a_run_keeps_its_whole_command_as_it_was_given(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 from fiat_ray import artifact, augmented
 from fiat_ray.campaign import Trial, needs_rationales, on_validation
+from fiat_ray.errors import Unfinished
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder, forget_state
 from fiat_ray.schema import TRIAL
+from fiat_ray.text import count
 
 TRIES = 2
 """A failed trial is tried once more."""
@@ -28,6 +30,15 @@ class Outcome:
     """Which limit of spending stopped the campaign, and what is missing therefore."""
     broken_off: list[str] = field(default_factory=list)
     """Why reasoning ended before it was done."""
+
+    def check(self, run: RunFolder) -> None:
+        """Raises ``Unfinished``, which says what is missing, unless nothing is."""
+        parts = [f"{self.stopped}; with a higher limit the same command goes on"] if self.stopped else []
+        parts += [*self.broken_off, *(f"trial {name}: {error.splitlines()[0]}" for name, error in self.failed.items())]
+        if self.engine_errors:
+            parts.append(f"{count(len(self.engine_errors), 'row')} without a rationale (engine_error): {', '.join(self.engine_errors[:10])}")
+        if parts:
+            raise Unfinished(f"{run.path}: finished, but not all of it: " + "; ".join(parts))
 
 
 def tuned(run: RunFolder, trial: Trial) -> bool:
