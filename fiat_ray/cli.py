@@ -139,10 +139,19 @@ def _run(parsed: argparse.Namespace) -> None:
 
         print(console_table(done.path))
         print(estimates.console_table(done.path))
-        print(f"\nNext:\n  {_tool()} ui")
+        print("\nNext:" + _mlflow_at(loaded.tracking_uri))
         print(f"  {_tool()} infer {_shown(done.path)}{_trial_option(done)} --input rows.jsonl --output answers.jsonl")
         print(f"  xdg-open {_shown(done.path)}/report/index.html")
     outcome.check(done.folder)
+
+
+def _mlflow_at(uri: str | None) -> str:
+    """The line that shows what was sent there: a server's own address, which holds no password, or `ui` on the store. Databricks is neither."""
+    if uri is None:
+        return f"\n  {_tool()} ui"
+    if uri.lower().startswith("databricks"):
+        return ""
+    return f"\n  {'xdg-open' if re.match('https?:', uri, re.IGNORECASE) else f'{_tool()} ui --tracking-uri'} {shlex.quote(uri)}"
 
 
 def _trial_option(run: Run) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 import fiat_ray as fiat
 from fiat_ray import schedule
-from fiat_ray.cli import _default_out, _without_secrets, main
+from fiat_ray.cli import _default_out, _mlflow_at, _without_secrets, main
 from fiat_ray.errors import Unfinished
 from fiat_ray.schedule.trials import Outcome
 
@@ -35,7 +35,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_log_of_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_file(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     assert main(["run", str(config), "--out", str(tmp_path / "run"), "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    said = capsys.readouterr()
+    assert f" ui --tracking-uri sqlite:///{tmp_path}/mlflow.db\n" in said.out
+    lines = [json.loads(line) for line in said.err.splitlines()]
     assert {line["stage"] for line in lines} == {"prepare", "report"}
     assert all(isinstance(line["time"], float) and line["message"] for line in lines)
     [rows] = [line for line in lines if "train" in line]
@@ -189,7 +191,8 @@ def test_a_submitted_job_needs_an_absolute_out(tmp_path: Path, capsys: pytest.Ca
 def test_majority_alone_needs_no_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["run", str(config_file(tmp_path)), "--out", "out"]) == 0
-    assert "Majority" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Majority" in said and " ui\n" in said
     assert (tmp_path / "out" / "scores.parquet").is_file()
 
 
@@ -228,6 +231,20 @@ def test_a_run_keeps_its_whole_command_as_it_was_given(tmp_path: Path) -> None:
 )
 def test_a_kept_command_has_no_secrets(given: str, kept: str) -> None:
     assert _without_secrets(given) == kept
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://mlflow.example.org/fiat", ["xdg-open", "https://mlflow.example.org/fiat"]),
+        ("sqlite:///my runs/mlflow.db", ["fiat-ray", "ui", "--tracking-uri", "sqlite:///my runs/mlflow.db"]),
+        ("postgresql://me@host/db", ["fiat-ray", "ui", "--tracking-uri", "postgresql://me@host/db"]),
+        ("databricks://profile", []),
+    ],
+)
+def test_the_store_that_a_run_went_to_is_shown(monkeypatch: pytest.MonkeyPatch, uri: str, shown: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["fiat-ray"])
+    assert shlex.split(_mlflow_at(uri)) == shown
 
 
 def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
