@@ -34,8 +34,8 @@ from fiat_ray.text import line, visible
 LOOK_EVERY = 0.5
 """Seconds between looks at the files of a task."""
 
-READ = (".txt", ".yaml", ".py", *SUFFIXES)
-"""Endings of the files that a task folder is read from."""
+READ = (".txt", ".py", *SUFFIXES)
+"""Endings of the files that a task folder is read from, beside its ``task.yaml``. A config may lie there too, which is read once."""
 
 Show = Callable[[str], None]
 Asked = tuple[Row, Answer]
@@ -112,7 +112,7 @@ def watch(config: Config, row: int = 0, sample: int | None = None, *, once: bool
         if once:
             return _check_answered(asked)
         while True:
-            show("waiting for a file of the task to be saved; Ctrl-C ends …")
+            show("waiting for a file of the task to be saved (the config is read once); Ctrl-C ends …")
             while (now := _stamps(config)) == seen:
                 time.sleep(LOOK_EVERY)
             seen = now
@@ -155,7 +155,7 @@ def _stamps(config: Config) -> dict[str, int]:
     folders = [folder for name in config.task for folder in (Path(name), BUILT_IN / name)]
     script = [Path(config.reasoner.script)] if config.reasoner.script else []
     stamps = {}
-    for path in (*script, *(path for folder in folders for path in folder.glob("*") if path.suffix in READ)):
+    for path in (*script, *(path for folder in folders for path in folder.glob("*") if path.suffix in READ or path.name == "task.yaml")):
         with suppress(FileNotFoundError):  # renamed since it was listed, or an editor's lock, a link to nowhere
             stamps[str(path)] = path.stat().st_mtime_ns
     return stamps

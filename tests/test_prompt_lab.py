@@ -153,8 +153,10 @@ def test_a_terminal_obeys_no_error(tmp_path: Path, config: Path) -> None:
 def test_a_file_that_goes_away_while_it_is_looked_at_is_only_missing(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mytask" / ".#i_beta.txt").symlink_to("somebody@somewhere.1")
     loaded, here, stat = configs.load(config), tmp_path / "mytask" / "i_beta.txt", Path.stat
+    (tmp_path / "mytask" / "config.yaml").write_text("is read once")
     before = prompt_lab._stamps(loaded)
-    assert {Path(path).name for path in before} >= {"i_beta.txt", "exemplars.jsonl", "task.yaml"}
+    own = {"task.yaml", "i_beta.txt", "i_tau.txt", "exemplars.jsonl", "train.jsonl", "validation.jsonl", "test.jsonl"}
+    assert {Path(path).name for path in before} == own
 
     def renamed(path: Path, **options: bool) -> object:
         if path == here:
