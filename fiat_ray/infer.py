@@ -63,7 +63,7 @@ def infer_rows(run: Run, rows: Rows, trial: str | None = None) -> list[dict[str,
     """
     rows = list(rows)
     with tempfile.TemporaryDirectory(prefix="fiat-infer-") as folder:
-        answers = _Job(run, trial, Path(folder), Console(quiet=True)).answers(rows)
+        answers = _Job(run, trial, Path(folder), Console()).answers(rows)
         return [_answered(raw, answer) for (_, raw), answer in zip(rows, answers, strict=True)]
 
 

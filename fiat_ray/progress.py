@@ -1,4 +1,4 @@
-"""Progress a person can read: a status line that renews itself on a terminal, and a line a minute elsewhere."""
+"""Progress a person can read: a status line that renews itself on a terminal and in a notebook, and a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Console:
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         """``as_json``: each line is one JSON object, as ``as_object`` makes it, on a terminal too."""
-        self._terminal = sys.stderr.isatty() and not as_json
+        self._renews = (sys.stderr.isatty() or _in_notebook()) and not as_json
         self._quiet, self._json = quiet, as_json
         self._start = time.monotonic()
         self._last = 0.0
@@ -43,20 +43,18 @@ class Console:
     def line(self, text: str, stage: str = "", **counts: float | str) -> None:
         """Something that happened: stays. ``stage`` and ``counts`` are what a JSON line says beside the text."""
         with self._lock:
-            self._clear()
-            self._write(f"{self._said(text, stage, counts)}\n")
+            self._write(f"{self._erased()}{self._said(text, stage, counts)}\n")
 
     def status(self, text: str, stage: str = "", **counts: float | str) -> None:
-        """How far it is: replaced by the next. Without a terminal at most once a minute."""
+        """How far it is: replaced by the next. Where nothing can be replaced at most once a minute."""
         with self._lock:
             now = time.monotonic()
-            if now - self._last < (0.2 if self._terminal else LOGGED_EVERY):
+            if now - self._last < (0.2 if self._renews else LOGGED_EVERY):
                 return
             self._last = now
-            self._clear()
-            line = self._said(text, stage, counts)
-            self._shown = within(line, _room()) if self._terminal else ""
-            self._write(self._shown if self._terminal else f"{line}\n")
+            erased, line = self._erased(), self._said(text, stage, counts)
+            self._shown = within(line, _room()) if self._renews else ""
+            self._write(f"{erased}{self._shown}" if self._renews else f"{line}\n")
 
     @contextmanager
     def watching(self, watched: Watched, stage: str) -> Iterator[None]:
@@ -78,10 +76,10 @@ class Console:
     def _said(self, text: str, stage: str, counts: Mapping[str, float | str]) -> str:
         return as_object(text, stage, **counts) if self._json else f"[{clock(time.monotonic() - self._start)}] {text}"
 
-    def _clear(self) -> None:
-        if self._shown:
-            self._write("\r" + " " * min(columns(self._shown), _room()) + "\r")
-            self._shown = ""
+    def _erased(self) -> str:
+        """What takes the status back that is shown: spaces, which work where escape codes are shown as text."""
+        shown, self._shown = self._shown, ""
+        return f"\r{' ' * min(columns(shown), _room())}\r" if shown else ""
 
     def _write(self, text: str) -> None:
         if not self._quiet:
@@ -89,8 +87,16 @@ class Console:
             sys.stderr.flush()
 
 
+def _in_notebook() -> bool:
+    """Whether standard error goes to Jupyter, which is no terminal, but goes back to a line's start at ``\\r`` as one does."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def _room() -> int:
-    """Columns of a line on the terminal as it is now, resized perhaps, less one: of a line that wraps, ``\\r`` takes back the last piece only."""
+    """Columns that a status may fill: on a terminal, where ``\\r`` takes back only the last piece of a line that wraps, one less than it has now."""
+    if not sys.stderr.isatty():
+        return sys.maxsize
     try:
         return (os.get_terminal_size(sys.stderr.fileno()).columns or UNKNOWN_COLUMNS) - 1
     except OSError:

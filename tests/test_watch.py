@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import termios
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -191,3 +193,19 @@ def test_a_status_fits_in_its_terminal_also_when_that_is_resized(monkeypatch: py
     assert screen.getvalue().endswith(f"\r{' ' * before}\r[0:00] done\n")
     os.close(reader)
     os.close(writer)
+
+
+def test_a_notebook_renews_a_status_and_keeps_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's stream is no terminal, and shows escape codes as text; a page goes back to a line's start at a carriage return."""
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "stderr", page := io.StringIO())
+    console = progress.Console()
+    console.line("started")
+    for text in (f"reason: 1/9 rows · {'a cause · ' * 20}", "reason: 2/9 rows"):
+        monkeypatch.setattr(console, "_last", 0.0)
+        console.status(text)
+        assert page.getvalue().endswith(text)
+    console.line("ended")
+    assert re.sub(r".*\r", "", page.getvalue()) == "[0:00] started\n[0:00] ended\n"
+    assert re.fullmatch(r"[^\x00-\x09\x0b\x0c\x0e-\x1f]+", page.getvalue())
