@@ -41,13 +41,14 @@ def write_run(
     rows: int = 12,
     right: dict[str, int] | None = None,
     chance: Callable[[str, str], float] | None = None,
+    passage: str = "",
 ) -> Path:
     """Writes a finished run of one task. ``metric``: default F1, of labels accuracy; ``rows``: test rows a language; ``right``: how many
     of each language a method gets right.
 
-    ``chance``: instead of ``right``, the probability that a row of a language is right under a method.
+    ``chance``: instead of ``right``, the probability that a row of a language is right under a method. ``passage``: what contexts end with.
     """
-    run = Run(folder, task, list(languages), labels, metric or ("accuracy" if labels else "f1"), rows, chance)
+    run = Run(folder, task, list(languages), labels, metric or ("accuracy" if labels else "f1"), rows, chance, passage)
     right = {"icl": 3, "majority": 1, "no_instructions": 5, "no_peft": 4, "no_cot": 8, "fiat": 11} | (right or {})
     trials = [run.trial(method, tunable, seed, right.get(method, 6)) for tunable in tunables for method in methods for seed in seeds]
     for method in ("icl", "majority"):
@@ -81,8 +82,9 @@ class Run:
         metric: str,
         rows: int,
         chance: Callable[[str, str], float] | None,
+        passage: str,
     ) -> None:
-        self.chance, self.metric = chance, metric
+        self.chance, self.metric, self.passage = chance, metric, passage
         self.selecting = selecting_metric(metric, labels)
         self.folder, self.task, self.languages, self.labels, self.n = folder, task, languages, labels, rows
         self.scores: list[dict[str, Any]] = []
@@ -91,7 +93,7 @@ class Run:
     def row(self, split: str, language: str, number: int) -> dict[str, Any]:
         question = QUESTIONS[language if language in QUESTIONS else "en"].format(n=number)
         target = self.labels[number % 2] if self.labels else f"Town {number}"
-        context = f"Town {number} lies at the river {number} <b>of</b> the plain."
+        context = f"Town {number} lies at the river {number} <b>of</b> the plain.{self.passage}"
         fields = {"question": question, "title": "Rivers & towns", "context": context}
         return {
             "id": f"{split}-{language}-{number}",

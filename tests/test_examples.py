@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,19 @@ from fiat_ray import model_card
 from fiat_ray.artifact import read_rows
 from fiat_ray.length import Lengths
 from fiat_ray.report.cells import language_tag
-from fiat_ray.report.examples import examples
+from fiat_ray.report.example_data import example_data
+from fiat_ray.report.examples import examples, rows_on_test
 from fiat_ray.report.read import read
 from fiat_ray.report.results import Results
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.task import Row, Task
 
 HEBREW, HINDI = "שלום, דוד", "नमस्ते"
+
+
+def examples_of(run: Path) -> list[dict[str, Any]]:
+    results = Results(read(run))
+    return examples(results, rows_on_test(results))
 
 
 def shown(folder: Path, template: str, fields: Mapping[str, str], language: str = "he", removed: int = 0) -> list[dict[str, Any]]:
@@ -33,7 +41,7 @@ def shown(folder: Path, template: str, fields: Mapping[str, str], language: str 
     text = task.text({**fields, cut: fields[cut][: len(fields[cut]) - removed].rstrip()})
     lengths = Lengths({row.id: text for row in rows}, {row.id: removed for row in rows})
     RunFolder(run).save_task(task, lengths, {})
-    return list(examples(Results(read(run)))[0]["input"])
+    return list(examples_of(run)[0]["input"])
 
 
 @pytest.mark.parametrize(
@@ -62,8 +70,25 @@ def test_a_run_of_an_older_version_shows_each_input_in_one_piece(tmp_path: Path)
     for name in ("task.yaml", "test.jsonl"):
         (run / "task" / "rivers" / name).unlink()
     inputs = {row["id"]: row["input"] for row in read_rows(run / "task" / "rivers" / "rows.parquet")}
-    for example in examples(Results(read(run))):
+    for example in examples_of(run):
         assert [(piece["label"], piece["text"]) for piece in example["input"]] == [("", inputs[example["id"]])]
+
+
+def test_rows_that_are_left_out_are_counted_and_those_shown_stand_evenly_for_all(tmp_path: Path) -> None:
+    results = Results(read(write_run(tmp_path, rows=30)))
+    whole = example_data(results)
+    data = json.loads(whole.json)
+    assert (whole.rows, whole.of, len(data["rows"])) == (120, 120, 120)
+    assert len(data["texts"]) == len({tuple(text) for text in data["texts"]})  # passages that rows of all languages share stand once
+    for part in (example_data(results, most_rows=22), example_data(results, most_bytes=len(whole.json.encode()) // 2)):
+        ids = [row["id"] for row in json.loads(part.json)["rows"]]
+        languages = Counter(name.split("-")[1] for name in ids)
+        numbers = [int(name.split("-")[2]) for name in ids]
+        assert part.of == 120 and part.rows == len(set(ids)) and 20 < part.rows < 100
+        assert len(languages) == 4 and max(languages.values()) - min(languages.values()) <= 1
+        assert max(numbers) > 20  # not only the first rows of a file
+    assert len(part.json.encode()) <= len(whole.json.encode()) // 2
+    assert example_data(results, most_bytes=50).rows == 0  # not even one, and it ends
 
 
 TAGS = {"hi": "hi", "zh-Hant": "zh-Hant", "pt_BR": "pt-BR", "hin_Deva": "hin-Deva", "es-419": "es-419", "zh-yue": "zh-yue", "und": "und"}

@@ -339,9 +339,9 @@ class TestPage:
         assert "<b>of</b>" not in html
         found = re.search(r'id="example-data">(.*?)</script>', html, re.S)
         assert found and not set("<>&") & set(found[1]), "a tag or a comment may end or hide the script"
-        examples = json.loads(found[1])
-        assert "</script><script>alert(1)</script>" in examples[0]["rationale"]["text"]
-        assert len(examples) == 48
+        data = json.loads(found[1])
+        assert "</script><script>alert(1)</script>" in data["texts"][data["rows"][0]["rationale"]][0]
+        assert len(data["rows"]) == 48 and 'left-out"' not in html
 
     def test_names_and_words_of_a_run_stay_texts(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "<hostile> run")
@@ -357,10 +357,11 @@ class TestPage:
     def test_right_to_left_texts_say_so(self, html: str) -> None:
         found = re.search(r'id="example-data">(.*?)</script>', html, re.S)
         assert found
-        urdu = next(example for example in json.loads(found[1]) if example["language"] == "ur")
-        question, title, _ = urdu["input"]
-        assert (question["label"], question["dir"], question["lang"]) == ("question", "rtl", "ur")
-        assert title["dir"] == "ltr" and "lang" not in title
+        data = json.loads(found[1])
+        urdu = next(example for example in data["rows"] if example["language"] == "ur")
+        (label, question), (_, title), _ = urdu["input"]
+        assert (label, *data["texts"][question][1:]) == ("question", "rtl", "ur")
+        assert data["texts"][title][1:] == ["ltr"]
 
     def test_it_holds_what_a_reader_needs(self, html: str) -> None:
         assert "on rivers with tunable xs: 87.5 F1 for both (FIAT), against 62.5 for LoRA tuning with instructions (no_cot" in html

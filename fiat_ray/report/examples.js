@@ -3,11 +3,11 @@
   const data = JSON.parse(document.getElementById("example-data").textContent);
   const names = JSON.parse(document.getElementById("language-names").textContent);
   const [form, language, who, position, article] = ["filter", "language", "who", "position", "example"].map((id) => document.getElementById(id));
-  if (!data.length) {
+  if (!data.rows.length) {
     article.textContent = "No test rows in this run yet.";
     return;
   }
-  let shown = data;
+  let shown = data.rows;
   let index = 0;
 
   const make = (tag, text, attributes = {}) => {
@@ -16,7 +16,10 @@
     Object.entries(attributes).forEach(([name, value]) => value && element.setAttribute(name, value));
     return element;
   };
-  const written = (tag, part, empty) => make(tag, part.text || empty, part.text ? { dir: part.dir, lang: part.lang } : { class: "note" });
+  const written = (tag, number, empty) => {
+    const [text, dir, lang] = data.texts[number];
+    return make(tag, text || empty, text ? { dir, lang } : { class: "note" });
+  };
   const option = (value, text) => make("option", text, { value });
 
   const answers = (example) => {
@@ -24,10 +27,10 @@
     const head = table.createTHead().insertRow();
     ["Method", "Answer", "Score"].forEach((text) => head.append(make("th", text, { scope: "col" })));
     const body = table.createTBody();
-    example.answers.forEach((answer) => {
+    example.answers.forEach(([method, text, right, score]) => {
       const row = body.insertRow();
-      const verdict = make("td", [answer.right ? "✓ right" : "✗ wrong", answer.score].filter(Boolean).join(" · "), { class: answer.right ? "right" : "wrong" });
-      row.append(make("th", answer.method, { scope: "row" }), written("td", answer, "(no answer)"), verdict);
+      const verdict = make("td", [right ? "✓ right" : "✗ wrong", score].filter(Boolean).join(" · "), { class: right ? "right" : "wrong" });
+      row.append(make("th", data.methods[method], { scope: "row" }), written("td", text, "(no answer)"), verdict);
     });
     return table;
   };
@@ -39,16 +42,16 @@
     if (!example) return;
     const add = (title, ...elements) => article.append(make("h3", title), ...elements);
     add(`${example.task} · ${names[example.language] || example.language} (${example.language})`);
-    example.input.forEach((part) => add(part.label || "input", written("p", part, "(empty)")));
+    example.input.forEach(([label, text]) => add(label || "input", written("p", text, "(empty)")));
     add(`rationale${example.status && example.status !== "ok" ? ` (${example.status})` : ""}`, written("p", example.rationale, "(none)"));
-    add("gold answer", ...example.gold.map((part) => written("p", part, "(empty)")));
+    add("gold answer", ...example.gold.map((text) => written("p", text, "(empty)")));
     add("answers", answers(example));
   };
 
   const filter = () => {
     const [method, right] = who.value ? JSON.parse(who.value) : [];
-    const wanted = (example) => example.answers.some((answer) => answer.method === method && answer.right === right);
-    shown = data.filter((example) => (!language.value || example.language === language.value) && (!method || wanted(example)));
+    const wanted = (example) => example.answers.some((answer) => data.methods[answer[0]] === method && answer[2] === right);
+    shown = data.rows.filter((example) => (!language.value || example.language === language.value) && (!who.value || wanted(example)));
     index = 0;
     show();
   };
@@ -58,11 +61,11 @@
     show();
   };
 
-  [...new Set(data.map((example) => example.language))].sort().forEach((code) => {
+  [...new Set(data.rows.map((example) => example.language))].sort().forEach((code) => {
     const name = names[code] || code;
     language.append(option(code, name === code ? code : `${name} (${code})`));
   });
-  [...new Set(data.flatMap((example) => example.answers.map((answer) => answer.method)))].forEach((method) => {
+  data.methods.forEach((method) => {
     who.append(option(JSON.stringify([method, true]), `${method}: right`), option(JSON.stringify([method, false]), `${method}: wrong`));
   });
   form.hidden = false;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from fiat_ray.metrics import exact_match, row_score
@@ -16,26 +17,29 @@ from fiat_ray.run_folder import ID
 from fiat_ray.task import template_fields
 
 
-def examples(results: Results, limit: int = 200) -> list[dict[str, Any]]:
-    """At most ``limit`` test rows, evenly over tasks and languages, as JSON-able dicts; answers are those of each method's first seed.
+def rows_on_test(results: Results) -> list[tuple[str, dict[str, Any]]]:
+    """(Task, row) of every test row, by language."""
+    return [
+        (task, row)
+        for task in results.run.tasks
+        for row in sorted(results.run.rows(task), key=lambda row: str(row["language"]))
+        if row["split"] == "test"
+    ]
+
+
+def examples(results: Results, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """These test rows, which stand task by task, as JSON-able dicts; answers are those of each method's first seed.
 
     Texts are ``{"text", "dir", "lang"}``: the direction of their first strong character, and the row's language where it is a tag and
     they are not Latin.
     """
-    share = max(1, limit // max(1, len(results.run.tasks)))
-    return [example for task in results.run.tasks for example in _of_task(results, task, share)]
+    return [example for task in results.run.tasks for example in _of_task(results, task, [row for name, row in rows if name == task])]
 
 
-def _of_task(results: Results, task: str, limit: int) -> list[dict[str, Any]]:
-    rows = [row for row in results.run.rows(task) if row["split"] == "test"]
-    by_language = defaultdict(list)
-    for row in rows:
-        by_language[row["language"]].append(row)
-    each = -(-limit // max(1, len(by_language)))
+def _of_task(results: Results, task: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rationales = {row["id"]: row for row in results.run.augmented(task) if row["split"] == "test"}
     answers, of_text = _answers(results, task), None if results.run.manifest["tasks"][task]["labels"] else results.metrics(task)[0]
-    taken = [row for language in sorted(by_language) for row in by_language[language][:each]][:limit]
-    inputs = _inputs(results.run, task, taken)
+    inputs = _inputs(results.run, task, rows)
     return [
         {
             "task": task,
@@ -47,7 +51,7 @@ def _of_task(results: Results, task: str, limit: int) -> list[dict[str, Any]]:
             "gold": [_text(target, row["language"]) for target in row["targets"]],
             "answers": [_answer(method, answers[method][row["id"]], row, of_text) for method in answers if row["id"] in answers[method]],
         }
-        for row in taken
+        for row in rows
     ]
 
 
@@ -73,7 +77,7 @@ def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], of_tex
     return {"method": method, **_text(text, row["language"]), "right": right, "score": shown}
 
 
-def _inputs(run: Run, task: str, rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+def _inputs(run: Run, task: str, rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
     """Row id → its input as (field, text), its passage cut as in prompts; in one piece without a name where an older version made the run."""
     by_id = {row["id"]: row for row in rows}
     found = {row["id"]: [("", row["input"])] for row in rows}
@@ -88,8 +92,8 @@ def _inputs(run: Run, task: str, rows: list[dict[str, Any]]) -> dict[str, list[t
 
 
 def _text(text: str, language: str) -> dict[str, str]:
-    letters = [char for char in text if char.isalpha()]
+    letters = Counter(filter(str.isalpha, text))  # a name is looked up once a letter of an alphabet, not of a passage
     strong = next((kind for char in text if (kind := unicodedata.bidirectional(char)) in ("L", "R", "AL")), "L")
-    latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
-    tag = None if 2 * latin >= len(letters) else language_tag(language)
+    latin = sum(number for char, number in letters.items() if unicodedata.name(char, "").startswith("LATIN"))
+    tag = None if 2 * latin >= letters.total() else language_tag(language)
     return {"text": text, "dir": "ltr" if strong == "L" else "rtl", **({"lang": tag} if tag else {})}

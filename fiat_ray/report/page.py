@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +14,7 @@ from fiat_ray.artifact import write_text
 from fiat_ray.report import controls, decision, estimates, facts, figures, per_language, scaling, tables, worth
 from fiat_ray.report.answer import answers
 from fiat_ray.report.cells import Cell, cell, columns, displayed, heading, is_numeric, language_name
-from fiat_ray.report.examples import examples
+from fiat_ray.report.example_data import ExampleData, embedded, example_data
 from fiat_ray.report.paper_figures import Figure
 from fiat_ray.report.paper_figures import figures as paper_figures
 from fiat_ray.report.picture import picture
@@ -77,7 +76,7 @@ def build(run_dir: str | Path) -> Path:
 
 
 def _page(results: Results, sections: dict[str, str]) -> str:
-    caveats = _list(results.run.manifest["notes"], "caveats")
+    caveats, shown = _list(results.run.manifest["notes"], "caveats"), example_data(results)
     return PAGE.substitute(
         sections,
         table2=sections["table2"] + caveats,
@@ -87,8 +86,9 @@ def _page(results: Results, sections: dict[str, str]) -> str:
         script="".join((HERE / name).read_text("utf-8") for name in ("sort.js", "examples.js")),
         answers="".join(f"<p>{escape(answer)}</p>" for answer in answers(results)) or "<p>No trial of this run has a score yet.</p>",
         notes=caveats,
-        examples=_embedded(examples(results)),
-        names=_embedded({code: language_name(code) for task in results.run.tasks for code in results.languages(task)}),
+        examples=shown.json,
+        of_examples=_left_out(shown),
+        names=embedded({code: language_name(code) for task in results.run.tasks for code in results.languages(task)}),
         paper=_optional("paper", "The paper’s numbers", PAPER_NOTE + _table(tables.paper_overall(), linked=False)) if results.settings else "",
         to_figures=_link("figures", "Figures") if sections["figures"] else "",
         to_paper=_link("paper", "The paper") if results.settings else "",
@@ -141,10 +141,9 @@ def _list(items: Sequence[str], css: str) -> str:
     return f'<ul class="{css}">{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>' if items else ""
 
 
-def _embedded(value: Any) -> str:
-    """JSON for a script element: no character in it can end the element or start another."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def _left_out(shown: ExampleData) -> str:
+    text = f"{shown.rows:,} of {count(shown.of, 'test row')}, drawn evenly from all languages; the others do not fit into this page"
+    return f'<p class="left-out">{text}</p>' if shown.rows < shown.of else ""
 
 
 def _by_task(table: Table, results: Results) -> str:
