@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fiat_ray.recipe import PLAIN
+from fiat_ray.report.cells import language_name
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import in_a_sentence, without_headline
 from fiat_ray.report.tables import signed
+from fiat_ray.significance import Comparison
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,33 @@ def _compared(results: Results, task: str, a: Choice, b: Choice) -> tuple[bool, 
     name, other = "FIAT" if a.method == "fiat" else a.title, b.title
     found = results.difference(task, (a.method, a.tunable), (b.method, b.tunable), results.metrics(task)[0])
     size = abs(a.score - b.score)
+    languages = _most_and_least(found, is_above=a.score >= b.score)
     if not size:
-        return False, f"{name} equals {other}"
+        return False, f"{name} equals {other}" + (f" on average{languages}" if languages else "")
     beside = f"{name} is {size:.1f} points {'above' if a.score > b.score else 'below'} {other}"
     if found is None or found.low is None or found.high is None:
-        return False, f"{beside}, {found.note if found else 'no interval'}"
+        return False, f"{beside}, {found.note if found else 'no interval'}{languages}"
     interval = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.note}"
     if found.low <= 0 <= found.high:
-        return False, f"{beside}, which does not hold ({interval})"
-    return True, f"{name} {'beats' if a.score > b.score else 'loses to'} {other} by {size:.1f} points ({interval})"
+        return False, f"{beside}, which does not hold ({interval}){languages}"
+    return True, f"{name} {'beats' if a.score > b.score else 'loses to'} {other} by {size:.1f} points ({interval}){languages}"
+
+
+def _most_and_least(found: Comparison | None, is_above: bool) -> str:
+    """The languages of the largest and the smallest difference, as it points on average; nothing where all are the same.
+
+    Which of them hold is not said: of many languages some differ by luck, and the report's table of languages corrects for that.
+    """
+    by_language = found.by_language if found else {}
+    known = {language: of.difference for language, of in by_language.items() if of.difference is not None}
+    shown: dict[str, list[str]] = {}  # languages whose difference reads the same are named together
+    for language in sorted(known, key=known.__getitem__, reverse=is_above):
+        shown.setdefault(signed(known[language]), []).append(language_name(language))
+    if len(shown) < 2:
+        return ""
+    (most, those_most), *_, (least, those_least) = shown.items()
+    return f"; most for {_named(those_most)} ({most}), least for {_named(those_least)} ({least})"
+
+
+def _named(languages: Sequence[str]) -> str:
+    return " and ".join(languages) if len(languages) < 3 else f"{languages[0]} and {len(languages) - 1} others"
