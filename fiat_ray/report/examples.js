@@ -20,7 +20,7 @@
     const [text, dir, lang] = data.texts[number];
     return make(tag, text || empty, text ? { dir, lang } : { class: "note" });
   };
-  const option = (value, text) => make("option", text, { value });
+  const option = (value, text) => new Option(text, value);
 
   const answers = (example) => {
     const table = make("table", "");
@@ -48,10 +48,24 @@
     add("answers", answers(example));
   };
 
+  const verdicts = (example) => {
+    const found = [];
+    example.answers.forEach(([method, , right]) => (found[method] = right ? "right" : "wrong"));
+    return found;
+  };
+
+  // Beside each choice stands how many rows it would show, all other choices being as they are.
   const filter = () => {
-    const [method, right] = who.value ? JSON.parse(who.value) : [];
-    const wanted = (example) => example.answers.some((answer) => data.methods[answer[0]] === method && answer[2] === right);
-    shown = data.rows.filter((example) => (!language.value || example.language === language.value) && (!who.value || wanted(example)));
+    const counts = choices.map(() => ({ right: 0, wrong: 0 }));
+    shown = data.rows.filter((example) => {
+      if (language.value && example.language !== language.value) return false;
+      const found = verdicts(example);
+      const against = choices.flatMap(({ value }, method) => (value && value !== found[method] ? [method] : []));
+      const counted = against.length ? against : data.methods.keys();
+      if (against.length < 2) for (const method of counted) if (found[method]) counts[method][found[method]]++;
+      return !against.length;
+    });
+    choices.forEach((choice, method) => [...choice.options].slice(1).forEach((one) => (one.text = `${one.value} (${counts[method][one.value]})`)));
     index = 0;
     show();
   };
@@ -65,18 +79,23 @@
     const name = names[code] || code;
     language.append(option(code, name === code ? code : `${name} (${code})`));
   });
-  data.methods.forEach((method) => {
-    who.append(option(JSON.stringify([method, true]), `${method}: right`), option(JSON.stringify([method, false]), `${method}: wrong`));
+  const choices = data.methods.map((method) => {
+    const choice = make("select", "");
+    choice.append(option("", "any"), option("right", "right"), option("wrong", "wrong"));
+    const label = make("label", method);
+    label.append(choice);
+    who.append(label);
+    return choice;
   });
   form.hidden = false;
   form.addEventListener("submit", (event) => event.preventDefault());
-  language.addEventListener("change", filter);
-  who.addEventListener("change", filter);
+  form.addEventListener("change", filter);
+  form.addEventListener("reset", () => setTimeout(filter)); // the choices are as they were until the event is over
   document.getElementById("previous").addEventListener("click", () => move(-1));
   document.getElementById("next").addEventListener("click", () => move(1));
   document.getElementById("examples").addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by && event.target.tagName !== "SELECT") move(by);
   });
-  show();
+  filter();
 })();
