@@ -16,7 +16,7 @@ from run_directory import add_train_size, write_run
 from fiat_ray import cli
 from fiat_ray.errors import UserError
 from fiat_ray.recipe import PLAIN
-from fiat_ray.report import page, scaling, tables
+from fiat_ray.report import page, per_language, scaling, tables, terminal
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
@@ -52,6 +52,13 @@ def test_every_size_has_its_rows_questions_and_score(section: Section) -> None:
     assert [row["f1"] for row in found] == pytest.approx([25, 50, 100 * 19.5 / ROWS])
     assert [row["questions"] for row in found] == [3, 6, 4]
     assert all(0 <= row["f1_low"] < row["f1"] < row["f1_high"] <= 100 for row in found)
+
+
+def test_tables_of_the_largest_size_name_the_others(run_dir: Path) -> None:
+    said, results = "Trials with 96 train rows; the report's section More data has those with 12, 48.", Results(read(run_dir))
+    for table in (tables.table2_overall(results), tables.table3_ablations(results), per_language.per_language(results, "rivers")):
+        assert any(said in note for note in table.footnotes)
+    assert said in terminal.console_table(run_dir)
 
 
 def test_changes_are_from_the_next_smaller_size(section: Section) -> None:

@@ -11,7 +11,7 @@ from fiat_ray.report import published
 from fiat_ray.report.cells import language_columns
 from fiat_ray.report.columns import interval
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import PAPER, Table, absent, not_held, title_of, undefined_notes
+from fiat_ray.report.tables import PAPER, Table, absent, not_held, scope_notes, title_of
 from fiat_ray.significance import benjamini_hochberg
 
 
@@ -112,7 +112,7 @@ def _number(setting: str) -> str:
 
 
 def _notes(results: Results, task: str, setting: str | None) -> list[str]:
-    notes = undefined_notes(results, task)
+    notes = scope_notes(results, task)
     if setting:
         of_paper = next(iter(next(iter(published.per_language(setting).values())).values()))
         lacking = [language for language in of_paper if language not in results.languages(task)]

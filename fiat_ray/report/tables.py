@@ -262,10 +262,16 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=sorted(names, key=rank.__getitem__))
 
 
-def undefined_notes(results: Results, task: str) -> list[str]:
-    """Which languages a metric's mean leaves out."""
-    undefined = results.undefined(task, "auc_pr") if "auc_pr" in results.metrics(task) else []
-    return [f"AUC-PR is not defined without positive test rows; left out of its mean: {' '.join(undefined)}."] if undefined else []
+def scope_notes(results: Results, task: str) -> list[str]:
+    """What a task's scores are not of: trials with fewer train rows, and languages in which a metric is not defined."""
+    notes = []
+    there = {trial["train_size"] for trial in results.trials(task)}
+    if fewer := sorted({trial["train_size"] for trial in results.run.trials if trial["task"] == task} - there):
+        smaller = ", ".join(f"{size:,}" for size in fewer)
+        notes.append(f"Trials with {max(there):,} train rows; the report's section More data has those with {smaller}.")
+    if "auc_pr" in results.metrics(task) and (undefined := results.undefined(task, "auc_pr")):
+        notes.append(f"AUC-PR is not defined without positive test rows; left out of its mean: {' '.join(undefined)}.")
+    return notes
 
 
 def _notes(results: Results) -> list[str]:
@@ -278,6 +284,6 @@ def _notes(results: Results) -> list[str]:
                 lacking = f"; this run lacks {' '.join(absent)}" if absent else ""
                 named = metric_title(metric) + (f" ({AVERAGE_TITLES[average]})" if average != "mean" else "")
                 notes.append(f"{task}: {named} is the mean of {count(len(languages), 'language')} ({' '.join(languages)}){lacking}.")
-        notes += [f"{task}: {note}" for note in undefined_notes(results, task)]
+        notes += [f"{task}: {note}" for note in scope_notes(results, task)]
     notes.append("Scores are 0–100 on test, means over seeds; intervals are 95 %, from resampled groups of rows.")
     return notes

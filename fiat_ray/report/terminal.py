@@ -10,7 +10,7 @@ import pandas as pd
 from fiat_ray.report.answer import answers
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import metric_title, missing, score_columns, signed, table3_ablations, undefined_notes
+from fiat_ray.report.tables import metric_title, missing, scope_notes, score_columns, signed, table3_ablations
 from fiat_ray.text import WIDTH, count
 
 
@@ -55,5 +55,5 @@ def _console_block(results: Results, task: str, frame: pd.DataFrame) -> str:
     what = f"means of {count(len(languages), 'language')}" if len(languages) > 1 else "scores"
     heading = textwrap.fill(f"{task}: {what} on test ({' '.join(languages)}){legend}", WIDTH)
     notes = [textwrap.fill(f"[{number}] {note}", WIDTH, subsequent_indent="    ") for note, number in footnotes.items()]
-    notes += [textwrap.fill(note, WIDTH) for note in undefined_notes(results, task)]
+    notes += [textwrap.fill(note, WIDTH) for note in scope_notes(results, task)]
     return "\n".join([heading, "", text[0], rule, *text[1:], rule, *notes])
