@@ -82,6 +82,7 @@ def test_examples_are_filtered_and_leafed_through(browser: Browser) -> None:
     everything = choose(browser, "Language", "")
     urdu = choose(browser, "Language", "ur")
     assert (everything, urdu) == ("1 of 48", "1 of 12")
+    assert browser.run("document.querySelector('#filter .scope').innerText") == "Answers are those of each method’s first seed."
     assert browser.run("document.querySelector('#example p[lang=ur]').dir") == "rtl"
     wrong = choose(browser, "Few-shot ICL", "wrong")
     assert wrong == "1 of 10"  # it has three right in the first two languages, two in the others
@@ -114,7 +115,7 @@ def test_ten_thousand_examples_of_usual_length_do_not_lag(browser: Browser, repo
     began = time.monotonic()
     browser.open(large)
     assert time.monotonic() - began < 10
-    assert browser.run("document.querySelector('#filter .left-out').innerText").startswith("10,000 of 10,400 test rows")
+    assert browser.run("document.querySelector('#filter .scope').innerText").startswith("10,000 of 10,400 test rows")
     assert browser.run("document.getElementById('position').textContent") == "1 of 10000"
     nodes = browser.run("document.getElementsByTagName('*').length")
     took = browser.run(

@@ -87,7 +87,7 @@ def _page(results: Results, sections: dict[str, str]) -> str:
         answers="".join(f"<p>{escape(answer)}</p>" for answer in answers(results)) or "<p>No trial of this run has a score yet.</p>",
         notes=caveats,
         examples=shown.json,
-        of_examples=_left_out(shown),
+        of_examples=_of_examples(results, shown),
         names=embedded({code: language_name(code) for task in results.run.tasks for code in results.languages(task)}),
         paper=_optional("paper", "The paper’s numbers", PAPER_NOTE + _table(tables.paper_overall(), linked=False)) if results.settings else "",
         to_figures=_link("figures", "Figures") if sections["figures"] else "",
@@ -141,9 +141,13 @@ def _list(items: Sequence[str], css: str) -> str:
     return f'<ul class="{css}">{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>' if items else ""
 
 
-def _left_out(shown: ExampleData) -> str:
-    text = f"{shown.rows:,} of {count(shown.of, 'test row')}, drawn evenly from all languages; the others do not fit into this page"
-    return f'<p class="left-out">{text}</p>' if shown.rows < shown.of else ""
+def _of_examples(results: Results, shown: ExampleData) -> str:
+    """What the example browser does not show."""
+    rows = f"{shown.rows:,} of {count(shown.of, 'test row')}, drawn evenly from all languages; the others do not fit into this page."
+    places = [(task, method, tunable) for task in results.run.tasks for method in results.methods(task) for tunable in results.places(task, method)]
+    several = any(results.seeds(*place) > 1 for place in places)
+    said = [*([rows] if shown.rows < shown.of else []), *(["Answers are those of each method’s first seed."] if several else [])]
+    return f'<p class="scope">{" ".join(said)}</p>' if said else ""
 
 
 def _by_task(table: Table, results: Results) -> str:
