@@ -100,6 +100,11 @@ def test_an_interval_with_0_in_it_is_no_gain(tmp_path: Path) -> None:
     assert "few-shot ICL per 1,000 predictions (time) and loses 58.3 points of F1 (−" in said
 
 
+def test_methods_that_are_not_weighed_are_named(tmp_path: Path) -> None:
+    notes = decision.section(Results(read(write_run(tmp_path, methods=("fiat", "no_cot"))))).tables[0].footnotes
+    assert notes[-1] == "rivers: only the tables above have Majority label, LoRA tuning with instructions (no_cot)."
+
+
 def test_prices_are_those_of_gpu_time(tmp_path: Path) -> None:
     priced = section(written(tmp_path, gpus=2, price=3.6))
     found = rows(priced)

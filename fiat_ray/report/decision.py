@@ -49,6 +49,7 @@ def section(results: Results) -> Section:
         "Seconds are wall-clock with many rows side by side, as in this run. Starting engines and workers is not in them: it costs the same for one "
         "row and for a million. Empty: not measured in this run.",
         *_price_notes(results),
+        *(note for task in results.run.tasks if (note := _others(results, task, rows))),
     ]
     said = [says for task in results.run.tasks for tunable in results.tunables(task) if (says := _says(results, task, tunable))]
     about = ("task", "tunable", "method", "row")
@@ -59,6 +60,13 @@ def section(results: Results) -> Section:
         Table("decision_tokens", "Tokens read and written", whole[[*about, *tokens, "note", "reason", "config_key"]]),
     ]
     return Section(said, [], tables)
+
+
+def _others(results: Results, task: str, rows: Iterable[dict[str, Any]]) -> str:
+    """The methods with scores that are not among the rows."""
+    shown = {row["method"] for row in rows if row["task"] == task}
+    others = [results.title(method) for method in results.methods(task) if method not in shown]
+    return f"{task}: only the tables above have {', '.join(others)}." if others else ""
 
 
 def _price_notes(results: Results) -> list[str]:
