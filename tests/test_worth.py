@@ -87,6 +87,7 @@ class TestFacts:
         letters = [sum(x.isascii() and x.isalpha() for x in text) for text in texts]
         foreign = [sum(x.isalpha() and not x.isascii() for x in text) for text in texts]
         assert of_bengali["latin"] == pytest.approx(100 * sum(letters) / (sum(letters) + sum(foreign)))
+        assert "Scripts: at most the 3 most frequent, from 0.5 % of the letters on." in section.tables[0].footnotes
         assert of_bengali["scripts"] == f"Latin {of_bengali['latin']:.0f} %, Bengali {100 - of_bengali['latin']:.0f} %"
 
     def test_the_reasoners_own_answer_is_judged_as_icl_is_scored(self, results: Results, section: Section) -> None:

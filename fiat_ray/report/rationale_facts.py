@@ -16,11 +16,13 @@ from fiat_ray.report.section import frame
 from fiat_ray.report.tables import Table
 from fiat_ray.task import parse_answer
 
+SHOWN_SCRIPTS, SHOWN_SHARE = 3, 0.5
+"""Of a language's scripts: how many, and from what percentage of its letters on."""
 NOTES = [
     "Readable: ended by itself or at the token limit, and not empty. Lengths and letters are those of readable rationales; the rest counts all rows.",
     "Right: exact match, or the label, as few-shot ICL is scored; no answer is not right.",
+    f"Scripts: at most the {SHOWN_SCRIPTS} most frequent, from {SHOWN_SHARE} % of the letters on.",
 ]
-SHOWN_SCRIPTS = 3
 
 
 def judged(results: Results, task: str) -> Rows:
@@ -92,4 +94,4 @@ def _readable(rows: Rows) -> Rows:
 
 def _scripts(rows: Rows) -> str:
     shares = list(scripts(row["rationale"] for row in _readable(rows)).items())[:SHOWN_SCRIPTS]
-    return ", ".join(f"{script} {share:.0f} %" for script, share in shares if share >= 0.5)
+    return ", ".join(f"{script} {share:.0f} %" for script, share in shares if share >= SHOWN_SHARE)
