@@ -32,6 +32,8 @@ Values = dict[str, Any]
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "fiat-ray"
+TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": "report/examples.json", "type": "table"}])}
+"""What MLflow shows as a table, rows beside each other with each method's answers."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """What MLflow takes it for: tuning, not traces of chats."""
 RUN_TAG, TRIAL_TAG, CURRENT_TAG, DONE_TAG, LINES_TAG = "fiat_ray.run", "fiat_ray.trial", "fiat_ray.current", "fiat_ray.sent", "fiat_ray.lines"
@@ -114,6 +116,7 @@ def _send_campaign(client: MlflowClient, run: Run, parent: str) -> None:
         "tasks": " ".join(run.tasks),
         "fiat_ray": run.manifest["fiat_ray"],
         "mlflow.note.content": _description(run),
+        **TABLES,
         **{f"model.{name}": model["name"] for name, model in run.models.items()},
     }
     files = [run.path / name for name in ("config.yaml", "manifest.json", "scores.parquet", "report")]

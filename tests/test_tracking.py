@@ -17,6 +17,7 @@ from run_directory import write_run
 from benchmarks.fault_surroundings import Postgres
 from fiat_ray import tracking, tracking_store
 from fiat_ray.report.page import build
+from fiat_ray.report.read import read
 
 pytest.importorskip("mlflow")
 
@@ -72,6 +73,17 @@ def test_a_campaign_is_one_parent_with_a_child_a_trial(run_dir: Path, uri: str) 
     _, _, metrics, files = runs[run_dir.name]
     assert {"config.yaml", "manifest.json", "report"} <= set(files)
     assert list(Path(uri.removeprefix("sqlite:///")).parent.glob("artifacts/*/artifacts/report/index.html"))
+
+
+def test_mlflow_reads_the_table_of_examples(run_dir: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    parent, client = tracking.track(run_dir, uri), MlflowClient(uri)
+    table = client.load_table(client.get_run(parent).info.experiment_id, "report/examples.json", run_ids=[parent])
+    test = [row for row in read(run_dir).rows("rivers") if row["split"] == "test"]
+    assert len(table) == len(test) and set(table.id) == {row["id"] for row in test}
+    assert {"Few-shot ICL", "FIAT · xs"} <= set(table.columns) and (table.gold != "").all()
 
 
 def test_what_mlflow_shows_of_a_campaign_first(run_dir: Path, uri: str) -> None:

@@ -1,4 +1,4 @@
-"""The example browser's test rows as data of the page: as many as it holds, each text once."""
+"""The example browser's test rows as data of the page, as many as it holds, each text once; and the same rows as a table."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class ExampleData:
     rows: int
     of: int
     """Test rows of the run; those that are left out are as many in each language, as far as it has them."""
+    table: str
+    """The same rows as JSON, each method's answers in a column of its own: MLflow's form of a table, pandas' ``orient="split"``."""
 
 
 def example_data(results: Results, most_rows: int = MOST_ROWS, most_bytes: int = MOST_BYTES) -> ExampleData:
@@ -31,7 +33,7 @@ def example_data(results: Results, most_rows: int = MOST_ROWS, most_bytes: int =
     found = dict(zip(sorted(order), examples(results, [rows[i] for i in sorted(order)]), strict=True))
     while (size := len((text := embedded(_packed([found[i] for i in sorted(order)]))).encode())) > most_bytes and order:
         order = order[: len(order) * most_bytes // size]
-    return ExampleData(text, len(order), len(rows))
+    return ExampleData(text, len(order), len(rows), _table([_row(found[i]) for i in sorted(order)]))
 
 
 def embedded(value: Any) -> str:
@@ -50,6 +52,21 @@ def _evenly(groups: Sequence[Hashable]) -> list[int]:
         turns[i] = seen[groups[i]]
         seen[groups[i]] += 1
     return sorted(order, key=turns.__getitem__)
+
+
+def _table(rows: Sequence[dict[str, str]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return json.dumps({"columns": columns, "data": [[row.get(name, "") for name in columns] for row in rows]}, ensure_ascii=False)
+
+
+def _row(example: dict[str, Any]) -> dict[str, str]:
+    return {
+        **{name: str(example[name]) for name in ("task", "id", "language")},
+        "input": "\n".join(f"{part['label']}: {part['text']}" if part["label"] else part["text"] for part in example["input"]),
+        "rationale": example["rationale"]["text"],
+        "gold": "\n".join(part["text"] for part in example["gold"]),
+        **{answer["method"]: answer["text"] for answer in example["answers"]},
+    }
 
 
 def _packed(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

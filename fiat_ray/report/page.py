@@ -52,7 +52,9 @@ def build(run_dir: str | Path) -> Path:
         "controls": controls.section(results),
     }
     more = [table for section in beyond.values() for table in section.tables]
-    files = {f"{t.name}.csv": t.frame.to_csv(index=False) for t in (*of_paper, *(figure.table for figure in drawn), *more, curves, *rest)}
+    shown = example_data(results)
+    files = {"examples.json": shown.table}
+    files |= {f"{t.name}.csv": t.frame.to_csv(index=False) for t in (*of_paper, *(figure.table for figure in drawn), *more, curves, *rest)}
     pictures = {table.name: picture(table) for table in (*of_paper, *more)} | {figure.table.name: figure.svg for figure in drawn}
     pictures |= dict(validation) | {name: svg for section in beyond.values() for name, svg in section.figures}
     files |= {f"{name}.svg": figures.standalone(svg) for name, svg in pictures.items()}
@@ -71,12 +73,12 @@ def build(run_dir: str | Path) -> Path:
         **{table.name: _table(table) if len(table.frame) else "<p>Nothing is missing.</p>" for table in rest},
         **{name: _section(section) for name, section in beyond.items()},
     }
-    write_text(folder / "index.html", _page(results, sections))
+    write_text(folder / "index.html", _page(results, sections, shown))
     return folder / "index.html"
 
 
-def _page(results: Results, sections: dict[str, str]) -> str:
-    caveats, shown = _list(results.run.manifest["notes"], "caveats"), example_data(results)
+def _page(results: Results, sections: dict[str, str], shown: ExampleData) -> str:
+    caveats = _list(results.run.manifest["notes"], "caveats")
     return PAGE.substitute(
         sections,
         table2=sections["table2"] + caveats,
