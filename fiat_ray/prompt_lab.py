@@ -21,6 +21,7 @@ from fiat_ray.draw import validation_subset
 from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.metrics import row_score
 from fiat_ray.planning import stored
+from fiat_ray.progress import Console
 from fiat_ray.prompts import chosen_row
 from fiat_ray.reason.reasoners import Answer, Reasoner, VllmReasoner
 from fiat_ray.report.tables import metric_title, signed
@@ -50,12 +51,14 @@ class Lab:
         self._loop = asyncio.Runner()
         self._reasoner: Reasoner | None = None
         self._said: dict[str, Answer] = {}
+        self._console = Console()
 
     def prepared(self, i_beta: str | None = None) -> prepare.Prepared:
         """The config's rows and prompts as its files are now, or with other instructions for the reasoner."""
-        if i_beta is None:
-            return prepare.prepare(self.config)
-        return prepare.prepare(self.config, {name: replace(task, i_beta=i_beta) for name, task in prepare.load_tasks(self.config).items()})
+        with self._console.working("reading rows and measuring prompts"):
+            if i_beta is None:
+                return prepare.prepare(self.config)
+            return prepare.prepare(self.config, {name: replace(task, i_beta=i_beta) for name, task in prepare.load_tasks(self.config).items()})
 
     def ask(self, prepared: prepare.Prepared, task: Task, rows: Sequence[Row]) -> list[Asked]:
         """The reasoner's answers to rows of a task."""
@@ -66,14 +69,11 @@ class Lab:
             self._said |= {key: Answer(**{name: known[key][name] for name in Answer.__dataclass_fields__}) for key in missing if key in known}
         asked = requests.having([key for key in missing if key not in self._said])
         if asked and (self._reasoner is None or self.config.reasoner.kind == "scripted"):  # a script may have been saved since
-            self._reasoner = self._start(prepared.reasoner_length)
+            with self._console.working("starting the reasoner"):
+                self._reasoner = prepare.make_reasoner(self.config, prepared.reasoner_length)()
         answers = dict(zip((request["key"] for request in asked), self._loop.run(self._answers(prepared, task, asked)), strict=True))
         self._said |= {key: answer for key, answer in answers.items() if answer.status != "engine_error"}
         return [(row, (answers | self._said)[keys[row.id]]) for row in rows]
-
-    def _start(self, max_length: int) -> Reasoner:
-        print("starting the reasoner …", file=sys.stderr, flush=True)
-        return prepare.make_reasoner(self.config, max_length)()
 
     def close(self) -> None:
         if isinstance(self._reasoner, VllmReasoner):
@@ -82,7 +82,15 @@ class Lab:
 
     async def _answers(self, prepared: prepare.Prepared, task: Task, asked: Sequence[dict[str, Any]]) -> list[Answer]:
         prefixes = prepared.requests[task.name].prefixes
-        return await asyncio.gather(*(self._reasoner.reason(prefixes.get(r["prefix"], []), r["ids"], r["row"]) for r in asked if self._reasoner))
+        with self._console.working(f"{task.name}: answers of the reasoner", of=len(asked)) as work:
+
+            async def answer(request: dict[str, Any]) -> Answer:
+                assert self._reasoner is not None, "is started before the first question"
+                said = await self._reasoner.reason(prefixes.get(request["prefix"], []), request["ids"], request["row"])
+                work.done += 1
+                return said
+
+            return await asyncio.gather(*map(answer, asked))
 
 
 @contextmanager

@@ -50,16 +50,18 @@ def run_config(
     """
     console = console or Console()
     folder = RunFolder(out)
-    console.status("reading rows and measuring prompts …", "prepare")
-    prepared = prepare(config, tasks)
+    with console.working("reading rows and measuring prompts", "prepare"):
+        prepared = prepare(config, tasks)
     _announce(prepared, console)
     if prepared.models != (folder.read_manifest() or {}).get("models"):  # a run that goes on with the models it has was checked when it began
-        check_models(prepared)
+        with console.working("checking the models", "prepare"):
+            check_models(prepared)
     disk.check(prepared, folder)
     if config.store:
         Store(config.store).check_writable()
     with folder.only_one():
-        _write_inputs(prepared, folder, command, console)
+        with console.working("counting tokens, and writing what the run is about", "prepare"):
+            _write_inputs(prepared, folder, command, console)
         outcome = schedule.execute(prepared, folder, console, stages)
         collect(prepared, folder)
         if config.keep == "best" and (dropped := drop_weights(folder, prepared.trials)):
@@ -131,10 +133,10 @@ def _show(folder: RunFolder, config: Config, console: Console) -> None:
     from fiat_ray import tracking
     from fiat_ray.report import page
 
-    console.status("writing the report …", "report")
-    page.build(folder.path)
-    console.status("sending the run to MLflow …", "report")
-    tracking.track(folder.path, config.tracking_uri)
+    with console.working("writing the report", "report"):
+        page.build(folder.path)
+    with console.working("sending the run to MLflow", "report"):
+        tracking.track(folder.path, config.tracking_uri)
     console.line(f"report: {os.path.relpath(folder.path / 'report' / 'index.html')}", "report")
 
 

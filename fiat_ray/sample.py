@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import cast
@@ -20,6 +20,7 @@ from fiat_ray import artifact, costs
 from fiat_ray.engine import CPU_ROWS, GPU_ROWS
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared, make_reasoner
+from fiat_ray.progress import Console
 from fiat_ray.reason.reasoners import Answer, VllmReasoner
 from fiat_ray.reason.store import Known, Store
 from fiat_ray.run_folder import RunFolder
@@ -32,7 +33,7 @@ Prompt = tuple[str, Sequence[int], Sequence[int]]
 """Key, shared beginning, own tokens."""
 
 
-def measure(prepared: Prepared, run: RunFolder) -> None:
+def measure(prepared: Prepared, run: RunFolder, console: Console) -> None:
     """Ask the reasoner some prompts that are not stored, and write ``sample.json`` (``schema.SAMPLE``) into the run directory.
 
     Does nothing where all are stored. Raises ``UserError`` for a reasoner without an engine here.
@@ -46,15 +47,12 @@ def measure(prepared: Prepared, run: RunFolder) -> None:
         prompts = _in_turn(prepared, store.known())
         if not prompts:
             return
-        print(f"sampling the reasoner: its engine starts, then about {SECONDS:.0f} s of prompts …", file=sys.stderr, flush=True)
+        console.line(f"sampling the reasoner: its engine starts, then about {SECONDS:.0f} s of prompts …")
         create = make_reasoner(replace(config, where=replace(config.where, gpus=gpus)), prepared.reasoner_length)
-        reasoner = cast(VllmReasoner, create())
-        try:
+        with console.working("sampling the reasoner"), closing(cast(VllmReasoner, create())) as reasoner:
             begun = time.perf_counter()
             found = asyncio.run(_measure(reasoner, prompts, GPU_ROWS if gpus else CPU_ROWS, config.reasoner.max_tokens))
             took = time.perf_counter() - begun
-        finally:
-            reasoner.close()
         store.write([{"key": key, "tries": 1, **vars(answer)} for key, answer in found.answers.items()])
         measured = {"rows": len(found.answers), "seconds": took, "read": found.read, "write": found.write}
         artifact.write_json(run.sample, {"model": prepared.models["reasoner"]["hash"], "gpus": gpus, **measured})

@@ -10,6 +10,8 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,12 +180,12 @@ def test_a_status_fits_in_its_terminal_also_when_that_is_resized(monkeypatch: py
     class Terminal(io.StringIO):
         isatty, fileno = (lambda self: True), (lambda self: writer)
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
     console, before = progress.Console(), 0
     for wide, filled in ((60, 59), (30, 29), (1, 0), (0, 79), (200, columns(line))):  # one that says 0 is taken for 80 wide
         termios.tcsetwinsize(writer, (24, wide))
         monkeypatch.setattr(console, "_last", 0.0)
-        monkeypatch.setattr(sys, "stderr", screen := Terminal())
+        screen.truncate(screen.seek(0))
         console.status(line.removeprefix("[0:00] "))
         cleared, _, shown = screen.getvalue().rpartition("\r")
         assert line.startswith(shown) and filled - 1 <= columns(shown) <= filled
@@ -209,3 +211,28 @@ def test_a_notebook_renews_a_status_and_keeps_lines(monkeypatch: pytest.MonkeyPa
     console.line("ended")
     assert re.sub(r".*\r", "", page.getvalue()) == "[0:00] started\n[0:00] ended\n"
     assert re.fullmatch(r"[^\x00-\x09\x0b\x0c\x0e-\x1f]+", page.getvalue())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_a_while_is_told_and_taken_back(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    console = progress.Console()
+    with console.working("reading rows"):
+        pass
+    assert not stream.getvalue(), "what takes no while is not told"
+    with console.working("asking", of=20) as work, redirect_stderr(io.StringIO()):
+        wait_for(lambda: "asking: 0/20" in stream.getvalue())
+        work.done = 3
+        wait_for(lambda: not terminal or "asking: 3/20" in stream.getvalue())
+    shown = re.sub(r"\[0:\d\d\]", "[0:00]", stream.getvalue())
+    taken_back = f"\r[0:00] asking: 3/20\r{' ' * len('[0:00] asking: 3/20')}\r"
+    assert shown.endswith(taken_back) if terminal else shown == "[0:00] asking: 0/20\n"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < 30
+        time.sleep(0.05)
