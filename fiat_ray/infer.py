@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from fiat_ray.length import Budget, alike
 from fiat_ray.models import Model, find, resolve
 from fiat_ray.output import SUFFIXES, columns, writing
 from fiat_ray.prepare import make_reasoner, make_renderer, max_length, reasoner_budget, requests_of
-from fiat_ray.progress import Console, clock
+from fiat_ray.progress import Console, Work
 from fiat_ray.reason.merge import merge
 from fiat_ray.reason.requests import Requests, joined
 from fiat_ray.reason.stage import reason
@@ -81,9 +80,10 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
         raise UserError(f"--output {output}: answers are written as JSON lines or Parquet; give it a name that ends in {' or '.join(SUFFIXES)}")
     if next(read_rows(source), None) is None:
         raise UserError(f"{source}: no rows")
-    schema = columns(source, INFERRED) if output.suffix == ".parquet" else None
     folder, before = output.with_name(f".{output.name}.parts"), _state(source)
-    job = _Job(run, trial, folder, console)
+    with console.working(f"infer: looking through {source} and the trial", "measure"):
+        schema = columns(source, INFERRED) if output.suffix == ".parquet" else None
+        job = _Job(run, trial, folder, console)
     if output.exists() and not folder.exists():
         console.line(f"infer: {output} is there already, and will be replaced", "measure")
     folder.mkdir(exist_ok=True)
@@ -96,11 +96,17 @@ def infer_file(run: Run, source: Path, output: Path, trial: str | None = None, c
                 shutil.rmtree(folder)
             raise
         lost, answered = [], zip(read_rows(source), answers, strict=False)
-        with artifact.replacing(folder / output.name) as temporary, writing(temporary, schema) as write:
+        said = f"infer: writing {output}"
+        with (
+            artifact.replacing(folder / output.name) as temporary,
+            writing(temporary, schema) as write,
+            console.working(said, "write", job.rows) as work,
+        ):
             for start in range(1, job.rows + 1, PIECE):
                 piece = list(islice(answered, PIECE))
                 write([_answered(raw, answer) for (_, raw), answer in piece])
                 lost += [number for number, (_, answer) in enumerate(piece, start) if answer.get("status") == "engine_error"]
+                work.done += len(piece)
         if _state(source) != before:
             raise UserError(f"{source}: was changed while its rows were answered; run the command again")
         (folder / output.name).replace(output)
@@ -146,7 +152,8 @@ class _Job:
     def answers(self, rows: Rows) -> Iterator[dict[str, Any]]:
         """What is added to each row, in their order. All of it is done when this returns."""
         if artifact.read_json(self._measured) is None:
-            self._measure(rows)
+            with self._console.working("infer: measuring", "measure") as work:
+                self._measure(rows, work)
         found = artifact.read_json(self._measured, rows=int, prefixes=dict, reasoner_length=int)
         self.rows = found["rows"]
         self._reason(Requests(self._folder / "requests.parquet", found["prefixes"]), found["reasoner_length"])
@@ -157,16 +164,16 @@ class _Job:
     def _pieces(self) -> int:
         return -(-self.rows // PIECE)
 
-    def _measure(self, source: Rows) -> None:
+    def _measure(self, source: Rows, work: Work) -> None:
         """Cut new rows as the run's rows were, and write down what to ask the reasoner about them, if anything."""
         asks = self._spec.recipe.cot == "augmented"
         budgets, budget, model = self._budgets()
         # As many exemplars as in the prompts of the rationales that the tunable was tuned on.
         shown = self._run.folder.exemplars_shown(self._task.name) if asks else None
-        total = cut = 0
+        cut = 0
 
         def asked() -> Iterator[Requests]:
-            nonlocal total, cut
+            nonlocal cut
             for number, piece in enumerate(_in_pieces(source)):
                 task = replace(self._task, rows=tuple(_row(self._task, place, raw) for place, raw in piece))
                 texts, keys = dict[str, str](), dict[str, str]()
@@ -178,12 +185,10 @@ class _Job:
                         yield requests
                 rows = [{"id": row.id, "language": row.language, "input": texts[row.id], "key": keys.get(row.id)} for row in task.rows]
                 artifact.write_rows(self._piece("rows", number), rows, MEASURED)
-                total += len(piece)
-                if number:  # one piece is told at its end
-                    self._console.status(f"infer: {count(total, 'row')} measured", "measure", rows=total)
+                work.done += len(piece)
 
         requests = joined(self._folder / "requests.parquet", asked())
-        length = budget.max_length if budget else 0
+        length, total = budget.max_length if budget else 0, work.done
         artifact.write_json(self._measured, {"rows": total, "prefixes": requests.prefixes, "reasoner_length": length})
         prompts = count(len(requests), "distinct prompt")
         said = f"infer: {count(total, 'row')} measured, {count(cut, 'passage')} cut to fit, {prompts} for the reasoner"
@@ -234,16 +239,16 @@ class _Job:
         left = sum(map(self._size, waiting))
         said = f"infer: {self.rows - left:,} of {self.rows:,} rows are answered; starting {len(actors)} engine(s) for {self._record['name']}"
         self._console.line(said, "answer", rows=self.rows, missing=left)
-        progress, asked = _Progress(left), deque[tuple[int, list[Example], Any]]()
+        asked = deque[tuple[int, list[Example], Any]]()
         try:
-            with self._console.watching(progress, "answer"), closing(cluster.Raylet()) as raylet:
+            with self._console.working("answer", "answer", left) as work, closing(cluster.Raylet()) as raylet:
                 for at, number in enumerate(waiting):
                     if len(asked) == 2 * len(actors):
-                        progress.done += self._write(*asked.popleft(), raylet)
+                        work.done += self._write(*asked.popleft(), raylet)
                     examples = self._examples(number)
                     asked.append((number, examples, actors[at % len(actors)].infer.remote(self._spec, self._task, examples)))
                 while asked:
-                    progress.done += self._write(*asked.popleft(), raylet)
+                    work.done += self._write(*asked.popleft(), raylet)
         except cluster.actor_errors() as error:
             said = f"the engine died: {why_died(self._run.folder, error)}"
             raise Unfinished(f"{said}; what is answered is kept, and the same command goes on from there") from None
@@ -273,24 +278,6 @@ class _Job:
 
     def _unit(self) -> cluster.Unit:
         return cluster.join(self._config.where, self._run.path, "the run", self._console)
-
-
-@dataclass
-class _Progress:
-    """Of the tuned model's answers in this sitting."""
-
-    rows: int
-    done: int = 0
-    start: float = field(default_factory=time.monotonic)
-
-    def text(self) -> str:
-        if not self.done:
-            return f"answer: 0/{self.rows:,} rows, starting …"
-        rate = self.numbers()["rows_per_second"]
-        return f"answer: {self.done:,}/{self.rows:,} rows · {rate:.1f} rows/s · ETA {clock((self.rows - self.done) / rate)}"
-
-    def numbers(self) -> dict[str, float]:
-        return {"rows": self.done, "missing": self.rows - self.done, "rows_per_second": self.done / (time.monotonic() - self.start)}
 
 
 def _in_pieces(rows: Rows) -> Iterator[list[tuple[Place, dict[str, Any]]]]:

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from fiat_ray.text import columns, within
+from fiat_ray.text import columns, count, within
 
 LOGGED_EVERY = 60.0
 """Seconds between two lines of a log."""
@@ -31,17 +31,27 @@ class Watched(Protocol):
 
 @dataclass
 class Work:
-    """Something that takes a while: what it is, and how much of it is done where that can be counted."""
+    """Something that takes a while."""
 
     what: str
-    of: int = 0
+    rows: int = 0
+    """All that it is about; 0 where nobody knows yet."""
     done: int = 0
+    """Of them; 0 also where nobody counts."""
+    start: float = field(default_factory=time.monotonic)
 
     def text(self) -> str:
-        return f"{self.what}: {self.done:,}/{self.of:,}" if self.of else f"{self.what} …"
+        if not self.rows:
+            return f"{self.what}: {count(self.done, 'row')} …" if self.done else f"{self.what} …"
+        if not self.done:
+            return f"{self.what}: 0/{self.rows:,} rows, starting …"
+        rate = self.numbers()["rows_per_second"]
+        return f"{self.what}: {self.done:,}/{self.rows:,} rows · {rate:.1f} rows/s · ETA {clock((self.rows - self.done) / rate)}"
 
     def numbers(self) -> Mapping[str, float]:
-        return {"done": self.done, "of": self.of} if self.of else {}
+        if not self.rows:
+            return {"rows": self.done} if self.done else {}
+        return {"rows": self.done, "missing": self.rows - self.done, "rows_per_second": self.done / (time.monotonic() - self.start)}
 
 
 class Console:
@@ -93,9 +103,9 @@ class Console:
                 self._write(self._erased())
 
     @contextmanager
-    def working(self, what: str, stage: str = "", of: int = 0) -> Iterator[Work]:
-        """``watching`` of what the caller does; whoever does it may count in what this gives."""
-        work = Work(what, of)
+    def working(self, what: str, stage: str = "", rows: int = 0) -> Iterator[Work]:
+        """``watching`` of what the caller does, who counts the rows that are done, where there are some, in what this gives."""
+        work = Work(what, rows)
         with self.watching(work, stage):
             yield work
 

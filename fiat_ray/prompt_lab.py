@@ -82,7 +82,7 @@ class Lab:
 
     async def _answers(self, prepared: prepare.Prepared, task: Task, asked: Sequence[dict[str, Any]]) -> list[Answer]:
         prefixes = prepared.requests[task.name].prefixes
-        with self._console.working(f"{task.name}: answers of the reasoner", of=len(asked)) as work:
+        with self._console.working(f"reason: {task.name}", rows=len(asked)) as work:
 
             async def answer(request: dict[str, Any]) -> Answer:
                 assert self._reasoner is not None, "is started before the first question"

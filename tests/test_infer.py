@@ -27,7 +27,7 @@ from test_cli import config_file, own_task
 from benchmarks.interruption import FLUSHED_AFTER
 from fiat_ray import artifact, config, evaluate, infer, runs
 from fiat_ray.errors import UserError
-from fiat_ray.progress import Console
+from fiat_ray.progress import Console, Work
 from fiat_ray.recipe import RECIPES
 from fiat_ray.rows import read_rows
 from fiat_ray.schema import INFERRED
@@ -149,7 +149,9 @@ def test_a_raylet_that_is_killed_while_it_answers(tmp_path: Path, tiny: Path) ->
     check_answers(output, 80)
 
 
-def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_rows_start_over(
+    tmp_path: Path, tiny: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Broken(infer_sitting.Repeating):
         def infer(self, *_: Any) -> list[dict[str, Any]]:
             raise RuntimeError("no engine")
@@ -166,7 +168,9 @@ def test_other_rows_start_over(tmp_path: Path, tiny: Path, ray_local: None, monk
     source.write_text("".join(json.dumps(row(number)) + "\n" for number in range(30)))
     assert infer.infer_file(run, source, output, console=Console(quiet=True)) == infer.Inferred(30, [])
     check_answers(output, 30)
+    capsys.readouterr()
     assert run.infer([row(0)])[0]["prediction"] == "question: q0 context: c"
+    assert "infer: 1 row measured" in capsys.readouterr().err, "a call from Python shows how far it is"
     infer.infer_file(run, source, output.with_suffix(".parquet"), console=Console(quiet=True))
     assert pq.read_table(output.with_suffix(".parquet")).to_pylist() == [json.loads(line) | {"score": None} for line in output.open()]
 
@@ -191,7 +195,7 @@ def test_a_passage_is_cut_as_the_runs_were(tmp_path: Path, tiny: Path) -> None:
     """Asked of a trial without CoT in a run with FIAT, whose rows left room for its rationales."""
     run = runs.open_run(make_run(tmp_path / "it", tiny, 0, "word " * 3000, ("fiat", "no_cot")))
     job = infer._Job(run, "no_cot", tmp_path, Console(quiet=True))
-    job._measure(read_rows(run.path / "task/mytask/test.jsonl"))
+    job._measure(read_rows(run.path / "task/mytask/test.jsonl"), Work("measuring"))
     [new] = artifact.read_rows(job._piece("rows", 0))
     [old] = [row.input for row in run.folder.examples("mytask", with_rationales=False) if row.split == "test"]
     assert new["input"] == old and 500 < old.count("word") < 3000

@@ -222,13 +222,17 @@ def test_what_takes_a_while_is_told_and_taken_back(monkeypatch: pytest.MonkeyPat
     with console.working("reading rows"):
         pass
     assert not stream.getvalue(), "what takes no while is not told"
-    with console.working("asking", of=20) as work, redirect_stderr(io.StringIO()):
+    with console.working("asking", rows=20) as work, redirect_stderr(io.StringIO()):
         wait_for(lambda: "asking: 0/20" in stream.getvalue())
         work.done = 3
         wait_for(lambda: not terminal or "asking: 3/20" in stream.getvalue())
-    shown = re.sub(r"\[0:\d\d\]", "[0:00]", stream.getvalue())
-    taken_back = f"\r[0:00] asking: 3/20\r{' ' * len('[0:00] asking: 3/20')}\r"
-    assert shown.endswith(taken_back) if terminal else shown == "[0:00] asking: 0/20\n"
+    first, *more = re.sub(r"\[0:\d\d\] ", "", stream.getvalue()).split("\r")
+    assert first == "asking: 0/20 rows, starting …" + ("" if terminal else "\n")
+    if terminal:
+        *_, last, blank, end = more
+        assert re.fullmatch(r"asking: 3/20 rows · \d\.\d rows/s · ETA 0:\d\d", last) and not blank.strip() and len(blank) > len(last) and not end
+    else:
+        assert not more
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
