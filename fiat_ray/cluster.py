@@ -205,10 +205,12 @@ def wait_for_machines(where: Where, console: Console) -> None:
 
 def join(where: Where, folder: Path, key: str, console: Console, tune: bool = False) -> Unit:
     """Connect, wait for machines, and see to it that all of them see a folder. See ``connect``, ``unit`` and ``check_shared`` for what it raises."""
-    connect()
+    with console.working("Ray: connecting", "start"):
+        connect()
     wait_for_machines(where, console)
     found = unit(where, tune)
-    check_shared(folder, key)
+    with console.working(f"Ray: do all machines see {folder}?", "start"):
+        check_shared(folder, key)
     return found
 
 

@@ -63,7 +63,8 @@ def run_config(
         with console.working("counting tokens, and writing what the run is about", "prepare"):
             _write_inputs(prepared, folder, command, console)
         outcome = schedule.execute(prepared, folder, console, stages)
-        collect(prepared, folder)
+        with console.working("collecting scores", "report"):
+            collect(prepared, folder)
         if config.keep == "best" and (dropped := drop_weights(folder, prepared.trials)):
             console.line(f"keep: best: the weights of {len(dropped)} trials are gone; their predictions and scores stay")
         if "evaluate" in stages:
