@@ -228,7 +228,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print("converting the embedded model to safetensors, once for this machine (about 25 s) …", file=sys.stderr, flush=True)
+    over = "\r" if sys.stderr.isatty() else ""  # a status line stands there
+    print(f"{over}converting the embedded model to safetensors, once for this machine (about 25 s) …", file=sys.stderr, flush=True)
     location = str(gguf.parent)
     with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):  # several progress bars, and what DeepSpeed says of processors
         tokenizer = AutoTokenizer.from_pretrained(location, gguf_file=gguf.name)

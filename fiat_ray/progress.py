@@ -17,6 +17,8 @@ from fiat_ray.text import columns, count, within
 
 LOGGED_EVERY = 60.0
 """Seconds between two lines of a log."""
+LOOKED_EVERY = 1.0
+"""Seconds between two looks at what is watched, and before the first."""
 UNKNOWN_COLUMNS = 80
 """Of a terminal that does not say."""
 
@@ -85,11 +87,11 @@ class Console:
 
     @contextmanager
     def watching(self, watched: Watched, stage: str) -> Iterator[None]:
-        """Shows the status anew every second, while a caller waits for something else, and takes it back in the end."""
+        """Shows the status anew every ``LOOKED_EVERY`` seconds, while a caller waits for something else, and takes it back in the end."""
         done = threading.Event()
 
         def show() -> None:
-            while not done.wait(1.0):
+            while not done.wait(LOOKED_EVERY):
                 self.status(watched.text(), stage, **watched.numbers())
 
         watcher = threading.Thread(target=show, daemon=True, name="status")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import fiat_ray as fiat
-from fiat_ray import schedule
+from fiat_ray import progress, schedule
 from fiat_ray.cli import _default_out, _mlflow_at, _without_secrets, main
 from fiat_ray.errors import Unfinished
 from fiat_ray.schedule.trials import Outcome
@@ -171,6 +171,30 @@ def test_out_must_be_a_place_for_a_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert "object stores" in refused(capsys, "run", config, "--out", "s3://bucket/run")
     assert "is a file" in refused(capsys, "run", config, "--out", f"{config}/run")
     assert "not empty" in refused(capsys, "run", config, "--out", str(tmp_path))
+
+
+def test_commands_say_what_takes_them_a_while(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LOOKED_EVERY", 0.001)
+    monkeypatch.setattr(progress, "LOGGED_EVERY", 0.0)
+    monkeypatch.chdir(tmp_path)
+    rows = ({"question": f"q{at}", "answer": f"a{at}", "lang": "en"} for at in range(40))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = str(config_file(tmp_path, task="mytask", limit={}, reasoner={"model": str(tiny), "max_tokens": 8}))
+    for command, said in (
+        (["init", "mytask", "--train", "rows.jsonl", "--hardware", "api"], ["reading rows, and planning what this machine has time for …"]),
+        (["data", "validate", "mytask"], ["reading and comparing rows …"]),
+        (["plan", config], ["reading rows and measuring prompts …"]),
+        (["prompt", config], ["reading rows and measuring prompts …"]),
+        (["run", config, "--out", "run"], ["reading rows and measuring prompts …", "writing the report …"]),
+        (["report", "run"], ["writing the report …", "sending the run to MLflow …"]),
+    ):
+        assert main(command) == 0
+        shown = capsys.readouterr()
+        lines = [line.partition("] ")[2] for line in shown.err.splitlines()]
+        assert [text for text in dict.fromkeys(lines) if text in said] == said
+        assert shown.out and not [text for text in said if text in shown.out], "results stand alone"
 
 
 def test_score_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
