@@ -27,9 +27,13 @@ def config_file(folder: Path, **changes: object) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that a command says when it refuses its input."""
     assert main(arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
-    assert len(lines) == 1, lines
-    return lines[0]
+    return one_line(capsys.readouterr().err)
+
+
+def one_line(said: str) -> str:
+    """The only one beside those of progress, which a busy machine may show."""
+    [line] = [line for line in said.splitlines() if not line.startswith("[")]
+    return line
 
 
 def test_a_log_of_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
