@@ -16,6 +16,8 @@ import pyarrow as pa
 import pytest
 import tiny_model
 
+import fiat_ray as fiat
+from fiat_ray.cli import main
 from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.length import measure
 from fiat_ray.reason.failures import FEWEST_ROWS, Failures
@@ -236,3 +238,18 @@ def test_a_campaign_whose_reasoner_fails_ends_with_code_3_and_says_why(tmp_path:
     assert "country_facts: reasoning stopped, because" in last and "'engine_error: ValueError: no luck' (" in last
     assert "trial fiat-xs-s0-" in last and "has not all of its rationales" in last
     assert (tmp_path / "out" / "report" / "index.html").is_file() and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_python_ends_as_the_command_line_does(tmp_path: Path, tiny: Path, ray_local: None, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("def reason(row):\n    if '7' in row['fields']['question']: raise ValueError('no luck')\n    return 'Answer: x'")
+    rows = [{"question": f"Which number follows {n}?", "answer": str(n + 1), "lang": "en"} for n in range(20)]
+    settings: dict[str, Any] = {"reasoner": {"kind": "scripted", "script": str(script)}, "methods": ["icl"]}
+    settings["tracking_uri"] = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(Unfinished) as ended:
+        fiat.run(fiat.Task.from_rows(rows, name="numbers", target="answer", language="lang"), out=tmp_path / "run", tunable=str(tiny), **settings)
+    assert f"{tmp_path}/run: finished, but not all of it: 2 rows without a rationale (engine_error): " in str(ended.value)
+    assert set(fiat.open_run(tmp_path / "run").scores.method) == {"icl"}, "what is finished is kept"
+    assert main(["run", str(tmp_path / "run"), "--out", str(tmp_path / "again")]) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == f"fiat-ray: {ended.value}".replace("/run:", "/again:")
