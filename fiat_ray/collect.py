@@ -44,7 +44,7 @@ def collect(prepared: Prepared, run: RunFolder) -> list[dict[str, Any]]:
 def _untuned(prepared: Prepared, run: RunFolder, task: Task, split: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     if "majority" in prepared.config.methods or task.labels:  # beside labels' scores it always stands: one label may be nearly all
-        found["majority"] = majority_predictions(task.split("train"), task.split(split), task.labels)
+        found["majority"] = majority_predictions(task.split("train"), task.split(split), task.metric, task.labels)
     if "icl" in prepared.config.methods and augmented.read_seal(run.augmented(task.name), prepared.asked(task.name)):
         found["icl"] = predict.icl(task, [e for e in run.examples(task.name, with_rationales=True) if e.split == split])
     return found

@@ -168,11 +168,11 @@ def _counted(label: str, what: str, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sizes(found: Mapping[str, Any], languages: list[str]) -> Iterator[str]:
-    """The table of rows by language and split; beside them the paper's (its Tables 4 and 5), and how many have the positive label."""
+    """The table of rows by language and split; beside them the paper's (its Tables 4 and 5), and how many have the positive label of two."""
     columns = {split: found["rows"][split] for split in SPLITS}
     if found["paper_rows"]:
         columns |= {f"paper's {split}": found["paper_rows"][split] for split in SPLITS}
-    if found["labels"]:
+    if found["labels"] and len(found["labels"]["test"]) == 2:
         positive = list(found["labels"]["test"])[-1]
         columns[f"'{positive}' in test"] = found["labels"]["test"][positive]
     wide = max(map(len, ["language", *languages]))

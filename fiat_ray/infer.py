@@ -55,7 +55,7 @@ class Inferred:
 
 
 def infer_rows(run: Run, rows: Rows, trial: str | None = None) -> list[dict[str, Any]]:
-    """Each row with ``prediction`` (and ``score``, P(positive), of a label; ``rationale`` and its ``status`` with CoT) added, in order.
+    """Each row with ``prediction`` (and ``score``, see ``predict.Prediction``; ``rationale`` and its ``status`` with CoT) added, in order.
 
     What it had under these names is left out. Rationales go into the run's own store, so a second call generates nothing twice.
     Raises ``UserError`` for a row without a field of the task, or one that does not fit.

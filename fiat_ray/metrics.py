@@ -116,6 +116,11 @@ def selecting_metric(metric: str, labels: Sequence[str]) -> str:
     return "auc_pr" if metric == "accuracy" and len(labels) == 2 else metric
 
 
+def scores_positive(metric: str, labels: Sequence[str]) -> bool:
+    """Whether a row's score is the probability of the positive label, the last one. Of more than two without `positive:` it is the answer's."""
+    return len(labels) == 2 or metric == "auc_pr"
+
+
 def check_metric(metric: str, labels: Sequence[str], positive: str | None, origin: object) -> None:
     """Raise ``UserError`` where a task can't be scored by it. ``positive``: the label that is named as the positive one, if any."""
     of_labels = metric in LABEL_METRICS

@@ -57,7 +57,7 @@ def _what_is_here(trial: Trial, base_name: models.PublicName) -> str:
     if trial.recipe.peft:
         parts.append("`adapter/` is the same as a LoRA adapter, for PEFT on the base model in float32 (in bfloat16 its sum loses part of it).")
     if trial.model == models.EMBEDDED:
-        parts.append("The base is a copy in 4 bits, whose folder `fiat_ray.models.find('embedded')` gives.")
+        parts.append("The base is the embedded model, a copy of its original in 4 bits, whose folder `fiat_ray.models.find('embedded')` gives.")
     elif trial.recipe.peft and not base_name.commit:
         parts.append(f"The base is a local model called `{base_name.name}`, known by its sha256 under Recipe; load it before PEFT adds the adapter.")
     return " ".join(parts)
@@ -74,7 +74,7 @@ def _how_to_ask(run: Run, config: Config, task: Task, trial: Trial, renderer: Re
     request = tunable_request(task, trial, renderer)
     lines = [
         "## How to ask it",
-        f"A request to `/v1/{'chat/' if renderer.chat else ''}completions`, as the model was tuned and scored:",
+        f"A request to `/v1/{'chat/' if renderer.chat else ''}completions`, in the words that the model was tuned and scored with:",
         f"```json\n{json.dumps(request, ensure_ascii=False, indent=1)}\n```",
     ]
     if trial.recipe.cot == "augmented":
@@ -93,9 +93,9 @@ def _how_to_ask(run: Run, config: Config, task: Task, trial: Trial, renderer: Re
         )
     same, compared = _agreement(run, task, trial, renderer)
     lines.append(
-        "Servers tokenize a text as a whole, the model was tuned on its parts, so line breaks between them may be other tokens: "
-        f"of {compared} validation rows {same} are the same both ways. "
-        "The tokens as tuned are what `fiat-ray infer` sends, and what `/v1/completions` takes as a `prompt` of token ids."
+        "Servers tokenize a text as a whole, the model was tuned on its parts, so line breaks between them may be other tokens, and some answers "
+        f"others than were scored: the tokens of {same} of {compared} validation rows are the same both ways. "
+        "`fiat-ray infer` sends them as tuned, and so does whoever gives `/v1/completions` a `prompt` of token ids."
     )
     return "\n\n".join(lines)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fiat_ray import augmented, fiat
 from fiat_ray.augmented import Example
+from fiat_ray.metrics import scores_positive
 from fiat_ray.recipe import Recipe
 from fiat_ray.render import Renderer, rationale_part, shown_rationale
 from fiat_ray.task import Task
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Prediction(NamedTuple):
     text: str
     score: float | None
-    """P(positive label); None for free text."""
+    """P(positive label), or of this answer, see ``metrics.scores_positive``; None for free text."""
 
 
 @dataclass
@@ -61,7 +62,7 @@ class EngineTuned:
             self.usage.answer_tokens += sum(completion.output_tokens for completion in done)
             return [Prediction(completion.text.strip(), None) for completion in done]
         endings = [self._renderer.answer_ids(label) for label in self._task.labels]
-        return label_predictions(self._engine.label_logprobs(prompts, endings, self._renderer.eos), self._task.labels)
+        return label_predictions(self._engine.label_logprobs(prompts, endings, self._renderer.eos), self._task)
 
 
 def one_token_each(labels: Sequence[Sequence[int]]) -> bool:
@@ -69,14 +70,15 @@ def one_token_each(labels: Sequence[Sequence[int]]) -> bool:
     return all(len(label) == 1 for label in labels) and len({label[0] for label in labels}) == len(labels)
 
 
-def label_predictions(logprobs: np.ndarray, labels: Sequence[str]) -> list[Prediction]:
-    """log P(label), shape (rows, labels), positive label last → the label and P(positive), normalised over the set.
+def label_predictions(logprobs: np.ndarray, task: Task) -> list[Prediction]:
+    """log P(label), shape (rows, labels), positive label last → the label and a probability (see ``Prediction``), normalised over the set.
 
     Of two labels the positive one is predicted where its probability is above one half.
     """
     weights = np.exp(logprobs - logprobs.max(axis=1, keepdims=True)) if len(logprobs) else logprobs
     probabilities = weights / weights.sum(axis=1, keepdims=True)
-    return [Prediction(labels[int(row.argmax())], float(row[-1])) for row in probabilities]
+    scored = probabilities[:, -1] if scores_positive(task.metric, task.labels) else probabilities.max(axis=1)
+    return [Prediction(task.labels[int(row.argmax())], float(score)) for row, score in zip(probabilities, scored, strict=True)]
 
 
 def shown_rationales(task: Task, renderer: Renderer, recipe: Recipe, examples: Sequence[Example], max_tokens: int) -> dict[str, str]:

@@ -59,7 +59,7 @@ PREDICTIONS = pa.schema(
         ("group", pa.string()),
         ("targets", pa.list_(pa.string())),
         ("prediction", pa.string()),
-        ("score", pa.float64()),  # P(positive label); null for free text
+        ("score", pa.float64()),  # P(positive label), of several labels P(prediction); null for free text
         ("status", pa.string()),  # of the rationale that was read or parsed; null where none was
     ]
 )

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from fiat_ray.errors import UserError
-from fiat_ray.metrics import averaged_languages, label_scores, macro_f1, named_averages, shown_metrics, text_scores
+from fiat_ray.metrics import averaged_languages, label_scores, macro_f1, named_averages, scores_positive, shown_metrics, text_scores
 from fiat_ray.rows import Place, no_field, read_rows, text_field
 from fiat_ray.task import Row, by_language
 from fiat_ray.task_folder import BUILT_IN, read_task_yaml
@@ -65,16 +65,18 @@ def length_share(frame: Frame) -> dict[str, float]:
     return _share(frame, lambda row: row["status"] == "length")
 
 
-def majority_predictions(train: Sequence[Row], test: Sequence[Row], labels: Sequence[str]) -> list[dict[str, Any]]:
+def majority_predictions(train: Sequence[Row], test: Sequence[Row], metric: str, labels: Sequence[str]) -> list[dict[str, Any]]:
     """The baseline that looks at no input: the most frequent target of all train rows, in all languages alike; columns of ``schema.PREDICTIONS``.
 
-    With ``labels``, each row's score is the share of positives in train. Of equally frequent targets the alphabetically first is taken.
+    With ``labels``, each row's score is a share of train: of the positive label, or of this one (``metrics.scores_positive``). Of equally frequent
+    targets the alphabetically first is taken.
     """
     if not train:
         raise UserError("no train rows: the majority baseline has nothing to count")
     counts = Counter(row.targets[0] for row in train)
     target = max(sorted(counts), key=counts.__getitem__)
-    guess = {"prediction": target, "score": counts[labels[-1]] / len(train) if labels else None, "status": None}
+    scored = labels[-1] if scores_positive(metric, labels) else target
+    guess = {"prediction": target, "score": counts[scored] / len(train) if labels else None, "status": None}
     return [{"id": row.id, "language": row.language, "group": row.group, "targets": list(row.targets), **guess} for row in test]
 
 

@@ -370,7 +370,7 @@ def test_what_is_exported_answers_by_heart_without_this_project(run: Run, tiny: 
         )
         output = model.generate(**prompt, max_new_tokens=request["max_tokens"], do_sample=False)
         assert tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip() == row.targets[0]
-    assert "of 16 validation rows 16 are the same both ways" in card
+    assert "the tokens of 16 of 16 validation rows are the same both ways" in card
     assert "| mean | 100.0 | 100.0 |" in card and not any(row.fields["question"] in card for row in memory_task().rows)
 
     if method == "no_cot":

@@ -1,10 +1,14 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny_model
 
 from fiat_ray.errors import UserError
+from fiat_ray.predict import label_predictions
 from fiat_ray.schema import PREDICTIONS, SCORES
 from fiat_ray.scoring import length_share, majority_predictions, score_file, score_predictions, unparsed_share
 from fiat_ray.task import Row
@@ -97,22 +101,33 @@ def test_icl_shares_stand_beside_its_scores() -> None:
     assert scores["mean", "unparsed"] == 75 and scores["mean", "length"] == 25
 
 
+def test_a_labels_score_is_that_of_the_positive_one_or_else_of_the_answer() -> None:
+    logprobs = np.log([[0.1, 0.3], [0.6, 0.2]])
+    assert [p.score for p in label_predictions(logprobs, tiny_model.task(labels=BINARY))] == pytest.approx([0.75, 0.25])
+    logprobs = np.log([[0.1, 0.7, 0.2], [0.6, 0.1, 0.3]])
+    three = tiny_model.task(labels=("a", "b", "c"))
+    assert label_predictions(logprobs, three) == [("b", pytest.approx(0.7)), ("a", pytest.approx(0.6))]
+    assert [p.score for p in label_predictions(logprobs, replace(three, metric="auc_pr"))] == pytest.approx([0.2, 0.3])
+
+
 def test_an_unparsed_label_is_wrong() -> None:
     assert values(score_predictions("own", "accuracy", BINARY, [predicted("bn", "no", "")]))["bn", "accuracy"] == 0
 
 
 def test_majority_is_that_of_train_in_all_languages_alike() -> None:
     train = [row("bn", "no"), row("bn", "no"), row("fi", "yes"), row("fi", "no")]
-    frame = majority_predictions(train, [row("fi", "yes"), row("fi", "no"), row("fi", "no")], BINARY)
+    frame = majority_predictions(train, [row("fi", "yes"), row("fi", "no"), row("fi", "no")], "accuracy", BINARY)
     assert list(frame[0]) == PREDICTIONS.names
     assert {(r["prediction"], r["score"]) for r in frame} == {("no", 0.25)}
     scores = values(score_predictions("xor_attriqa", "accuracy", BINARY, frame))
     assert scores["fi", "accuracy"] == pytest.approx(200 / 3)
     assert scores["fi", "auc_pr"] == pytest.approx(100 / 3)  # a constant ranks at random
-    free = majority_predictions([row("bn", "b"), row("bn", "a")], [row("bn", "x")], ())
+    three = majority_predictions(train, [row("fi", "yes")], "accuracy", (*BINARY, "maybe"))
+    assert three[0]["score"] == 0.75, "of several labels the share of the one that is predicted"
+    free = majority_predictions([row("bn", "b"), row("bn", "a")], [row("bn", "x")], "f1", ())
     assert (free[0]["prediction"], free[0]["score"]) == ("a", None)
     with pytest.raises(UserError, match="no train rows"):
-        majority_predictions([], train, BINARY)
+        majority_predictions([], train, "accuracy", BINARY)
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no golden pairs at {GOLDEN}; set FIAT_DATA")

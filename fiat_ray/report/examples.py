@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fiat_ray.metrics import exact_match, row_score
+from fiat_ray.metrics import exact_match, row_score, scores_positive
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.cells import language_tag
 from fiat_ray.report.read import Run
@@ -38,7 +38,9 @@ def examples(results: Results, rows: Sequence[tuple[str, dict[str, Any]]]) -> li
 
 def _of_task(results: Results, task: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rationales = {row["id"]: row for row in results.run.augmented(task) if row["split"] == "test"}
-    answers, of_text = _answers(results, task), None if results.run.manifest["tasks"][task]["labels"] else results.metrics(task)[0]
+    answers, labels = _answers(results, task), list(results.run.manifest["tasks"][task]["labels"])
+    of_text = None if labels else results.metrics(task)[0]
+    of_label = f"P({labels[-1]})" if labels and scores_positive(results.metrics(task)[0], labels) else "P"
     inputs = _inputs(results.run, task, rows)
     return [
         {
@@ -49,7 +51,7 @@ def _of_task(results: Results, task: str, rows: Sequence[dict[str, Any]]) -> lis
             "rationale": _text((rationales.get(row["id"]) or {}).get("rationale") or "", row["language"]),
             "status": (rationales.get(row["id"]) or {}).get("status") or "",
             "gold": [_text(target, row["language"]) for target in row["targets"]],
-            "answers": [_answer(method, answers[method][row["id"]], row, of_text) for method in answers if row["id"] in answers[method]],
+            "answers": [_answer(method, answers[method][row["id"]], row, of_text, of_label) for method in answers if row["id"] in answers[method]],
         }
         for row in rows
     ]
@@ -67,13 +69,13 @@ def _answers(results: Results, task: str) -> dict[str, dict[str, dict[str, Any]]
     return found
 
 
-def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], of_text: str | None) -> dict[str, Any]:
-    """``of_text``: the metric of free text, None for labels. ``score``: P(positive) of a label where there is one. ``right``: exact match."""
+def _answer(method: str, prediction: dict[str, Any], row: dict[str, Any], of_text: str | None, of_label: str) -> dict[str, Any]:
+    """``of_text``: the metric of free text, None for labels. ``of_label``: what their probability is of. ``right``: exact match."""
     text, probability = prediction["prediction"], prediction["score"]
     if of_text:
         shown, right = f"{metric_title(of_text)} {row_score(of_text)(row['targets'], text):.0f}", exact_match(row["targets"], text)
     else:
-        shown, right = "" if probability is None else f"P(positive) {probability:.2f}", text in row["targets"]
+        shown, right = "" if probability is None else f"{of_label} {probability:.2f}", text in row["targets"]
     return {"method": method, **_text(text, row["language"]), "right": right, "score": shown}
 
 

@@ -81,7 +81,7 @@ def _validate(
     if task.labels:
         losses = label_losses(model, renderer, prompts, task.labels, at_once)
         loss = losses[np.arange(len(gold)), [task.labels.index(label) for label in gold]].sum()
-        predictions = label_predictions(-losses, task.labels)
+        predictions = label_predictions(-losses, task)
     else:
         answers, loss = answer(model, renderer, prompts, gold, max_tokens, at_once)
         predictions = [Prediction(text, None) for text in answers]
