@@ -109,12 +109,15 @@ def _init(parsed: argparse.Namespace) -> None:
         print(f"group: rows with the same {' and '.join(started.same['group'])}{kept} count as one where intervals are drawn")
     if started.common:
         print(f"common passages: {started.common:,}, each of more than {MOST_OF_ROWS:.0%} of all rows; their rows may stand in several splits")
+    if not task.exemplars:
+        print("exemplars.jsonl is empty: no train row could become a worked example, write some")
+    elif parsed.exemplars is None:
+        left_out = f"; {started.like_exemplars:,} more that share an input, passage or group with one are left out" if started.like_exemplars else ""
+        print(f"exemplars: {count(len(task.exemplars), 'train row')} became worked examples, and are in no split any more{left_out}")
     if started.takes:
         print(f"config.yaml: {started.takes}")
     if started.warning:
         print(f"config.yaml: {started.warning}")
-    if not task.exemplars:
-        print("exemplars.jsonl is empty: no train row could become a worked example, write some")
     if started.drafted:
         print(f"drafts, to be read and rewritten by somebody who knows the task: {', '.join(started.drafted)}")
     print("\nNext:")

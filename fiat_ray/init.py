@@ -55,6 +55,8 @@ class Started:
     """See ``own_task.row_keys``; empty where only rows with the same input have something to do with each other."""
     common: int
     """Passages that may stand in several of the splits that were drawn, because so many rows share each."""
+    like_exemplars: int
+    """Rows that are left out of every split because they share an input, passage or group with a drafted exemplar."""
     limit: dict[str, int]
     """Rows a language and split that a CPU has time for; empty where all are used."""
     takes: str
@@ -117,13 +119,14 @@ def init(
     )
     same = row_keys(placed, task.input, task.cut, group, split)
     common = 0 if group or split or task.cut is None else len(common_passages(placed, task.cut))
+    like_exemplars = 0 if exemplars is not None else len(placed) - len(task.rows) - len(task.exemplars)
     chosen, models, warning = _chosen(hardware)
     limit, takes = _limit(task) if chosen == "cpu" else ({}, "")
     texts = definition_files({}, task, {"group": template_fields(task.input)} | same)
     texts["config.yaml"] = _config(task.name, chosen, models, limit, takes, source if source.startswith(HUB) else "")
     make(folder.parent, "a task")
     artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
-    return Started(folder, task, source, unlabelled, same, common, limit, takes, warning, drafts(task))
+    return Started(folder, task, source, unlabelled, same, common, like_exemplars, limit, takes, warning, drafts(task))
 
 
 # What the fields are

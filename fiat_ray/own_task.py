@@ -69,7 +69,7 @@ def from_rows(
     ``split``: the field that says train, validation or test (default: ``split`` where there is one); rows for splits that it does not name, or
     without it for all, are shared out of train, seeded, each language (and label) alike, rows of one group or with the same input together.
     ``exemplars``: dicts with the template's fields, ``rationale``, the target and, optionally, the language. Without them a few train rows become
-    exemplars with a drafted rationale, and are left out of every split.
+    exemplars with a drafted rationale; they, and rows that share an input, passage or group with one, are left out of every split.
 
     Raises ``UserError`` naming row and field for what is missing or no text, for too few rows, and for rows that stand in two splits.
     """
