@@ -23,6 +23,7 @@ from fiat_ray.progress import Console, as_object
 from fiat_ray.text import count
 
 if TYPE_CHECKING:
+    from fiat_ray.init import Started
     from fiat_ray.runs import Run
 
 COMPARED = 50
@@ -101,7 +102,7 @@ def _init(parsed: argparse.Namespace) -> None:
         started = init(parsed.name, parsed.train, **chosen)
     folder, task = _shown(started.folder), started.task
     print(f"{folder}: {', '.join(f'{len(task.split(split))} {split}' for split in SPLITS)} rows in {count(len(task.languages), 'language')}")
-    print(f"from: {started.source}\ninput: {task.input}")
+    print(f"from: {started.source}\ninput: {task.input}\nanswers: {_answers(started)}")
     if started.unlabelled:
         print(f"left out: {', '.join(f'{rows:,} rows of {split}' for split, rows in started.unlabelled.items())}, none of which has a {task.target}")
     if started.same:
@@ -123,6 +124,15 @@ def _init(parsed: argparse.Namespace) -> None:
     print("\nNext:")
     for command in (f"prompt {folder}/config.yaml", f"plan {folder}/config.yaml", f"run {folder}/config.yaml --out runs/{task.name}"):
         print(f"  {_tool()} {command}")
+
+
+def _answers(started: Started) -> str:
+    """What kind they are, and what they are scored by."""
+    task, few = started.task, started.like_labels
+    if task.labels:
+        return f"{len(task.labels)} labels ({', '.join(task.labels)}), {task.metric}"
+    labels = f"; only {len(few)} different ones: for a classification add --labels {shlex.quote(','.join(few))}" if few else ""
+    return f"free text, {task.metric}{labels}"
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -34,6 +34,8 @@ LANGUAGES = ("language", "lang")
 INPUTS = ("instruction", "question", "query", "title", "sentence", "input", *PASSAGES)
 """In the order in which they stand in the template: the passage last, where it can be cut."""
 MOST_LABELS = 50
+OFTEN = 10
+"""Rows of each answer, on average, from which on free text may well be labels that nobody has called so."""
 
 PLANNED_SECONDS = 300
 """What a campaign on CPUs may take by its plan, which on slow cores is a third of what it takes."""
@@ -55,6 +57,8 @@ class Started:
     """See ``own_task.row_keys``; empty where only rows with the same input have something to do with each other."""
     common: int
     """Passages that may stand in several of the splits that were drawn, because so many rows share each."""
+    like_labels: list[str]
+    """All different answers of free text that are so few, and so often the same, that ``--labels`` may be meant; else empty."""
     like_exemplars: int
     """Rows that are left out of every split because they share an input, passage or group with a drafted exemplar."""
     limit: dict[str, int]
@@ -126,7 +130,7 @@ def init(
     texts["config.yaml"] = _config(task.name, chosen, models, limit, takes, source if source.startswith(HUB) else "")
     make(folder.parent, "a task")
     artifact.write_folder(folder, lambda path: _write(path, texts, task, dict(placed)))
-    return Started(folder, task, source, unlabelled, same, common, like_exemplars, limit, takes, warning, drafts(task))
+    return Started(folder, task, source, unlabelled, same, common, _like_labels(task), like_exemplars, limit, takes, warning, drafts(task))
 
 
 # What the fields are
@@ -175,6 +179,15 @@ def _label(raw: dict[str, Any], target: str, place: Place) -> str:
     if not label.strip():
         raise UserError(f"{place}: field '{target}' is empty; give the row a label, or leave it out")
     return label
+
+
+def _like_labels(task: Task) -> list[str]:
+    """See ``Started``. None that ``--labels`` can't name: it separates them by commas."""
+    targets = [row.targets for row in task.rows] + [(exemplar.target,) for exemplar in task.exemplars]
+    found = sorted({target for target, *_ in targets})
+    named = not any("," in target or target != target.strip() for target in found) and all(len(of) == 1 for of in targets)
+    few = 2 <= len(found) <= min(MOST_LABELS, len(targets) // OFTEN)
+    return found if few and named and not task.labels else []
 
 
 # What the hardware can do
