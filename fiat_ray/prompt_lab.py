@@ -22,7 +22,7 @@ from fiat_ray.errors import Unfinished, UserError
 from fiat_ray.metrics import row_score
 from fiat_ray.planning import stored
 from fiat_ray.progress import Console
-from fiat_ray.prompts import chosen_row
+from fiat_ray.prompts import chosen_row, numbered
 from fiat_ray.reason.reasoners import Answer, Reasoner, VllmReasoner
 from fiat_ray.report.tables import metric_title, signed
 from fiat_ray.rows import SUFFIXES
@@ -30,13 +30,16 @@ from fiat_ray.scoring import score_predictions
 from fiat_ray.significance import Comparison, compare
 from fiat_ray.task import Row, Task
 from fiat_ray.task_folder import BUILT_IN
-from fiat_ray.text import line, visible
+from fiat_ray.text import line, short, visible
 
 LOOK_EVERY = 0.5
 """Seconds between looks at the files of a task."""
 
 READ = (".txt", ".py", *SUFFIXES)
 """Endings of the files that a task folder is read from, beside its ``task.yaml``. A config may lie there too, which is read once."""
+
+SHOWN = 300
+"""Characters of each field of a row that are shown."""
 
 Show = Callable[[str], None]
 Asked = tuple[Row, Answer]
@@ -134,9 +137,13 @@ def _ask(lab: Lab, row: int, sample: int | None, show: Show) -> list[Asked]:
     """Ask about what the files hold now, and show the answers."""
     prepared = lab.prepared()
     asked = [(task, lab.ask(prepared, task, rows)) for task, rows in _chosen(prepared, row, sample)]
+    numbers = {(task.name, row.id): number for number, (task, row) in enumerate(numbered(prepared))}
     for task, answers in asked:
-        for text in _answered(task, answers, whole=not sample):
-            show(text)
+        for of, answer in answers:
+            for text in _answered(task, numbers[task.name, of.id], of, answer):
+                show(text)
+        if sample:
+            show(line("mean", _means(task, answers)))
     return [answer for _, answers in asked for answer in answers]
 
 
@@ -169,22 +176,19 @@ def _stamps(config: Config) -> dict[str, int]:
     return stamps
 
 
-def _answered(task: Task, asked: Sequence[Asked], whole: bool) -> Iterator[str]:
-    """Rationale, parsed answer and gold of each row, and the scores of them all. A row without an answer has no score."""
-    for row, answer in asked:
-        failed = f" ({answer.error})" if answer.error else ""
-        yield visible(f"{task.name}: {row.split}, language {row.language}, id {row.id}, {answer.status}{failed}")
-        gold = visible(" | ".join(row.targets))
-        if answer.status == "engine_error":
-            yield line("gold", gold)
-            continue
-        said = task.answer(answer.text)
-        if whole:
-            yield from (line("rationale" if number == 0 else "", visible(text)) for number, text in enumerate(answer.text.splitlines() or ["–"]))
-        yield line("answer", visible(said) or "– (no line “Answer: …” that can be read)")
-        yield line("gold", f"{gold} · {_score(task, row, said)}")
-    if not whole:
-        yield line("mean", _means(task, asked))
+def _answered(task: Task, number: int, row: Row, answer: Answer) -> Iterator[str]:
+    """A row, the beginning of its input, rationale, parsed answer and gold. A row without an answer has no score."""
+    failed = f" ({answer.error})" if answer.error else ""
+    yield visible(f"{task.name}, row {number}: {row.split}, language {row.language}, id {row.id}, {answer.status}{failed}")
+    yield line("input", visible(task.text({name: short(text, SHOWN) for name, text in row.fields.items()})))
+    gold = visible(" | ".join(row.targets))
+    if answer.status == "engine_error":
+        yield line("gold", gold)
+        return
+    said = task.answer(answer.text)
+    yield from (line("rationale" if at == 0 else "", visible(text)) for at, text in enumerate(answer.text.splitlines() or ["–"]))
+    yield line("answer", visible(said) or "– (no line “Answer: …” that can be read)")
+    yield line("gold", f"{gold} · {_score(task, row, said)}")
 
 
 def _score(task: Task, row: Row, said: str) -> str:

@@ -17,7 +17,7 @@ from fiat_ray.planning import stored
 from fiat_ray.recipe import RECIPES, UNTUNED
 from fiat_ray.render import Prompt, Renderer, shown_rationale
 from fiat_ray.task import Row, Task
-from fiat_ray.text import visible
+from fiat_ray.text import short, visible
 
 NOT_STORED = "(no rationale is stored yet: it will stand here)"
 
@@ -55,9 +55,14 @@ def _check_method(config: Config, method: str) -> None:
         raise UserError(f"recipe '{method}' is none that tunes; known are {', '.join(known)}")
 
 
+def numbered(prepared: prepare.Prepared) -> list[tuple[Task, Row]]:
+    """All rows in the order in which they are counted, from 0, over all splits (and tasks)."""
+    return [(task, row) for task in prepared.tasks.values() for row in task.rows]
+
+
 def chosen_row(prepared: prepare.Prepared, number: int) -> tuple[Task, Row]:
-    """Row ``number``, counted from 0 over all splits (and tasks). Raises ``UserError`` where there is none."""
-    rows = [(task, row) for task in prepared.tasks.values() for row in task.rows]
+    """Row ``number`` of ``numbered``. Raises ``UserError`` where there is none."""
+    rows = numbered(prepared)
     if not 0 <= number < len(rows):
         raise UserError(f"row {number}: there is none; the rows of {', '.join(prepared.tasks)} are 0 to {len(rows) - 1}")
     return rows[number]
@@ -83,7 +88,7 @@ class _Chosen:
             return
         passage = row.fields[self.task.cut]
         gold = ", the gold answer with it" if any(t in passage for t in targets) and not any(t in self.text for t in targets) else ""
-        yield f"cut: the last {cut:,} of {len(passage):,} characters of {self.task.cut}{gold}: …{_short(passage[len(passage) - cut :])}"
+        yield f"cut: the last {cut:,} of {len(passage):,} characters of {self.task.cut}{gold}: …{short(passage[len(passage) - cut :], 60)}"
 
     def reasoner(self, color: bool) -> Iterator[str]:
         config = self.prepared.config
@@ -179,8 +184,3 @@ def _colored(line: str, kind: str, color: bool) -> str:
 def _total(tokens: int, kept: int, for_what: str, max_length: int, supervised: int | None = None) -> str:
     of_them = "" if supervised is None else f" ({tokens - supervised:,} prompt, {supervised:,} target, supervised)"
     return f"{tokens:,} tokens{of_them}, {kept:,} {for_what}: {tokens + kept:,} of max_length {max_length:,}"
-
-
-def _short(text: str, characters: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= characters else f"{text[:characters]}…"

@@ -28,6 +28,12 @@ def line(label: str, text: str) -> str:
     return fill(text, WIDTH, initial_indent=f"  {label:<10} ", subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)
 
 
+def short(text: str, characters: int) -> str:
+    """The beginning of a text, as one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= characters else f"{text[:characters]}…"
+
+
 def visible(text: str) -> str:
     """One line of somebody's text with its control characters spelt out: a terminal would obey them."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +63,7 @@ def careful(messages: list[dict[str, str]]) -> str:
 def test_a_row_is_answered_beside_its_gold(config: Path, chat: chat_server.ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prompt", str(config), "--ask", "--row", str(TOWNS)]) == 0
     shown = capsys.readouterr().out
-    assert "mytask: validation, language" in shown and "about validation" in shown
+    assert f"mytask, row {TOWNS}: validation, language" in shown and "about validation" in shown
     assert "  answer     yes" in shown and "  gold       validation" in shown and "· F1 0" in shown
     assert len(chat.requests) == 1
 
@@ -73,6 +74,25 @@ def test_a_sample_is_scored_on_validation(config: Path, chat: chat_server.ChatSe
     shown = capsys.readouterr().out
     assert shown.count("  gold ") == 10 and "mean       10 validation rows: F1 0.0, Exact match 0.0, Unparsed % 0.0" in shown
     assert len(chat.requests) == 10 and all("test" not in request["messages"][-1]["content"] for request in chat.requests)
+
+
+def test_rows_of_a_sample_are_shown_as_a_row_that_is_asked_about(
+    tmp_path: Path, config: Path, chat: chat_server.ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the number that ``--row`` takes, with the beginning of their input and all of the rationale."""
+    chat.reply = careful
+    rows = [{"question": f"town {at}?", "context": "river " * 200, "target": "no", "language": "en"} for at in range(TOWNS)]
+    (tmp_path / "mytask" / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["prompt", str(config), "--sample", "3"]) == 0
+    shown = capsys.readouterr().out
+    numbers = re.findall(r"^mytask, row (\d+): validation, ", shown, re.MULTILINE)
+    assert len(numbers) == 3 and shown.count("\n  rationale  It asks for town ") == 3 and shown.count("…") == 3
+    assert shown.count("\n  input      question: town ") == 3 and 3 * 20 < shown.count("river") < 3 * 80
+    for number in numbers:
+        assert main(["prompt", str(config), "--ask", "--row", number]) == 0
+        assert capsys.readouterr().out in shown
+        assert main(["prompt", str(config), "--row", number]) == 0
+        assert capsys.readouterr().out.split(", target")[0] in shown
 
 
 def test_one_prompt_is_better_than_another(tmp_path: Path, config: Path, chat: chat_server.ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
