@@ -125,6 +125,9 @@ class _Job:
     def __init__(self, run: Run, trial: str | None, folder: Path, console: Console) -> None:
         self._run, self._folder, self._console = run, folder, console
         self._record = run.best_trial(trial)
+        if trial is None and (leading := run.leading_trial()) and leading["name"] != self._record["name"]:
+            said = f"infer: {self._record['name']} answers, the best of FIAT; on validation {leading['name']} leads: --trial {leading['name']}"
+            console.line(said, "measure")
         self._config = configs.load(run.path)
         self._task = run.folder.load_task(self._record["task"])
         self._spec = tuned_trial(run, self._config, self._record)

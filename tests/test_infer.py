@@ -191,6 +191,23 @@ def test_a_trial_that_was_tuned_anew_starts_over(tmp_path: Path, tiny: Path) -> 
     assert go_on() == []
 
 
+def test_a_trial_that_leads_where_fiat_answers_is_named(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.open_run(make_run(tmp_path / "it", tiny, 0, methods=("no_peft", "fiat")))
+    no_peft, fiat = run.folder.read_manifest()["trials"]
+    [record] = run.trials
+    (run.folder.trial(no_peft["name"]) / "adapter").mkdir(parents=True)
+
+    def said(no_peft_scores: float, trial: str | None = None) -> str:
+        other = record | no_peft | {"selection_value": no_peft_scores}
+        artifact.write_json(run.folder.trial(no_peft["name"]) / "trial.json", other)
+        infer._Job(run, trial, tmp_path, Console())
+        return capsys.readouterr().err
+
+    named = f"infer: {fiat['name']} answers, the best of FIAT; on validation {no_peft['name']} leads: --trial {no_peft['name']}\n"
+    assert said(record["selection_value"] + 1).endswith(named)
+    assert said(record["selection_value"] - 1) == said(record["selection_value"] + 1, "fiat") == ""
+
+
 def test_a_passage_is_cut_as_the_runs_were(tmp_path: Path, tiny: Path) -> None:
     """Asked of a trial without CoT in a run with FIAT, whose rows left room for its rationales."""
     run = runs.open_run(make_run(tmp_path / "it", tiny, 0, "word " * 3000, ("fiat", "no_cot")))
