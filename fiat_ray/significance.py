@@ -267,7 +267,7 @@ def _test(a: Floats, b: Floats, shares: Floats, n_rows: int, n_groups: int) -> C
     # As many groups of equal size as would give the same error.
     effective_groups = round(1 / float(np.square(shares).sum()), 6)
     if effective_groups < MIN_GROUPS:
-        return Comparison(difference, None, None, None, n_rows, n_groups, seeds, f"fewer than {MIN_GROUPS} groups: no interval")
+        return Comparison(difference, None, None, None, n_rows, n_groups, seeds, f"fewer than {MIN_GROUPS} effective groups: no interval")
     freedom = effective_groups - 1
     small_sample = effective_groups / freedom
     of_groups = _variance(a[:, 1:].mean(axis=0) - b[:, 1:].mean(axis=0)) * small_sample

@@ -141,7 +141,9 @@ def test_identical_predictions_do_not_differ() -> None:
 def test_too_few_groups_have_no_interval_and_unanimous_ones_no_absurd_p() -> None:
     values = [(str(i), "bn", "x", "x", "y") for i in range(MIN_GROUPS)]
     few = compare([rows_of(values[1:], 3)], [rows_of(values[1:], 4)], "f1")
-    assert (few.difference, few.low, few.p) == (100, None, None) and "groups" in few.note
+    assert (few.difference, few.low, few.p) == (100, None, None) and few.note == "fewer than 6 effective groups: no interval"
+    unlike = compare_values(["large"] * 5 + [str(i) for i in range(5)], ["bn"] * 10, np.ones(10), np.zeros(10))
+    assert unlike.n_groups == MIN_GROUPS and (unlike.low, unlike.note) == (None, few.note)
     enough = compare([rows_of(values, 3)], [rows_of(values, 4)], "f1")
     assert enough.p == 2.0 ** (1 - MIN_GROUPS)
 
