@@ -168,6 +168,9 @@ class Run:
         if self.folder.read_manifest() is None:
             raise UserError(f"{path}: no run directory (it has no manifest.json)")
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, tasks: {', '.join((self.folder.read_manifest() or {}).get('tasks', []))})"
+
     @property
     def path(self) -> Path:
         return self.folder.path

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from run_directory import write_run
 
+from fiat_ray import open_run
 from fiat_ray.report import page, terminal
 from fiat_ray.report.cells import cell
 from fiat_ray.text import count
@@ -27,3 +28,7 @@ def test_a_report_of_one_language_has_no_plural_of_it(tmp_path: Path) -> None:
 
 def test_thousands_in_a_report_are_those_of_a_terminal() -> None:
     assert cell(pd.DataFrame({"tokens": [13428.0]}).to_dict("records")[0], "tokens").text == "13,428"
+
+
+def test_a_run_says_where_it_lies_and_what_it_is_about(tmp_path: Path) -> None:
+    assert repr(open_run(write_run(tmp_path / "mine"))) == f"Run('{tmp_path}/mine', tasks: rivers)"
