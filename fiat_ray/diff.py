@@ -137,8 +137,10 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def _shown(ours: Any, theirs: Any) -> str:
-    """Both values; of long ones what stands around the first place where they differ."""
-    texts = ["–" if value is None else str(value) for value in (ours, theirs)]
+    """Both values: lists whole, of other long ones what stands around the first place where they differ."""
+    texts = ["–" if value is None else f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value) for value in (ours, theirs)]
+    if isinstance(ours, list) or isinstance(theirs, list):
+        return " → ".join(texts)
     start = max(0, len(commonprefix(texts)) - BEFORE) if max(map(len, texts)) > WIDTH else 0
     return " → ".join(f"{'… ' if start else ''}{text[start : start + WIDTH]}{' …' if text[start + WIDTH :] else ''}" for text in texts)
 

@@ -142,6 +142,13 @@ def test_of_long_values_the_part_that_differs_is_shown(tmp_path: Path) -> None:
     assert len(line) < 3 * WIDTH
 
 
+def test_lists_are_shown_whole(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a"), write(tmp_path / "b")
+    for folder, methods in ((a, ["majority", "icl", "no_peft", "fiat"]), (b, ["majority", "icl", "no_peft"])):
+        (folder / "config.yaml").write_text(yaml.safe_dump({"task": "rivers", "lora": {"rank": 16}, "methods": methods}))
+    assert "  methods: [majority, icl, no_peft, fiat] → [majority, icl, no_peft]" in describe(diff(a, b)).splitlines()
+
+
 def test_a_key_of_a_nested_value_is_named(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a"), write(tmp_path / "b")
     manifest = json.loads((b / "manifest.json").read_text())
