@@ -31,7 +31,8 @@ Scored = tuple[str, str, str]
 
 
 def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
-    """``inputs``: name → values in a and b, of those that differ. ``rationales``: task → rows, and how many of them have other texts.
+    """``tasks``: those of a and those of b. ``inputs``: name → values in a and b, of those that differ. ``rationales``: task → rows, and how many of
+    them have other texts.
 
     ``scores``: a row for each task, method and tunable that either run has, with the headline metric in both, and whether the predictions are the
     ``same``; where both have comparable predictions on the same test rows, ``change`` (b less a) with ``change_low``, ``change_high``, 95 %, and
@@ -41,6 +42,7 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
     ours, theirs = _inputs(before), _inputs(after)
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     return {
+        "tasks": [before.tasks, after.tasks],
         "inputs": {name: [ours.get(name), theirs.get(name)] for name in names},
         "rationales": {task: found for task in before.tasks if task in after.tasks if (found := _rationales(before, after, task))},
         "scores": _scores(Results(before), Results(after)),
@@ -123,7 +125,10 @@ def _scoring(results: Results, task: str) -> dict[str, Any]:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """``diff`` as text for a terminal."""
+    """``diff`` as text for a terminal. Of runs about other tasks that is all: everything else differs too."""
+    ours, theirs = found["tasks"]
+    if not set(ours) & set(theirs):
+        return f"nothing to compare: A is about {', '.join(ours)}, B about {', '.join(theirs)}"
     lines = ["inputs that differ:" if found["inputs"] else "inputs: all the same"]
     if all(row["note"].startswith("only in") for row in found["scores"]):
         lines.insert(0, "nothing to compare: no method of a task has scores in both")

@@ -94,6 +94,11 @@ def test_runs_with_nothing_in_common_are_told_apart_first(tmp_path: Path) -> Non
     assert "nothing to compare" not in describe(diff(a, a))
 
 
+def test_runs_about_other_tasks_are_not_compared(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", task="lakes")
+    assert describe(diff(a, b)) == "nothing to compare: A is about rivers, B about lakes"
+
+
 def test_labels_in_another_order_have_another_positive_one(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", labels=("no", "yes")), write_run(tmp_path / "b", labels=("yes", "no"))
     assert {row["note"] for row in diff(a, b)["scores"]} == {"not compared, because they differ in labels"}
