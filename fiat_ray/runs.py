@@ -166,7 +166,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.folder = RunFolder(path)
         if self.folder.read_manifest() is None:
-            raise UserError(f"{path}: no run directory (it has no manifest.json)")
+            raise UserError(f"{path}: no manifest.json in it, so it is no run directory; give the folder that --out named")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, tasks: {', '.join((self.folder.read_manifest() or {}).get('tasks', []))})"
