@@ -58,6 +58,7 @@ def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 500
     artifacts = artifact_root(uri)
     if artifacts:
         command += ["--default-artifact-root", artifacts]
+    print(f"MLflow's pages are at http://{host}:{port} in some seconds; Ctrl-C ends", flush=True)  # the server's own line stands among warnings
     # Without this, MLflow starts eight processes of 240 MB each for jobs that a campaign has no use for.
     server = subprocess.Popen(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
     try:

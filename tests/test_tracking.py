@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 from run_directory import write_run
 
 from benchmarks.fault_surroundings import Postgres
@@ -274,6 +279,23 @@ def test_progress_is_silent_where_there_is_no_server(run_dir: Path, caplog: pyte
         unused.bind(("127.0.0.1", 0))
         tracking.track_progress(run_dir, f"http://127.0.0.1:{unused.getsockname()[1]}")
     assert not caplog.records
+
+
+def test_the_first_line_of_ui_is_an_address_that_answers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fiat_ray", "ui", "--port", str(free_port()), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        [address] = re.findall(r"http://\S+", server.stdout.readline())
+        try:
+            while server.poll() is None:
+                try:
+                    assert urllib.request.urlopen(f"{address}/health").status == 200
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            assert server.poll() is None
+        finally:
+            server.terminate()
 
 
 @pytest.mark.slow
