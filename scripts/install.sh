@@ -11,6 +11,7 @@ cpu_index=https://download.pytorch.org/whl/cpu
 dry_run=false
 [ "${1:-}" != --dry-run ] || { dry_run=true; shift; }
 machine=${1:-}
+work='' # what a step without pip does, in words
 
 fail() {
   echo "install: $1" >&2
@@ -77,13 +78,13 @@ choose_torch() {
 }
 
 # One line every five seconds: pip by itself is either a flood or, while it unpacks, silent.
-watch_pip() {
+watch() {
   local log=$1 total installed doing
   total=$(grep -c '^[a-zA-Z]' "$requirements")
   while sleep 5 >/dev/null && kill -0 $$ 2>/dev/null; do
     installed=$(find "$venv"/lib/python3.11/site-packages -maxdepth 1 -name '*.dist-info' ! -name 'fiat_ray-*' | wc -l)
     doing=$(grep -oE '(Collecting|Downloading|Building wheel for) [^ ]+|Installing' "$log" | tail -n 1 || true)
-    printf '  %3d s: %d of %d packages installed%s\n' "$SECONDS" "$installed" "$total" "${doing:+; $doing}"
+    printf '  %3d s: %s\n' "$SECONDS" "${work:-$installed of $total packages installed${doing:+; $doing}}"
   done
 }
 
@@ -93,7 +94,7 @@ step() {
   ! $dry_run || return 0
   local log=$venv/install.log watcher status=0
   : >"$log"
-  watch_pip "$log" &
+  watch "$log" &
   watcher=$!
   "$@" >"$log" 2>&1 || status=$?
   kill "$watcher"
@@ -124,7 +125,9 @@ in_parts="xargs -d '\n' -n 30 -P $(nproc) ${install[*]} --no-deps --no-build-iso
 step bash -c "grep -v '^#' $requirements | $in_parts"
 step "${install[@]}" --no-deps --no-build-isolation --editable .
 # pip compiles file after file: half of the whole time. Models, of which few are ever loaded, are compiled when they are.
+work='compiling the packages'
 step "$venv/bin/python" -c "import compileall, re; compileall.compile_dir('$venv/lib', quiet=2, workers=0, rx=re.compile('/(tests?|models)/'))"
 # The embedded model as safetensors, in the user's cache: else the first run would do it.
+work='converting the embedded model'
 step "$venv/bin/python" -W ignore -c 'from fiat_ray.models import find; find("embedded")'
 $dry_run || { rm "$venv/unfinished"; touch "$venv/installed"; echo "Ready after $SECONDS s: $venv"; }

@@ -123,6 +123,36 @@ def test_a_python_that_makes_no_environments_is_refused_in_one_line(machine: Mac
     assert_refused(machine, "apt install python3.11-venv")
 
 
+@pytest.mark.parametrize(
+    ("log", "work", "said"),
+    [
+        (
+            "Collecting babel==2.18.0\nDownloading babel-2.18.0-py3-none-any.whl (10 MB)",
+            "",
+            "1 of {total} packages installed; Downloading babel-2.18.0-py3-none-any.whl",
+        ),
+        ("", "", "1 of {total} packages installed"),
+        ("", "compiling the packages", "compiling the packages"),
+    ],
+)
+def test_what_a_step_does_is_said_while_it_does_it(machine: Machine, log: str, work: str, said: str) -> None:
+    """The function that watches steps, for one of its rounds."""
+    (machine.folder / "log").write_text(log)
+    (machine.folder / ".venv/lib/python3.11/site-packages/pip-26.0.dist-info").mkdir(parents=True)
+    function = re.search(r"^watch\(\) {\n.*?^}\n", (machine.folder / "scripts/install.sh").read_text(), re.DOTALL | re.MULTILINE)
+    assert function
+    once = "rounds=0; sleep() { ((rounds++ < 1)); }"
+    script = f"{function[0]}{once}; venv=.venv requirements=requirements/cpu.txt work='{work}'; watch log"
+    result = subprocess.run(["bash", "-uc", script], cwd=machine.folder, capture_output=True, text=True, timeout=60)
+    assert result.stdout == f"    0 s: {said.format(total=len(pins('cpu.txt')))}\n", result.stderr
+
+
+def test_steps_without_pip_say_what_they_do(machine: Machine) -> None:
+    lines = (machine.folder / "scripts/install.sh").read_text().splitlines()
+    before = [lines[at - 1] for at, line in enumerate(lines) if line.startswith('step "$venv/bin/python" -')]
+    assert len(before) == 2 and all(line.startswith("work='") for line in before)
+
+
 def assert_refused(machine: Machine, says: str) -> None:
     result = machine.dry_run()
     assert (result.returncode, result.stdout) == (1, "")
