@@ -24,7 +24,7 @@ from fiat_ray.planning import stored
 from fiat_ray.progress import Console
 from fiat_ray.prompts import chosen_row, numbered
 from fiat_ray.reason.reasoners import Answer, Reasoner, VllmReasoner
-from fiat_ray.report.tables import metric_title, signed
+from fiat_ray.report.tables import interval_text, metric_title, signed
 from fiat_ray.rows import SUFFIXES
 from fiat_ray.scoring import score_predictions
 from fiat_ray.significance import Comparison, compare
@@ -234,8 +234,8 @@ def describe_compared(found: dict[str, Comparison]) -> str:
 
 
 def _verdict(task: str, found: Comparison) -> str:
-    if found.difference is None or found.low is None or found.high is None:
+    if found.difference is None or found.p is None:
         return line(task, f"{found.n_rows} validation rows: no difference that can be judged ({found.note})")
-    real = "the difference is real" if found.low > 0 or found.high < 0 else "no sure difference"
-    interval = f"{signed(found.low)} to {signed(found.high)}"
-    return line(task, f"B less A on {found.n_rows} validation rows: {signed(found.difference)}, 95 % interval {interval}: {real}")
+    real = "the difference is real" if found.holds else "no sure difference"
+    interval = found.note if found.low is None else f"95 % interval {interval_text(found)}"
+    return line(task, f"B less A on {found.n_rows} validation rows: {signed(found.difference)}, {interval}: {real}")

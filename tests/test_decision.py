@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from run_directory import rewrite_rationales, write_run
 
 from fiat_ray.report import decision, facts, page
+from fiat_ray.report.answer import answers
 from fiat_ray.report.decision import Cost
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section
+from fiat_ray.significance import NO_SPREAD
 
 ROWS = 24
 
@@ -65,6 +67,18 @@ def test_quality_has_its_interval(found: dict[str, dict[str, Any]]) -> None:
 def test_an_interval_ends_where_scores_end(tmp_path: Path) -> None:
     icl = rows(section(written(tmp_path, right={"fiat": 9, "no_peft": 8, "icl": ROWS})))["icl"]
     assert 90 < icl["f1_low"] < icl["f1"] < icl["f1_high"] == 100
+
+
+def test_where_all_rows_are_right_or_none_there_is_no_interval_and_a_note_says_why(tmp_path: Path) -> None:
+    of = section(written(tmp_path, languages=("fi", "bn"), right={"fiat": ROWS, "no_peft": 0, "icl": ROWS}))
+    found = {row["method"]: row for row in records(of.tables[0].frame)}
+    assert [found[method]["f1"] for method in ("icl", "no_peft", "fiat")] == [100, 0, 100]
+    assert all(pd.isna(row["f1_low"]) and pd.isna(row["f1_high"]) and row["note"] == NO_SPREAD for row in found.values())
+    assert not of.tables[1].frame["note"].any()
+    [said] = of.sentences
+    assert f"gains 100.0 points of F1 ({NO_SPREAD})" in said and f"shows no sure difference: +0.0 points of F1 ({NO_SPREAD})" in said
+    [answer] = answers(Results(read(tmp_path)))
+    assert "FIAT equals prompting (few-shot ICL)" in answer and "to +0.0" not in answer
 
 
 def test_icl_costs_a_rationale_and_no_tuning(found: dict[str, dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from fiat_ray.campaign import with_reasoner
 from fiat_ray.cli import main
 from fiat_ray.errors import UserError
 from fiat_ray.run_folder import RunFolder
+from fiat_ray.significance import NO_SPREAD
 
 TOWNS = 24
 
@@ -102,7 +103,7 @@ def test_one_prompt_is_better_than_another(tmp_path: Path, config: Path, chat: c
     files = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
     assert main(["prompt", str(config), "--compare", *files]) == 0
     shown = capsys.readouterr().out
-    assert f"B less A on {TOWNS} validation rows: +100.0, 95 % interval" in shown and shown.strip().endswith("the difference is real")
+    assert f"B less A on {TOWNS} validation rows: +100.0, {NO_SPREAD}" in shown and shown.strip().endswith("the difference is real")
     assert len(chat.requests) == 2 * TOWNS
     assert main(["prompt", str(config), "--compare", files[0], files[0], "--sample", "12"]) == 0
     assert "12 validation rows: +0.0" in capsys.readouterr().out and len(chat.requests) == 2 * TOWNS + 12, "one prompt is asked once"

@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score
 from fiat_ray.metrics import f1
 from fiat_ray.significance import (
     MIN_GROUPS,
+    NO_SPREAD,
     TWO_SEEDS,
     benjamini_hochberg,
     compare,
@@ -54,7 +55,7 @@ def test_equal_systems_differ_significantly_as_often_as_promised(groups: int, la
         group, language, (a, b) = equal_systems(rng, groups, languages, seeds, seed_effect)
         result = compare_values(group, language, a, b, replicates=300, seed=draw)
         assert result.p is not None and result.low is not None and result.high is not None
-        assert (result.p < 0.05) == (not result.low <= 0 <= result.high)  # the interval and p say the same
+        assert result.holds == (result.p < 0.05) == (not result.low <= 0 <= result.high)  # the interval and p say the same
         found += result.p < 0.05
         by_language += sum(x.p < 0.05 for x in result.by_language.values() if x.p is not None)
     assert 0.029 <= found / DRAWS <= 0.071
@@ -135,7 +136,21 @@ def test_scores_of_rows_compare_as_their_predictions_do() -> None:
 def test_identical_predictions_do_not_differ() -> None:
     values = [(str(i), "bn", "x", "x" if i % 3 else "y", "") for i in range(20)]
     result = compare([rows_of(values, 3)], [rows_of(values, 3)], "accuracy")
-    assert (result.difference, result.low, result.high, result.p) == (0, 0, 0, 1)
+    assert (result.difference, result.p, result.holds) == (0, 1, False)
+
+
+@pytest.mark.parametrize(("one", "other", "difference"), [("x", "x", 0), ("y", "y", 0), ("x", "y", 100), ("x x x", "y", 50)])
+def test_where_resampling_cannot_vary_there_is_no_interval(one: str, other: str, difference: float) -> None:
+    """All right, none right, or as far apart in every row: 60 to 60 of 60 rows says nothing of the 61st."""
+    values = [(str(i), ("bn", "te", "fi")[i % 3], "x", one, other) for i in range(60)]
+    a, b = rows_of(values, 3), rows_of(values, 4)
+    for found in (compare([a], [b], "f1"), compare([a, a, a], [b], "f1"), compare_rows(row_values([a], "f1"), row_values([b], "f1"))):
+        for result in (found, *found.by_language.values()):
+            assert (result.difference, result.low, result.high, result.note) == (pytest.approx(difference), None, None, NO_SPREAD)
+            assert result.p == (1 if difference == 0 else 2.0 ** (1 - result.n_groups)) and result.holds == (difference > 0)
+    alone = from_zero([a], "f1")
+    assert (alone.low, alone.high, alone.note) == (None, None, NO_SPREAD)
+    assert from_zero([a[:-1] + [a[-1] | {"prediction": "x z"}]], "f1").low is not None, "one row that differs is enough"
 
 
 def test_too_few_groups_have_no_interval_and_unanimous_ones_no_absurd_p() -> None:
@@ -249,7 +264,7 @@ def test_a_score_with_its_interval_is_the_difference_from_nothing() -> None:
         assert alone == compared
     ranked = [row | {"score": 0.9 if row["targets"] == ["c"] else 0.1} for row in rows]
     best = from_zero([ranked], "auc_pr", positive="c")
-    assert (best.difference, best.low, best.high) == (100, 100, 100)
+    assert (best.difference, best.low, best.high) == (100, None, None)
 
 
 def test_adjusted_p_values_of_a_worked_example() -> None:

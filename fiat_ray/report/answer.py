@@ -9,7 +9,7 @@ from fiat_ray.recipe import PLAIN
 from fiat_ray.report.cells import language_name
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import in_a_sentence, without_headline
-from fiat_ray.report.tables import signed
+from fiat_ray.report.tables import interval_text, signed
 from fiat_ray.significance import Comparison
 
 
@@ -82,10 +82,10 @@ def _compared(results: Results, task: str, a: Choice, b: Choice) -> tuple[bool, 
     if not size:
         return False, f"{name} equals {other}" + (f" on average{languages}" if languages else "")
     beside = f"{name} is {size:.1f} points {'above' if a.score > b.score else 'below'} {other}"
-    if found is None or found.low is None or found.high is None:
-        return False, f"{beside}, {found.note if found else 'no interval'}{languages}"
-    interval = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.note}"
-    if found.low <= 0 <= found.high:
+    if found is None or found.p is None:
+        return False, f"{beside}, {interval_text(found)}{languages}"
+    interval = found.note if found.low is None else f"95 % interval of the difference {interval_text(found)}, {found.note}"
+    if not found.holds:
         return False, f"{beside}, which does not hold ({interval}){languages}"
     return True, f"{name} {'beats' if a.score > b.score else 'loses to'} {other} by {size:.1f} points ({interval}){languages}"
 

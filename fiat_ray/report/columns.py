@@ -15,6 +15,11 @@ def bounds(name: str, found: Comparison | None) -> dict[str, float | None]:
     return {f"{name}_low": found.low, f"{name}_high": found.high} if found else {}
 
 
+def score_interval(name: str, found: Comparison | None) -> dict[str, Any]:
+    """``bounds`` of a score, or a note that says why it has none."""
+    return bounds(name, found) | {"note": found.note if found and found.low is None else ""}
+
+
 def interval(name: str, found: Comparison | None) -> dict[str, float | None]:
     """``bounds``, and the p of a difference (see ``adjust``)."""
     return bounds(name, found) | {f"{name}_p": found.p} if found else {}

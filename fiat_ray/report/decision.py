@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any
 
-from fiat_ray.report.columns import bounds, why_absent
+from fiat_ray.report.columns import score_interval, why_absent
 from fiat_ray.report.results import Results
 from fiat_ray.report.section import Section, frame, in_a_sentence, without_headline
-from fiat_ray.report.tables import NO_TWIN, Table, signed
+from fiat_ray.report.tables import NO_TWIN, Table, interval_text, signed
 
 BASES = {"gpu_seconds": "GPU time", "seconds": "time", "tokens": "tokens, of both models together"}
 """What costs are compared in: the first that was measured of both methods."""
@@ -57,7 +57,7 @@ def section(results: Results) -> Section:
     tokens = [name for name in map(str, whole) if "tokens" in name]
     tables = [
         Table("decision", "Quality, time and price", whole.drop(columns=tokens), notes),
-        Table("decision_tokens", "Tokens read and written", whole[[*about, *tokens, "note", "reason", "config_key"]]),
+        Table("decision_tokens", "Tokens read and written", whole[[*about, *tokens, "note", "reason", "config_key"]].assign(note="")),
     ]
     return Section(said, [], tables)
 
@@ -109,7 +109,7 @@ def _row(results: Results, task: str, method: str, tunable: str, title: str) -> 
     reasoner = tuning.reasoner_tokens_in, tuning.reasoner_tokens_out
     return row | {
         metric: results.headline(task, method, tunable),
-        **bounds(metric, results.interval(task, method, tunable)),
+        **score_interval(metric, results.interval(task, method, tunable)),
         "tuning_seconds": tuning.seconds,
         "tuning_tokens": tuning.tunable_tokens_in,
         "tuning_supervised_tokens": fmean(supervised) if supervised else 0.0,
@@ -212,9 +212,6 @@ def _beside(results: Results, task: str, fiat: tuple[str, str], other: tuple[str
     metric = results.metrics(task)[0]
     found = results.difference(task, fiat, other, metric)
     points = f"{'gains' if gain >= 0 else 'loses'} {abs(gain):.1f} points of {in_a_sentence(metric)}"
-    if found is None or found.low is None or found.high is None:
-        return f"{costs}{points} ({found.note if found else 'no interval'})"
-    ends = f"{signed(found.low)} to {signed(found.high)}"
-    if found.low <= 0 <= found.high:
-        return f"{costs}shows no sure difference: {signed(gain)} points of {in_a_sentence(metric)} ({ends})"
-    return f"{costs}{points} ({ends})"
+    if found is not None and found.p is not None and not found.holds:
+        points = f"shows no sure difference: {signed(gain)} points of {in_a_sentence(metric)}"
+    return f"{costs}{points} ({interval_text(found)})"

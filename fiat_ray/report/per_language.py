@@ -84,7 +84,7 @@ def differences(results: Results) -> Table:
     ends = {"note": "", "reason": "", "config_key": ""}
     frame = pd.DataFrame([ends | row for row in rows], columns=None if rows else list(ends)).drop(columns="method", errors="ignore")
     frame = frame[[name for name in frame if name not in ends] + list(ends)]
-    notes = ["Intervals are 95 %, from resampled groups of rows; a language with fewer than 6 groups has none."]
+    notes = ["Intervals are 95 %, from resampled groups of rows; a language has none with fewer than 6, or where all samples give the same."]
     notes.append("* Holds at 5 % after Benjamini and Hochberg's correction over the languages.")
     return Table("language_differences", "FIAT's difference on each language", frame, notes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fiat_ray.recipe import ABLATIONS
-from fiat_ray.report.columns import Rows, adjust, bounds, tested, why_absent
+from fiat_ray.report.columns import Rows, adjust, score_interval, tested, why_absent
 from fiat_ray.report.figures import DASHES
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.results import Results
@@ -57,7 +57,7 @@ def _rows(by_size: Mapping[int, Results], task: str, method: str, tunable: str) 
         questions = next((trial["train_groups"] for trial in trials if trial["tuned"]), None)
         row = {"task": task, "tunable": tunable, "row": results.title(method), "rows": size, "questions": questions}
         rows.append(row | {"seeds": results.seeds(*which) or None, metric: results.value(*which, metric, average)})
-        rows[-1] |= bounds(metric, results.interval(*which))
+        rows[-1] |= score_interval(metric, results.interval(*which))
         if not results.has(*which):
             rows[-1] |= why_absent(results.why_missing(*which))
             continue

@@ -13,7 +13,7 @@ from fiat_ray.recipe import ABLATIONS, LEAVE_ONE_OUT, PLAIN, TITLES, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.columns import adjust, interval
 from fiat_ray.report.results import Results
-from fiat_ray.significance import holm
+from fiat_ray.significance import Comparison, holm
 from fiat_ray.text import count
 
 PAPER = "paper (PaLM-2, not comparable)"
@@ -202,6 +202,13 @@ def paper_overall() -> Table:
 def signed(value: float) -> str:
     """One decimal, with its sign; a real minus, so that columns align."""
     return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def interval_text(found: Comparison | None) -> str:
+    """The ends of a difference's interval, or why it has none."""
+    if found is None:
+        return "no interval"
+    return found.note if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
 
 
 def _baseline_title(results: Results, task: str, method: str) -> str:
