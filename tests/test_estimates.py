@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from run_directory import rewrite_rationales, write_run
 
@@ -99,6 +101,18 @@ def test_on_the_page_and_in_the_terminal(run: Path) -> None:
 def test_a_run_without_a_plan_says_so(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", methods=("fiat",))
     assert "without a plan" in build(folder).read_text() and estimates.console_table(folder) == ""
+
+
+def test_rationales_that_the_token_limit_cut_off_are_counted_and_called_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    [path] = run.glob("augmented/*/split=test/language=bn/*.parquet")
+    pd.read_parquet(path).assign(status=["length"] * 4 + ["ok"] * 8).to_parquet(path)
+    table = facts.rationales(Results(read(run)))
+    [bengali] = table.frame[(table.frame["split"] == "test") & (table.frame["language"] == "bn")].to_dict("records")
+    assert (bengali["rows"], bengali["ok"], bengali["cut_off"]) == (12, 8, 4) and "length" not in table.frame
+    shown = build(run).read_text().split('aria-label="Rationales and how they ended"')[-1]
+    heads = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)<", shown)
+    assert "cut off" in heads and "%" not in "".join(heads) and table.footnotes[0].startswith("Numbers of rows. Cut off: at the token limit")
 
 
 def test_rationales_that_were_cut_are_told(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from fiat_ray.report.tables import Table, absent, not_held
 from fiat_ray.text import by_language
 
 STATUSES = ("ok", "length", "prompt_too_long", "empty", "engine_error")
+CUT_OFF = {"length": "cut_off"}
+"""A status whose own word is a score's: percent of rows."""
 SIZES = {"xor_attriqa": "table4_sizes", "xtreme_up_qa": "table5_sizes"}
 
 
@@ -92,9 +94,9 @@ def rationales(results: Results) -> Table:
         for row in results.run.augmented(task):
             ended[row["split"], row["language"]][row["status"] or "missing"] += 1
         for (split, language), counts in sorted(ended.items()):
-            others = {status: counts[status] for status in (*STATUSES, *sorted(set(counts) - set(STATUSES)))}
+            others = {CUT_OFF.get(status, status): counts[status] for status in (*STATUSES, *sorted(set(counts) - set(STATUSES)))}
             rows.append({"task": task, "split": split, "language": language, "rows": counts.total(), **others})
-    note = "length: stopped at the token limit; a higher reasoner.max_tokens lets them end. Only ok and length rows hold a text."
+    note = "Numbers of rows. Cut off: at the token limit; a higher reasoner.max_tokens lets them end. Only rows that are ok or cut off hold a text."
     return Table(
         "rationales", "Rationales and how they ended", pd.DataFrame(rows, columns=None if rows else ["task", "split", "language", "rows"]), [note]
     )
