@@ -7,10 +7,11 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
+from fiat_ray.recipe import plain_title
 from fiat_ray.report.columns import adjust, tested
 from fiat_ray.report.read import Run, read
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import metric_title, signed, title_of
+from fiat_ray.report.tables import metric_title, signed
 from fiat_ray.significance import compare, holm
 
 WIDTH, BEFORE = 32, 8
@@ -152,7 +153,7 @@ def _shown(ours: Any, theirs: Any) -> str:
 
 def _score(row: Mapping[str, Any]) -> str:
     ours, theirs = ("–" if row[name] is None else f"{row[name]:.1f}" for name in ("a", "b"))
-    who = " · ".join(filter(None, (row["task"], title_of(row["method"]), row["tunable"])))
+    who = " · ".join(filter(None, (row["task"], plain_title(row["method"]), row["tunable"])))
     who = f"  {who}: {metric_title(row['metric'])} {ours} → {theirs}"
     if row["same"]:
         return f"{who}; predictions the same to the byte"

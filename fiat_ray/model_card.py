@@ -13,9 +13,9 @@ from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
 from fiat_ray.errors import UserError
 from fiat_ray.predict import shown_rationales
+from fiat_ray.recipe import plain_title
 from fiat_ray.render import CHAT_OPTIONS, DATE, Renderer
 from fiat_ray.report.cells import language_tag
-from fiat_ray.report.tables import title_of
 from fiat_ray.runs import Run
 from fiat_ray.serving import text_of, tunable_request
 from fiat_ray.task import Task
@@ -34,7 +34,7 @@ def write(run: Run, config: Config, record: Mapping[str, Any], trial: Trial, bas
     described = manifest["tasks"][task.name]
     parts = [
         header(base, described["languages"]),
-        f"# {title_of(trial.method)}: {base} tuned on {task.name}\n",
+        f"{title(trial.method, base, task.name)}\n",
         _what_is_here(trial, base_name),
         _how_to_ask(run, config, task, trial, renderer),
         f"## Scores\n\nOn test, 0–100; learning rate and step were chosen on validation.\n\n{_scores(run, trial)}",
@@ -50,6 +50,11 @@ def header(base: str, languages: Iterable[str]) -> str:
     tags = list(dict.fromkeys(filter(None, map(language_tag, languages))))
     head = {"base_model": base, "library_name": "transformers", **({"language": tags} if tags else {}), "tags": ["fiat"]}
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def title(method: str, base: str, task: str) -> str:
+    said = plain_title(method)
+    return f"# {said[0].upper()}{said[1:]}: {base} tuned on {task}"
 
 
 def _what_is_here(trial: Trial, base_name: models.PublicName) -> str:

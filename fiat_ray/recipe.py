@@ -93,3 +93,8 @@ PLAIN: dict[str, str] = {
     "full_instructed_pretrained": "full fine-tuning of the pretrained twin with instructions",
 }
 """Methods without rationales by what they do, not by what they lack."""
+
+
+def plain_title(method: str) -> str:
+    """A method's name outside the paper's cumulative table, where alone a row lacks all that those above it lack."""
+    return f"{PLAIN[method]} ({method})" if method in PLAIN else TITLES.get(method, method)

@@ -46,8 +46,9 @@ def test_what_differs_and_whether_it_is_real(tmp_path: Path) -> None:
     assert rows["fiat"]["change_low"] < rows["fiat"]["change"] < 0 <= rows["fiat"]["change_high"] and rows["fiat"]["change_p"] > 0.05
     assert rows["no_peft"]["same"] and rows["icl"]["same"]
     text = describe(found)
+    assert "full fine-tuning (no_peft) · xs" in text and "w/o" not in text
     assert "lora.rank: 16 → 8" in text
-    assert [line.count("*") for line in text.splitlines() if "w/o CoT" in line or "· FIAT ·" in line] == [0, 1]
+    assert [line.count("*") for line in text.splitlines() if "LoRA tuning with instructions (no_cot) · xs" in line or "· FIAT ·" in line] == [0, 1]
 
 
 def test_methods_and_rows_of_one_run_alone(tmp_path: Path) -> None:

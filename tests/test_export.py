@@ -13,7 +13,7 @@ from test_models import COMMIT, hub_cache
 from test_overfit import memory_task, settings
 
 from fiat_ray import config as configs
-from fiat_ray import runs
+from fiat_ray import model_card, runs
 from fiat_ray.errors import UserError
 from fiat_ray.infer import tuned_trial
 from fiat_ray.models import content_hash
@@ -56,6 +56,11 @@ def edit(path: Path, **changes: Any) -> None:
     """Of a JSON or YAML file; None takes a key away."""
     values = yaml.safe_load(path.read_text("utf-8")) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def test_the_title_says_what_a_method_does() -> None:
+    assert model_card.title("no_peft", "somebody/tiny", "memory") == "# Full fine-tuning (no_peft): somebody/tiny tuned on memory"
+    assert model_card.title("fiat", "somebody/tiny", "memory") == "# FIAT: somebody/tiny tuned on memory"
 
 
 def test_the_base_models_name_and_commit_are_recorded_and_leave_with_it(run: Run) -> None:

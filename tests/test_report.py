@@ -156,6 +156,12 @@ class TestTables:
         assert changed["compared_with"] == "no_cot"
         assert pd.isna(row(frame, "no_instruction_tuned")["f1_change"])
 
+    def test_the_papers_words_for_an_ablation_stand_in_its_cumulative_table_alone(self, run_dir: Path, results: Results) -> None:
+        assert row(tables.table3_ablations(results).frame, "no_peft")["row"] == TITLES["no_peft"]
+        page.build(run_dir)
+        named = {path.name for path in (run_dir / "report").iterdir() if TITLES["no_peft"] in path.read_text("utf-8")}
+        assert named == {"index.html", "table3_ablations.csv", "table3_ablations.svg"}
+
     def test_other_methods_are_compared_with_fiat(self, tmp_path: Path) -> None:
         frame = tables.table3_ablations(Results(read(write_run(tmp_path, methods=("fiat", "distilled_cot"))))).frame
         other = row(frame, "distilled_cot")

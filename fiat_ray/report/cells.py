@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from fiat_ray.recipe import PLAIN
+from fiat_ray.recipe import plain_title
 from fiat_ray.report.read import records
-from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, metric_title, missing, signed, title_of
+from fiat_ray.report.tables import AVERAGE_TITLES, METRIC_TITLES, PAPER, metric_title, missing, signed
 
 ALWAYS_HIDDEN = {"method", "compared_with", "train_size"}
 WORDS = {
@@ -106,7 +106,7 @@ def heading(name: str) -> Cell:
         return Cell(f"Δ {heading(name.removesuffix('_change')).text}", "to the row above")
     if "_from_" in name:
         metric, _, method = name.partition("_from_")
-        return Cell(f"Δ {heading(metric).text}", f"from {PLAIN[method]} ({method})" if method in PLAIN else f"from {title_of(method)}")
+        return Cell(f"Δ {heading(metric).text}", f"from {plain_title(method)}")
     if metric := _metric_of(name):
         return Cell(metric_title(metric), AVERAGE_TITLES.get(name.removeprefix(metric).lstrip("_"), ""))
     plain = name.replace("per_1000_", "1,000 predictions: ").replace("tuning_", "tuning: ").replace("_", " ")

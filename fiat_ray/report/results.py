@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from fiat_ray.metrics import FULL, NAMED_AVERAGES, shown_metrics
-from fiat_ray.recipe import ABLATIONS, PLAIN, TITLES, UNTUNED
+from fiat_ray.recipe import ABLATIONS, TITLES, UNTUNED, plain_title
 from fiat_ray.report import published
 from fiat_ray.report.read import Run, records
 from fiat_ray.significance import OF_ALL_ROWS, Comparison, Rows, compare, compare_rows, from_zero, row_values
@@ -125,10 +125,13 @@ class Results:
         return {*self.run.config.get("methods", ()), *entries}
 
     def title(self, method: str) -> str:
-        """In the paper's words where its tasks or its whole ladder of ablations are run; else what is done, not what is lacking."""
-        if method not in PLAIN or self.settings or all(set(ABLATIONS) <= self._asked(task) for task in self.run.tasks):
-            return TITLES.get(method, method)
-        return f"{PLAIN[method]} ({method})"
+        """In the paper's words where its tasks are run; else what is done, not what is lacking."""
+        return TITLES.get(method, method) if self.settings else plain_title(method)
+
+    def step_title(self, method: str) -> str:
+        """``title`` in the table of ablations, which is the paper's where its whole ladder is run."""
+        is_ladder = all(set(ABLATIONS) <= self._asked(task) for task in self.run.tasks)
+        return TITLES.get(method, method) if is_ladder else self.title(method)
 
     def methods(self, task: str) -> list[str]:
         """Methods with scores: those that tune nothing, the paper's ablations, then others as the config orders them."""

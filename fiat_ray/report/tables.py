@@ -163,7 +163,8 @@ def _block(results: Results, task: str, tunable: str, steps: Iterable[tuple[str,
     """A row for each (method, what it is compared with); the differences of the block are tested together."""
     rows = []
     for method, other in ((method, other) for method, other in steps if results.shows(task, method)):
-        row = _scores(results, task, method, tunable, results.title(method)) | {"compared_with": other or ""}
+        title = results.step_title(method) if suffix == "change" else results.title(method)
+        row = _scores(results, task, method, tunable, title) | {"compared_with": other or ""}
         rows.append(row | _compared(results, row, method, other, suffix) if other else row)
     for name, _, _ in score_columns(results, task):
         adjust(rows, f"{name}_{suffix}", holm)
