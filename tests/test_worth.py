@@ -169,9 +169,19 @@ class TestUse:
 
     def test_the_sentence_says_what_the_numbers_say(self, section: Section) -> None:
         [said] = section.sentences
-        assert said.startswith("rivers, tunable xs: 96 % of test rows have a readable rationale, and in 50 % of all its answer is right.")
-        assert "+50.0 where it is right (+" in said and "+50.0 where it is wrong (+" in said
-        assert said.endswith("Where the answer is wrong, FIAT gives it too in 50 %; the model that never read it, in 3 %.")
+        assert said.startswith("rivers, tunable xs: 96 % of test rows have a readable rationale, 50 % one with the right answer. FIAT's F1 against")
+        assert "+50.0 where the answer is right (+" in said and "+50.0 where the answer is wrong (+" in said
+        assert said.endswith("FIAT repeats 50 % of the wrong answers; without having read them, the same tuning gives 3 %.")
+
+    def test_where_no_cot_was_not_asked_for_nothing_speaks_of_it_but_the_key_that_adds_it(self, section: Section, tmp_path: Path) -> None:
+        alone = worth.section(written(tmp_path, methods=("fiat",)))
+        [said], [compared, table] = alone.sentences, [next(t for t in s.tables if t.name == "rationale_use") for s in (section, alone)]
+        assert said.endswith("FIAT's F1 is 100.0 where the answer is right, 50.0 where the answer is wrong. FIAT repeats 50 % of the wrong answers.")
+        assert table.title == "FIAT where its rationale's answer is right, wrong or missing" and "the same tuning" in compared.title
+        assert table.footnotes == [worth.MEANS, worth.UNASKED] and "no_cot" in worth.UNASKED and worth.MARKED in compared.footnotes
+        html = page.build(tmp_path).read_text("utf-8")
+        part = html[html.index('id="worth"') : html.index('id="scaling"')]
+        assert "gives its answer %: FIAT" in part and "w/o" not in part and "* Holds" not in part
 
     def test_the_gains_of_average_and_languages_are_drawn(self, section: Section) -> None:
         [(stem, svg)] = section.figures

@@ -27,11 +27,11 @@ MARKED = (
     "* Holds at 5 % (averages: after Holm's correction over the differences of a tunable; "
     "languages: after Benjamini and Hochberg's); stricter than one interval, which may leave out 0 without it."
 )
-USE_NOTES = [
-    "Means over languages of the rows that they have of a kind. Same answer: FIAT's is the rationale's, after normalisation; beside it how often the "
-    "model that never read the rationale gives that answer too.",
-    MARKED,
-]
+MEANS = "Means over languages of the rows that they have of a kind. Gives its answer: the prediction is the rationale's answer, after normalisation."
+UNREAD = "W/o rationales: the same tuning without them, which never read that answer."
+UNASKED = "What rationales add on these rows the same tuning without them would show: config key methods, with no_cot."
+
+ABOUT = ("task", "tunable", "what", "language")
 
 Gains = dict[str, Comparison]
 """Average and language → FIAT less ``no_cot``."""
@@ -53,13 +53,18 @@ def section(results: Results) -> Section:
             figures += _figure(results, task, tunable, gains)
             fact = next(row for row in records(facts.frame) if row["task"] == task)  # the average's stands first
             sentences.append(_says(task, tunable, fact, found))
-    about = ("task", "tunable", "what", "language")
-    title = "FIAT and the same tuning without rationales, on the same rows"
-    tables = [
-        Table("rationale_use", title, frame(use, about), USE_NOTES),
-        Table("rationale_parts", "How much of a rationale the tunable reads", frame(parts, about), [MARKED]),
-    ]
+    of_parts = Table("rationale_parts", "How much of a rationale the tunable reads", frame(parts, ABOUT), [MARKED])
+    tables = [_use_table(use, is_asked=any(results.shows(task, "no_cot") for task in rationales)), of_parts]
     return Section(sentences, figures, [facts, *(table for table in tables if len(table.frame))])
+
+
+def _use_table(use: Rows, *, is_asked: bool) -> Table:
+    """Of a run without ``no_cot`` it says nothing of a comparison. ``is_asked``: whether ``no_cot`` is; then a row says why it lacks."""
+    if any(row.get("no_cot") is not None for row in use):
+        title, notes = "FIAT and the same tuning without rationales, on the same rows", [f"{MEANS} {UNREAD}", MARKED]
+    else:
+        title, notes = "FIAT where its rationale's answer is right, wrong or missing", [MEANS] if is_asked else [MEANS, UNASKED]
+    return Table("rationale_use", title, frame(use, ABOUT), notes)
 
 
 def _use(results: Results, task: str, tunable: str, rationales: Rows) -> tuple[Rows, dict[str, Gains]]:
@@ -136,21 +141,26 @@ def _parts(results: Results, task: str, tunable: str) -> Rows:
 def _says(task: str, tunable: str, fact: Mapping[str, Any], use: Rows) -> str:
     """From the rows of the averages."""
     of = {verdict: row for row in use for verdict, what in VERDICTS.items() if (row["what"], row.get("language")) == (what, fact["language"])}
-    said = f"{fact['readable']:.0f} % of test rows have a readable rationale, and in {fact['right']:.0f} % of all its answer is right."
-    gains = []
-    for verdict in ("right", "wrong"):
-        name = f"{of[verdict]['metric']}_from_no_cot" if verdict in of else ""
-        if verdict in of and of[verdict].get(f"{name}_low") is not None:
-            row, doubt = of[verdict], "" if of[verdict][f"{name}_p"] < 0.05 else ", no sure difference"
-            gains.append(f"{signed(row[name])} where it is {verdict} ({signed(row[f'{name}_low'])} to {signed(row[f'{name}_high'])}{doubt})")
-    if gains:
-        metric = in_a_sentence(next(iter(of.values()))["metric"])
-        said += f" FIAT's {metric} against that of the same tuning without rationales, on the same rows: {', '.join(gains)}."
+    said = [f"{fact['readable']:.0f} % of test rows have a readable rationale, {fact['right']:.0f} % one with the right answer."]
+    judged = {verdict: of[verdict] for verdict in ("right", "wrong") if verdict in of}
+    scores: list[str] = []
+    gains: list[str] = []
+    for verdict, row in judged.items():
+        name = f"{row['metric']}_from_no_cot"
+        scores.append(f"{row['fiat']:.1f} where the answer is {verdict}")
+        if row.get(f"{name}_p") is not None:
+            low, high = row[f"{name}_low"], row[f"{name}_high"]
+            ends = "no interval" if low is None else f"{signed(low)} to {signed(high)}"
+            doubt = "" if row[f"{name}_p"] < 0.05 else ", no sure difference"
+            gains.append(f"{signed(row[name])} where the answer is {verdict} ({ends}{doubt})")
+    if judged:
+        against = " against that of the same tuning without rationales, on the same rows:" if gains else " is"
+        said.append(f"FIAT's {in_a_sentence(next(iter(judged.values()))['metric'])}{against} {', '.join(gains or scores)}.")
     if "wrong" in of:
         copied, unread = of["wrong"]["same_answer"], of["wrong"]["same_answer_no_cot"]
-        said += f" Where the answer is wrong, FIAT gives it too in {copied:.0f} %"
-        said += "." if unread is None else f"; the model that never read it, in {unread:.0f} %."
-    return f"{task}, tunable {tunable}: {said}"
+        beside = "" if unread is None else f"; without having read them, the same tuning gives {unread:.0f} %"
+        said.append(f"FIAT repeats {copied:.0f} % of the wrong answers{beside}.")
+    return f"{task}, tunable {tunable}: {' '.join(said)}"
 
 
 def _figure(results: Results, task: str, tunable: str, gains: Mapping[str, Gains]) -> list[tuple[str, str]]:
