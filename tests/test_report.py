@@ -162,6 +162,35 @@ class TestTables:
         named = {path.name for path in (run_dir / "report").iterdir() if TITLES["no_peft"] in path.read_text("utf-8")}
         assert named == {"index.html", "table3_ablations.csv", "table3_ablations.svg"}
 
+    def test_without_two_adjacent_steps_there_are_no_ablations_but_what_to_run(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", methods=("fiat", "no_peft"))
+        (manifest := json.loads((run / "manifest.json").read_text()))["not_run"] = []
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        table = tables.table3_ablations(Results(read(run)))
+        [absent] = table.frame.to_dict("records")
+        assert (absent["task"], absent["reason"], absent["config_key"]) == ("rivers", tables.NO_STEPS, tables.STEPS_KEY) and not table.footnotes
+        html = page.build(run).read_text("utf-8")
+        part = html[html.index('<section id="table3"') : html.index('<section id="languages"')]
+        assert "cumulative" not in html and "no_peft" not in part and "methods: ablations, or methods: leave_one_out" in part
+        assert "Nothing that the config asks for is missing." in html
+        assert "full fine-tuning (no_peft)" in terminal.console_table(run)
+
+    @pytest.mark.parametrize(
+        ("methods", "title"),
+        [
+            (("fiat", "no_cot", "no_instructions"), "Ablations: each removal is cumulative with the one above"),
+            (("fiat", "no_cot", "no_peft"), "All methods"),
+            (("fiat", "fiat_without_peft"), "Ablations"),
+        ],
+    )
+    def test_removals_are_called_cumulative_where_none_is_left_out(self, tmp_path: Path, methods: tuple[str, ...], title: str) -> None:
+        run = write_run(tmp_path / "run", methods=methods)
+        (manifest := json.loads((run / "manifest.json").read_text()))["not_run"] = []
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        table = tables.table3_ablations(Results(read(run)))
+        assert table.title == title and len(table.frame) == (0 if title == "Ablations" else 2 + len(methods))
+        assert page.build(run).is_file()
+
     def test_other_methods_are_compared_with_fiat(self, tmp_path: Path) -> None:
         frame = tables.table3_ablations(Results(read(write_run(tmp_path, methods=("fiat", "distilled_cot"))))).frame
         other = row(frame, "distilled_cot")

@@ -29,6 +29,8 @@ PAPER_NOTE = (
     "<p>Made with PaLM-2, which cannot be had: shown beside this run, not comparable with it. "
     "The list below the table names where the paper’s own tables disagree with each other.</p>"
 )
+EMPTY = {"not_run": "Nothing that the config asks for is missing."}
+"""What stands for a table without rows."""
 PAGE = Template((HERE / "page.html").read_text("utf-8"))
 
 
@@ -70,7 +72,7 @@ def build(run_dir: str | Path) -> Path:
         "languages": "".join(map(_per_language, by_language)) + "".join(map(_table, absent)) + _by_task(differences, results),
         "figures": _optional("figures", "The paper’s figures", "".join(map(_figure, drawn))),
         "curves": "".join(f"<figure>{svg}</figure>" for _, svg in validation) or "<p>No trial has a history yet.</p>",
-        **{table.name: _table(table) if len(table.frame) else "<p>Nothing is missing.</p>" for table in rest},
+        **{table.name: _table(table) if len(table.frame) else f"<p>{EMPTY.get(table.name, 'None.')}</p>" for table in rest},
         **{name: _section(section) for name, section in beyond.items()},
     }
     write_text(folder / "index.html", _page(results, sections, shown))

@@ -28,6 +28,7 @@ METRIC_TITLES = {
     "length": "Cut off %",
 }
 NO_TWIN = "full fine-tuning, instruction-tuned base (not the paper's baseline: no pretrained twin)"
+NO_STEPS, STEPS_KEY = "no two methods here differ in one ingredient alone", "methods: ablations, or methods: leave_one_out"
 AVERAGE_TITLES = {"mean": "mean", **{name: f"mean of {name.removeprefix('mean_')}" for name in NAMED_AVERAGES}}
 
 
@@ -112,31 +113,65 @@ def _candidates(results: Results, task: str, tunable: str, split: str) -> list[t
     return [*untuned, best] if best else untuned
 
 
-def table3_ablations(results: Results) -> Table:
+def methods(results: Results) -> pd.DataFrame:
     """The paper's cumulative ablations, each with its change from the row above; then methods of no table, with theirs from FIAT."""
+    return _methods(results, results.run.tasks)
+
+
+def _methods(results: Results, tasks: Iterable[str]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for task in results.run.tasks:
+    for task in tasks:
         rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED if results.shows(task, method)]
-        others = [(method, "fiat") for method in results.methods(task) if method not in (*UNTUNED, *ABLATIONS, *LEAVE_ONE_OUT)]
         for tunable in results.tunables(task):
             rows += _block(results, task, tunable, [("fiat", None), *zip(ABLATIONS[1:], ABLATIONS, strict=False)], "change")
-            rows += _block(results, task, tunable, others, "change")
-    rows += [{"row": title, **row} for title, row in not_held(results)]
-    frame, notes = _frame(rows), _notes(results)
+            rows += _block(results, task, tunable, [(method, "fiat") for method in _others(results, task)], "change")
+    return _frame(rows + [{"row": title, **row} for title, row in not_held(results)])
+
+
+def _others(results: Results, task: str) -> list[str]:
+    """Methods of no table of the paper."""
+    return [method for method in results.methods(task) if method not in (*UNTUNED, *ABLATIONS, *LEAVE_ONE_OUT)]
+
+
+def _shows_steps(results: Results, task: str) -> bool:
+    """Whether a row of the table of ablations has one that it is compared with."""
+    pairs = (*zip(ABLATIONS, ABLATIONS[1:], strict=False), *(("fiat", other) for other in _others(results, task)))
+    return any(all(results.shows(task, method) for method in pair) for pair in pairs)
+
+
+def table3_ablations(results: Results) -> Table:
+    """``methods``, of tasks where one of them is compared with another; of others what adds that."""
+    tasks = [task for task in results.run.tasks if _shows_steps(results, task)]
+    lacking = [task for task in results.run.tasks if task not in tasks and not _shows_leave_one_out(results, task)]
+    row = {"tunable": "", "method": "", "row": "Ablations", "note": "", "reason": NO_STEPS, "config_key": STEPS_KEY}
+    if not tasks:
+        return Table("table3_ablations", "Ablations", _frame([{"task": task, **row} for task in lacking]))
+    frame, notes = _methods(results, tasks), _notes(results)
+    frame = pd.concat([frame, _frame([{"task": task, **row} for task in lacking])]) if lacking else frame
     if any(name.endswith("_change") for name in map(str, frame)):
         notes.append(
             "* Holds at 5 % after Holm's correction over the adjacent differences of a block; differences from FIAT are a block of their own. "
             "Stricter than one interval, which may leave out 0 without it."
         )
-    is_ladder = bool(results.settings) or any(row.get("compared_with") in ABLATIONS[1:] for row in rows)
+    is_ladder = bool(results.settings) or all(_is_ladder(results, task) for task in tasks)
     what = "Ablations: each removal is cumulative with the one above" if is_ladder else "All methods"
     return Table("table3_ablations", f"{numbered(results, 3)}{what}", frame, notes)
+
+
+def _is_ladder(results: Results, task: str) -> bool:
+    """Whether the ablations that are shown leave out none between them."""
+    shown = [number for number, method in enumerate(ABLATIONS) if results.shows(task, method)]
+    return len(shown) > 1 and shown[-1] - shown[0] == len(shown) - 1
+
+
+def _shows_leave_one_out(results: Results, task: str) -> bool:
+    return any(results.shows(task, method) for method in LEAVE_ONE_OUT[2:])
 
 
 def leave_one_out(results: Results) -> Table:
     """FIAT less exactly one ingredient each, with its difference from FIAT; of a task that is not the paper's only where one is asked for."""
     rows: list[dict[str, Any]] = []
-    for task in (task for task in results.run.tasks if any(results.shows(task, method) for method in LEAVE_ONE_OUT[2:])):
+    for task in (task for task in results.run.tasks if _shows_leave_one_out(results, task)):
         for tunable in results.tunables(task):
             rows += _block(results, task, tunable, [(method, None if method == "fiat" else "fiat") for method in LEAVE_ONE_OUT], "from_fiat")
     rows += [{"row": title, **row} for title, row in not_held(results)]

@@ -10,14 +10,14 @@ import pandas as pd
 from fiat_ray.report.answer import answers
 from fiat_ray.report.read import read, records
 from fiat_ray.report.results import Results
-from fiat_ray.report.tables import metric_title, missing, scope_notes, score_columns, signed, table3_ablations
+from fiat_ray.report.tables import methods, metric_title, missing, scope_notes, score_columns, signed
 from fiat_ray.text import WIDTH, count
 
 
 def console_table(run_dir: str | Path) -> str:
     """Table 3 as plain text of at most 110 columns, for a terminal; what was not run, and the run's notes, below."""
     results = Results(read(run_dir))
-    frame = table3_ablations(results).frame
+    frame = methods(results)
     blocks = [_console_block(results, task, frame[frame["task"] == task]) for task in results.run.tasks]
     notes = [textwrap.fill(note, WIDTH, break_on_hyphens=False) for note in (*answers(results), *results.run.manifest["notes"])]
     return "\n\n".join((*blocks, "\n".join(notes))) + "\n"
