@@ -152,6 +152,7 @@ def test_a_remote_reasoner_is_paid_by_token(tmp_path: Path) -> None:
     assert "GPU time)" not in priced.sentences[0]  # nobody knows the endpoint's
     assert any("A million tokens: 10 in, 100 out" in note for note in priced.tables[0].footnotes)
     costs = facts.costs(Results(read(tmp_path))).frame.iloc[0]
+    assert facts.costs(Results(read(tmp_path))).footnotes[-1].startswith("Charged: by a remote endpoint")
     assert costs["charged"] == pytest.approx((10 * costs["prompt_tokens"] + 100 * costs["output_tokens"]) / 1e6)
 
 

@@ -93,7 +93,16 @@ def test_on_the_page_and_in_the_terminal(run: Path) -> None:
     assert "Planned and measured" in page and "times planned" in page and (run / "report" / "estimates.csv").is_file()
     text = estimates.console_table(run)
     assert max(map(len, text.splitlines())) <= 110 and "reasoner: rivers" in text and "1.50" in text
-    assert "stored" in text and "times planned" in text
+    above, below = (re.split(r"\s{2,}", line.strip()) for line in text.splitlines()[1:3])
+    assert [f"{a} {b}" for a, b in zip(above, below, strict=True)] == [
+        *("number planned", "number done", "found in the store", "tokens planned", "tokens measured"),
+        *("seconds planned", "seconds measured", "times planned"),
+    ]
+    costs = page[page.index('<section id="costs"') :]
+    heads = " ".join(re.findall(r"<th scope=\"col\"[^>]*>([^<]*)<", costs))
+    assert all(word in heads for word in ("number planned", "found in the store", "times planned")) and "charged" not in heads
+    assert "Number: of rationales, or trials." in costs and "Found in the store: those" in costs
+    assert not [word for word in ("count:", "charged:", "Charged:", "Stored:") if word in costs]
     labels = "".join(f"{line[:36].strip()} " for line in text.splitlines())
     assert "tuning: full fine-tuning (no_peft) · xs · rivers" in labels, "a label is wrapped, not cut"
 

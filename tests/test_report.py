@@ -378,6 +378,10 @@ class TestPage:
         assert "</script><script>alert(1)</script>" in data["texts"][data["rows"][0]["rationale"]][0]
         assert len(data["rows"]) == 48 and "do not fit into this page" not in html and "first seed" not in html
 
+    def test_a_command_in_a_sentence_is_code(self, html: str) -> None:
+        part = html[html.index('<section id="controls"') : html.index('<section id="curves"')]
+        assert "<code>make controls</code>" in part and "`" not in part
+
     def test_names_and_words_of_a_run_stay_texts(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "<hostile> run")
         manifest = json.loads((run / "manifest.json").read_text())

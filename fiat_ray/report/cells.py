@@ -24,7 +24,7 @@ WORDS = {
     "reason": "why it is not there",
     "config_key": "config key that adds it",
     "count": "number",
-    "count_planned": "planned",
+    "count_planned": "number planned",
     "stored_before": "found in the store",
     "times_planned": "times planned",
     "fiat": "FIAT",

@@ -20,10 +20,13 @@ NOTES = [
     "Planned: by fiat-ray plan, before the first part of the run. Seconds are those of one engine or tuning worker, without its start; the last row "
     "has the starts, and everything that was broken off and done again.",
     "Times planned: measured seconds ÷ planned ones, for equally many prompts or trials. Tokens of a reasoner: those it wrote; its rationales that "
-    "were stored before count too. Stored: rationales found there, of another run or of a process that was killed.",
+    "were in the store before count too. Found in the store: those of another run, or of a process that was killed.",
 ]
-HEADS = ("", "number", "done", "stored", "tokens", "measured", "seconds", "measured", "times planned")
-SAID = f"{TITLE} (number of prompts, trials or rows; stored: found in the store; tokens; seconds of one engine or worker):"
+HEADS = [
+    ("", "number", "number", "found in", "tokens", "tokens", "seconds", "seconds", "times"),
+    ("", "planned", "done", "the store", "planned", "measured", "planned", "measured", "planned"),
+]
+SAID = f"{TITLE} (numbers of prompts, trials or rows; seconds of one engine or worker):"
 
 
 def table(results: Results) -> Table:
@@ -41,7 +44,7 @@ def console_table(run_dir: str | Path) -> str:
     found = table(Results(read(run_dir)))
     if "what" not in found.frame or found.frame["seconds"].isna().all():
         return ""
-    lines = [HEADS, *(tuple(_text(row, name) for name in COLUMNS) for row in records(found.frame))]
+    lines = [*HEADS, *(tuple(_text(row, name) for name in COLUMNS) for row in records(found.frame))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
     return "\n".join([*wrap(SAID, WIDTH), *(text for line in lines for text in _lines(line, widths))])

@@ -121,9 +121,10 @@ def costs(results: Results) -> Table:
         rows.append(row)
     columns = ["what", "count", "prompt_tokens", "output_tokens", "supervised_tokens", "seconds", "charged"]
     notes = [
-        "count: rationales, or trials. Empty: not measured in this run. The reasoner's seconds: of the rationales that were generated in this run.",
-        "charged: by a remote endpoint, at the config's reasoner.price_in and price_out, for the tokens that it counted.",
+        "Number: of rationales, or trials. Empty: not measured in this run. The reasoner's seconds: of rationales that were generated in this run.",
     ]
+    if any(row.get("charged") is not None for row in rows):
+        notes.append("Charged: by a remote endpoint, at the config's reasoner.price_in and price_out, for the tokens that it counted.")
     return Table("costs", "Cost", pd.DataFrame(rows, columns=columns), notes)
 
 

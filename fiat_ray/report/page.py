@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -180,10 +181,14 @@ def _per_language(table: Table) -> str:
     )
 
 
+def _prose(text: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _section(section: Section) -> str:
     """Sentences, figures, and tables: of those with languages the averages, and below them the languages, folded away."""
     drawn = "".join(f"<figure>{svg}</figure>" for _, svg in section.figures)
-    parts = [*(f"<p>{escape(sentence)}</p>" for sentence in section.sentences), f'<div class="figures">{drawn}</div>']
+    parts = [*(f"<p>{_prose(sentence)}</p>" for sentence in section.sentences), f'<div class="figures">{drawn}</div>']
     for table in section.tables:
         alike = [name for name in ("task", "tunable", "metric") if name in table.frame and table.frame[name].nunique() == 1]
         frame = table.frame.drop(columns=alike)  # the sentences name them
