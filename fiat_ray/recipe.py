@@ -66,7 +66,7 @@ METHOD_LISTS: dict[str, tuple[str, ...]] = {"ablations": ABLATIONS, "leave_one_o
 """What a config may write among ``methods`` for several."""
 
 TITLES: dict[str, str] = {
-    "majority": "Majority label",
+    "majority": "Majority answer",
     "icl": "Few-shot ICL",
     "fiat": "FIAT",
     "no_cot": "w/o CoT-augmented tuning",

@@ -116,7 +116,7 @@ def test_an_interval_with_0_in_it_is_no_gain(tmp_path: Path) -> None:
 
 def test_methods_that_are_not_weighed_are_named(tmp_path: Path) -> None:
     notes = decision.section(Results(read(write_run(tmp_path, methods=("fiat", "no_cot"))))).tables[0].footnotes
-    assert notes[-1] == "rivers: only the tables above have Majority label, LoRA tuning with instructions (no_cot)."
+    assert notes[-1] == "rivers: only the tables above have Majority answer, LoRA tuning with instructions (no_cot)."
 
 
 def test_prices_are_those_of_gpu_time(tmp_path: Path) -> None:

@@ -129,6 +129,25 @@ class TestTables:
         assert validation["f1"] == pytest.approx(row(frame, "fiat")["f1"] - row(frame, "icl", "")["f1"])
         assert "over Few-shot ICL" in validation["note"]
 
+    @pytest.mark.parametrize("icl", [90.0, 1.0])
+    def test_where_test_and_validation_choose_the_same_baseline_there_is_one_gain(self, tmp_path: Path, icl: float) -> None:
+        write_run(tmp_path, methods=("fiat", "no_peft"), right={"fiat": 11, "no_peft": 8, "icl": 3})
+        scores = pd.read_parquet(tmp_path / "scores.parquet")
+        untuned = scores[scores["method"].isin(["icl", "majority"]) & (scores["language"] == "mean")]
+        on_validation = untuned.assign(split="validation", value=untuned["method"].map({"icl": icl, "majority": 0.0}))
+        tuned = scores[(scores["split"] == "validation") & (scores["metric"] == "f1")].assign(metric="exact_match")
+        pd.concat([scores, on_validation, tuned]).to_parquet(tmp_path / "scores.parquet")
+        frame = tables.table2_overall(Results(read(tmp_path))).frame
+        gains = frame[frame["method"] == "gain"]["row"].tolist()
+        on_test = "Gain over the best baseline, chosen on test"
+        assert gains == ([on_test, "Gain over the best baseline, chosen on validation"] if icl == 90 else [f"{on_test}, the same as on validation"])
+
+    def test_a_language_that_is_not_stated_is_explained(self, tmp_path: Path) -> None:
+        said = "und: rows whose language is not stated."
+        of = write_run(tmp_path / "one", languages=("und",), methods=("fiat", "no_peft"))
+        assert said in terminal.console_table(of).splitlines() and f"rivers: {said}" in tables.table2_overall(Results(read(of))).footnotes
+        assert said not in terminal.console_table(write_run(tmp_path / "two", languages=("fi",), methods=("fiat", "no_peft")))
+
     def test_a_method_that_was_not_asked_for_is_told_from_an_unfinished_one(self, tmp_path: Path) -> None:
         write_run(tmp_path)
         scores = pd.read_parquet(tmp_path / "scores.parquet")

@@ -68,7 +68,7 @@ def _choices(results: Results, task: str, tunable: str) -> list[Choice]:
         also = "" if title in (best[0], f"{plain})") else f": {title}"
         offer("Fine-tune alone", best, f"{plain}{also}{of})")
     offer("Prompt alone", ("icl", ""), f"prompting ({results.title('icl').replace('Few', 'few')})")
-    offer("Neither", ("majority", ""), "always the majority label", max((choice.score for choice in choices), default=-1.0))
+    offer("Neither", ("majority", ""), "always the majority answer", max((choice.score for choice in choices), default=-1.0))
     offer("Both", ("fiat", tunable), "both (FIAT)")
     return choices
 

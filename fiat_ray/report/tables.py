@@ -28,6 +28,8 @@ METRIC_TITLES = {
     "length": "Cut off %",
 }
 NO_TWIN = "full fine-tuning, instruction-tuned base (not the paper's baseline: no pretrained twin)"
+UNSTATED = "und"
+"""The language of rows that state none."""
 NO_STEPS, STEPS_KEY = "no two methods here differ in one ingredient alone", "methods: ablations, or methods: leave_one_out"
 AVERAGE_TITLES = {"mean": "mean", **{name: f"mean of {name.removeprefix('mean_')}" for name in NAMED_AVERAGES}}
 
@@ -78,7 +80,7 @@ def score_columns(results: Results, task: str) -> list[tuple[str, str, str]]:
 
 
 def table2_overall(results: Results) -> Table:
-    """ICL, majority label, fine-tuning and FIAT of each task and size, and what FIAT gains over the best baseline."""
+    """ICL, majority answer, fine-tuning and FIAT of each task and size, and what FIAT gains over the best baseline."""
     rows: list[dict[str, Any]] = []
     for task in results.run.tasks:
         rows += [_scores(results, task, method, "", title_of(method)) for method in UNTUNED if results.shows(task, method)]
@@ -86,7 +88,7 @@ def table2_overall(results: Results) -> Table:
             rows += [_scores(results, task, method, tunable, title) for method, title in _tunings(results, task, tunable).items()]
             if results.shows(task, "fiat"):
                 rows.append(_scores(results, task, "fiat", tunable, title_of("fiat")))
-                rows += [_gain(results, task, tunable, split) for split in ("test", "validation")]
+                rows += _gains(results, task, tunable)
     rows += [{"row": title, **row} for title, row in not_held(results)]
     return Table("table2_overall", f"{numbered(results, 2)}FIAT and the baselines", _frame(rows), [*_notes(results), "* Holds at 5 %."])
 
@@ -272,15 +274,28 @@ def _row_note(results: Results, task: str, method: str, tunable: str) -> str:
     return f"kept step 0 ({untouched} of {len(finished)} seeds): no step of tuning was better on validation" if untouched else ""
 
 
+def _gains(results: Results, task: str, tunable: str) -> list[dict[str, Any]]:
+    """FIAT less the best baseline as test and as validation choose it: one row where they choose the same."""
+    gains = [_gain(results, task, tunable, split) for split in ("test", "validation")]
+    on_test, on_validation = ([_best(results, task, tunable, metric, split) for metric in results.metrics(task)] for split in ("test", "validation"))
+    if on_test != on_validation or None in on_test:
+        return gains
+    return [gains[0] | {"row": f"{gains[0]['row']}, the same as on validation"}]
+
+
+def _best(results: Results, task: str, tunable: str, metric: str, split: str) -> tuple[str, str] | None:
+    return results.best(task, _candidates(results, task, tunable, split), metric, split)
+
+
 def _gain(results: Results, task: str, tunable: str, split: str) -> dict[str, Any]:
     """FIAT less the best baseline of each metric, which is chosen on ``split``."""
-    candidates, is_papers = _candidates(results, task, tunable, split), task in published.ROWS
+    is_papers = task in published.ROWS
     title = f"Gain over the best baseline, chosen on {split}" + (" (the paper's way)" if is_papers and split == "test" else "")
     row: dict[str, Any] = {"task": task, "tunable": tunable, "method": "gain", "row": title}
     over: dict[str, list[str]] = {}
     doubts: dict[str, None] = {}
     for name, metric, average in score_columns(results, task)[:2]:
-        best = results.best(task, candidates, metric, split)
+        best = _best(results, task, tunable, metric, split)
         value, base = results.value(task, "fiat", tunable, metric, average), best and results.value(task, *best, metric, average)
         if best is None or value is None or base is None:
             continue
@@ -306,9 +321,11 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def scope_notes(results: Results, task: str) -> list[str]:
-    """What a task's scores are not of: trials with fewer train rows, and languages in which a metric is not defined."""
+    """What a task's scores are of: rows without a language; and what not: trials with fewer train rows, languages in which a metric is undefined."""
     notes = []
     there = {trial["train_size"] for trial in results.trials(task)}
+    if UNSTATED in results.languages(task):
+        notes.append(f"{UNSTATED}: rows whose language is not stated.")
     if fewer := sorted({trial["train_size"] for trial in results.run.trials if trial["task"] == task} - there):
         smaller = ", ".join(f"{size:,}" for size in fewer)
         notes.append(f"Trials with {max(there):,} train rows; the report's section More data has those with {smaller}.")
