@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fiat_ray.significance import Comparison
+from fiat_ray.significance import MIN_GROUPS, Comparison
 
 Rows = list[dict[str, Any]]
+NO_INTERVAL = f"A difference without an interval is one of fewer than {MIN_GROUPS} groups of rows, or the same however they are resampled."
 
 
 def bounds(name: str, found: Comparison | None) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ import pandas as pd
 from fiat_ray.recipe import ABLATIONS, UNTUNED
 from fiat_ray.report import published
 from fiat_ray.report.cells import language_columns
-from fiat_ray.report.columns import interval
+from fiat_ray.report.columns import NO_INTERVAL, interval
 from fiat_ray.report.results import Results
 from fiat_ray.report.tables import PAPER, Table, absent, not_held, scope_notes, title_of
 from fiat_ray.significance import benjamini_hochberg
@@ -84,7 +84,7 @@ def differences(results: Results) -> Table:
     ends = {"note": "", "reason": "", "config_key": ""}
     frame = pd.DataFrame([ends | row for row in rows], columns=None if rows else list(ends)).drop(columns="method", errors="ignore")
     frame = frame[[name for name in frame if name not in ends] + list(ends)]
-    notes = ["Intervals are 95 %, from resampled groups of rows; a language has none with fewer than 6, or where all samples give the same."]
+    notes = ["Intervals are 95 %, from resampled groups of rows. " + NO_INTERVAL]
     notes.append("* Holds at 5 % after Benjamini and Hochberg's correction over the languages.")
     return Table("language_differences", "FIAT's difference on each language", frame, notes)
 

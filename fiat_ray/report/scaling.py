@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fiat_ray.recipe import ABLATIONS
-from fiat_ray.report.columns import Rows, adjust, score_interval, tested, why_absent
+from fiat_ray.report.columns import NO_INTERVAL, Rows, adjust, score_interval, tested, why_absent
 from fiat_ray.report.figures import DASHES
 from fiat_ray.report.intervals import Curve, log_chart
 from fiat_ray.report.results import Results
@@ -15,7 +15,7 @@ from fiat_ray.significance import holm
 
 NOTES = [
     "A smaller set is part of every larger one; all are scored on the same test rows. Questions: distinct groups of rows; translations are one.",
-    "Δ: to the next smaller size. * Holds at 5 % (after Holm's correction over the sizes of a method).",
+    "Δ: to the next smaller size. * Holds at 5 % (after Holm's correction over the sizes of a method). " + NO_INTERVAL,
 ]
 MOST = len(DASHES) - 1
 """Methods in one figure, beside ICL: no more lines can be told apart."""

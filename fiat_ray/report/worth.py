@@ -12,7 +12,7 @@ from typing import Any
 
 from fiat_ray.metrics import average, normalize_answer, row_score
 from fiat_ray.report import rationale_facts
-from fiat_ray.report.columns import Rows, adjust, tested, why_absent
+from fiat_ray.report.columns import NO_INTERVAL, Rows, adjust, tested, why_absent
 from fiat_ray.report.intervals import forest
 from fiat_ray.report.read import records
 from fiat_ray.report.results import Frames, Results
@@ -25,7 +25,7 @@ PARTS = {"fiat": "whole", "fiat_without_answer": "without its answer", "fiat_ans
 """Method → how much of a rationale its tunable reads."""
 MARKED = (
     "* Holds at 5 % (averages: after Holm's correction over the differences of a tunable; "
-    "languages: after Benjamini and Hochberg's); stricter than one interval, which may leave out 0 without it."
+    "languages: after Benjamini and Hochberg's); stricter than one interval, which may leave out 0 without it. " + NO_INTERVAL
 )
 MEANS = "Means over languages of the rows that they have of a kind. Gives its answer: the prediction is the rationale's answer, after normalisation."
 UNREAD = "W/o rationales: the same tuning without them, which never read that answer."
