@@ -18,11 +18,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fiat_ray.campaign import on_validation
+from fiat_ray.metrics import shown_metrics
 from fiat_ray.progress import read_log
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.read import Run, read, records
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT
-from fiat_ray.tracking_store import artifact_root, default_store, open_store
+from fiat_ray.tracking_store import EXPERIMENT, VIEW, artifact_root, default_store, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +32,6 @@ Values = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "fiat-ray"
 TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": "report/examples.json", "type": "table"}])}
 """What MLflow shows as a table, rows beside each other with each method's answers."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -61,6 +61,7 @@ def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
         for task, method in _untuned(run):
             _send_untuned(client, run, task, method, parent, experiment)
         _mark_current(client, run, parent, experiment)
+        _show_scores(client, run, experiment)
         _register_best(client, run, parent, experiment)
         _send_campaign(client, run, parent)
         _send_progress(client, run, parent)
@@ -88,6 +89,18 @@ def _experiment(client: MlflowClient, uri: str) -> str:
         for name, value in KIND.items():
             client.set_experiment_tag(known.experiment_id, name, value)
     return str(known.experiment_id)
+
+
+def _show_scores(client: MlflowClient, run: Run, experiment: str) -> None:
+    """The view of the table of runs that ``ui`` opens: settings, and average scores by all metrics of the campaigns that the store holds."""
+    there = json.loads(client.get_experiment(experiment).tags.get(VIEW, "{}")).get("selectedColumns", [])
+    settings = [f"params.`{name}`" for name in ("task", "method", "tunable", "seed", "train_size")]
+    tasks = [run.manifest["tasks"][task] for task in run.tasks]
+    metrics = [metric for task in tasks for metric in shown_metrics(task["metric"], task["labels"])]
+    scores = [f"metrics.`{_metric_name({'split': 'test', 'metric': metric, 'language': 'mean'})}`" for metric in metrics]
+    columns = list(dict.fromkeys([*there, "attributes.`Created`", *settings, *scores]))
+    if columns != there:
+        client.set_experiment_tag(experiment, VIEW, json.dumps({"selectedColumns": columns}))
 
 
 def _find(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Any:

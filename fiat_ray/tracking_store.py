@@ -23,6 +23,9 @@ HOLDS_SECRET = re.compile(r"(https?://.*|[\w+]+://[^/@:]*:[^@]+)@|.*[?&;](\w*pas
 """A database's password may hold a slash, as SQLAlchemy reads it; its user alone is none. Before a server's host even a user may be a token."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Of databases whose URI names none. What other kinds of URI name in a host's place, such as Databricks a profile, is no host."""
+EXPERIMENT = "fiat-ray"
+VIEW = "mlflow.sharedViewState.scores"
+"""The experiment's tag in which MLflow keeps a view of its table of runs."""
 PATIENCE = 5
 """Seconds to wait for a server before going on without it."""
 
@@ -58,7 +61,8 @@ def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 500
     artifacts = artifact_root(uri)
     if artifacts:
         command += ["--default-artifact-root", artifacts]
-    print(f"MLflow's pages are at http://{host}:{port} in some seconds; Ctrl-C ends", flush=True)  # the server's own line stands among warnings
+    # The server's own line stands among warnings.
+    print(f"MLflow's pages are at {_first_page(uri, f'http://{host}:{port}')} in some seconds; Ctrl-C ends", flush=True)
     # Without this, MLflow starts eight processes of 240 MB each for jobs that a campaign has no use for.
     server = subprocess.Popen(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
     try:
@@ -66,6 +70,17 @@ def ui(tracking_uri: str | None = None, host: str = "127.0.0.1", port: int = 500
     except KeyboardInterrupt:
         server.terminate()
         return server.wait()
+
+
+def _first_page(uri: str, address: str) -> str:
+    """The table of runs with their scores, once there is a run."""
+    try:
+        found = open_store(uri).get_experiment_by_name(EXPERIMENT)
+    except Exception:  # of MLflow, SQLAlchemy or a socket: the server meets it too, and says it
+        found = None
+    if found is None or VIEW not in found.tags:
+        return address
+    return f"{address}/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW.rpartition('.')[2]}"
 
 
 def _prepare(uri: str) -> None:

@@ -112,6 +112,27 @@ def test_what_mlflow_shows_of_a_campaign_first(run_dir: Path, uri: str) -> None:
             assert run.info.end_time - run.info.start_time >= 999 * json.loads(record.read_text())["seconds"]
 
 
+def test_the_table_of_runs_opens_with_the_scores_of_all_campaigns(run_dir: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    labels = write_run(tmp_path / "labels", methods=("fiat",))
+    manifest = json.loads((labels / "manifest.json").read_text())
+    manifest["tasks"]["rivers"] |= {"metric": "accuracy", "labels": ["no", "yes"]}
+    (labels / "manifest.json").write_text(json.dumps(manifest))
+    for run in (run_dir, labels, run_dir):
+        tracking.track(run, uri)
+    experiment = MlflowClient(uri).get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment is not None
+    columns = json.loads(experiment.tags[tracking.VIEW])["selectedColumns"]
+    scores = [f"metrics.`test/{metric}/mean`" for metric in ("f1", "exact_match", "accuracy", "auc_pr")]
+    assert columns[-4:] == scores and "params.`method`" in columns and len(set(columns)) == len(columns)
+    shown = tracking_store._first_page(uri, "http://host")
+    assert shown == f"http://host/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=scores"
+    assert tracking_store._first_page(f"sqlite:///{tmp_path}/none.db", "http://host") == "http://host"
+    assert tracking_store._first_page("http://127.0.0.1:1", "http://host") == "http://host"
+
+
 def test_a_second_call_adds_nothing(run_dir: Path, uri: str) -> None:
     first = tracking.track(run_dir, uri)
     before = snapshot(uri)

@@ -61,11 +61,12 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
 
 def _row(example: dict[str, Any]) -> dict[str, str]:
     return {
-        **{name: str(example[name]) for name in ("task", "id", "language")},
+        "language": str(example["language"]),
         "input": "\n".join(f"{part['label']}: {part['text']}" if part["label"] else part["text"] for part in example["input"]),
-        "rationale": example["rationale"]["text"],
         "gold": "\n".join(part["text"] for part in example["gold"]),
         **{answer["method"]: answer["text"] for answer in example["answers"]},
+        "rationale": example["rationale"]["text"],
+        **{name: str(example[name]) for name in ("task", "id")},
     }
 
 
