@@ -229,7 +229,7 @@ def test_rows_that_were_answered_before_keep_nothing_of_it(tmp_path: Path, tiny:
     parts.mkdir()
     job = infer._Job(run, None, parts, Console(quiet=True))
     job.go_on(infer._state(source))
-    job._measure(read_rows(source))
+    job._measure(read_rows(source), Work("measuring"))
     answers = [{"prediction": f"new {number}", "score": None, "rationale": None, "status": None} for number in range(3)]
     artifact.write_rows(job._piece("answers", 0), answers, INFERRED)
     assert infer.infer_file(run, source, output, console=Console(quiet=True)) == infer.Inferred(3, [])
