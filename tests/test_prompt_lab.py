@@ -104,7 +104,7 @@ def test_one_prompt_is_better_than_another(tmp_path: Path, config: Path, chat: c
     files = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
     assert main(["prompt", str(config), "--compare", *files]) == 0
     shown = " ".join(capsys.readouterr().out.split())  # however its lines are wrapped
-    assert f"B less A on {TOWNS} validation rows: +100.0, {NO_SPREAD}" in shown and shown.strip().endswith("the difference is real")
+    assert f"B less A on {TOWNS} validation rows: +100.0, {NO_SPREAD}" in shown and shown.endswith("the difference is real")
     assert len(chat.requests) == 2 * TOWNS
     assert main(["prompt", str(config), "--compare", files[0], files[0], "--sample", "12"]) == 0
     assert "12 validation rows: +0.0" in capsys.readouterr().out and len(chat.requests) == 2 * TOWNS + 12, "one prompt is asked once"

@@ -36,12 +36,13 @@ def section(results: Results) -> Section:
 
 
 def _figures(gains: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    marks = [
-        Mark(of["what"], f"{signed(of['gain'])} ({signed(of['gain_low'])} to {signed(of['gain_high'])})", of["gain"], of["gain_low"], of["gain_high"])
-        for of in gains
-        if of["gain_low"] is not None
-    ]
+    marks = [Mark(of["what"], _said(of), of["gain"], of["gain_low"], of["gain_high"]) for of in gains if of["gain"] is not None]
     title = "Controls: gains where they should be"
     if not marks:
         return []
     return [("controls_gains", stack(title, [words(title, bold=True), mark_chart(title, "gain in F1 points, 95 % interval", marks)]))]
+
+
+def _said(of: Mapping[str, Any]) -> str:
+    ends = "no interval" if of["gain_low"] is None else f"{signed(of['gain_low'])} to {signed(of['gain_high'])}"
+    return f"{signed(of['gain'])} ({ends})"
