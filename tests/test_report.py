@@ -187,10 +187,11 @@ class TestTables:
         (run / "manifest.json").write_text(json.dumps(manifest))
         table = tables.table3_ablations(Results(read(run)))
         [absent] = table.frame.to_dict("records")
-        assert (absent["task"], absent["reason"], absent["config_key"]) == ("rivers", tables.NO_STEPS, tables.STEPS_KEY) and not table.footnotes
+        assert (absent["task"], absent["reason"], absent["config_key"]) == ("rivers", tables.NO_STEPS, "methods") and not table.footnotes
         html = page.build(run).read_text("utf-8")
         part = html[html.index('<section id="table3"') : html.index('<section id="languages"')]
-        assert "cumulative" not in html and "no_peft" not in part and "methods: ablations, or methods: leave_one_out" in part
+        assert "cumulative" not in html and "no_peft" not in part
+        assert f"{tables.NO_STEPS} (config key that adds it: methods)" in part and "ablations and leave_one_out" in tables.NO_STEPS
         assert "Nothing that the config asks for is missing." in html
         assert "full fine-tuning (no_peft)" in terminal.console_table(run)
 
