@@ -42,6 +42,11 @@ ABANDONED = 6 * 3600.0
 """Seconds after which nobody is writing a part of the store any more; it takes one."""
 
 
+def no_run(path: str | Path) -> UserError:
+    """What is said of a folder without a manifest."""
+    return UserError(f"{path}: no manifest.json in it, so it is no run directory; give the folder that --out named")
+
+
 class RunFolder:
     def __init__(self, path: str | Path) -> None:
         if re.match(r"\w{2,}:/", str(path)):

@@ -21,7 +21,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.prepare import Prepared, check_models, describe, drawn, prepare
 from fiat_ray.progress import Console
 from fiat_ray.reason.store import Store
-from fiat_ray.run_folder import RunFolder
+from fiat_ray.run_folder import RunFolder, no_run
 from fiat_ray.schedule.trials import Outcome, drop_states, drop_weights
 from fiat_ray.schema import TRIAL
 from fiat_ray.task import SPLITS, Task
@@ -166,7 +166,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.folder = RunFolder(path)
         if self.folder.read_manifest() is None:
-            raise UserError(f"{path}: no manifest.json in it, so it is no run directory; give the folder that --out named")
+            raise no_run(path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, tasks: {', '.join((self.folder.read_manifest() or {}).get('tasks', []))})"

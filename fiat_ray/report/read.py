@@ -19,6 +19,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 from fiat_ray.rows import read_rows as read_file
+from fiat_ray.run_folder import no_run
 from fiat_ray.typed import typed
 from fiat_ray.yaml_file import read_yaml
 
@@ -136,7 +137,7 @@ def read(run_dir: str | Path) -> Run:
     path = Path(run_dir).resolve()
     manifest = read_json(path / "manifest.json", tasks=dict, trials=list, models=dict)
     if manifest is None:
-        raise UserError(f"{run_dir}: no manifest.json in it, so it is no run directory; give the folder that --out named")
+        raise no_run(run_dir)
     return Run(path, _config(path / "config.yaml"), manifest)
 
 
