@@ -38,20 +38,17 @@ def main(folder: Path, model: str) -> None:
     task = fiat.Task.from_rows(rows, name="numbers", target="answer", language="lang")
     settings = {"reasoner": {"kind": "scripted", "script": str(folder / "script.py")}, "tunable": model, "methods": ["icl"], "out": folder / "run"}
 
-    over = threading.Event()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as kernels do: what a shell starts in the background ignores it
 
     def interrupt() -> None:
         while calls.read_text().count("\n") <= 10:
             time.sleep(0.05)
-        while not over.is_set():  # again, as people do, where the first came while something passed it over
-            os.kill(os.getpid(), signal.SIGINT)
-            over.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     try:
         fiat.run(task, **settings)
     except KeyboardInterrupt:
-        over.set()
         print(calls.read_text().count("\n"))
     time.sleep(1)  # what was killed has ended by then
     (folder / "go").touch()
