@@ -127,7 +127,7 @@ def _scores(metric: str, labels: Sequence[str], frame: Frame) -> dict[str, dict[
     if 0 < len(without) < len(frame):
         raise ValueError(f"{len(without)} of {len(frame)} predictions have no score, row {without[0]['id']} first")
     shown = shown_metrics(metric, labels)
-    is_ranked = not without and (len(labels) == 2 or "auc_pr" in shown)
+    is_ranked = not without and scores_positive(metric, labels)
     metrics: dict[str, dict[str, float | None]] = defaultdict(dict)
     for language, rows in by_language(frame).items():
         predictions = [row["prediction"] for row in rows]

@@ -22,7 +22,7 @@ from fiat_ray.metrics import shown_metrics
 from fiat_ray.progress import read_log
 from fiat_ray.recipe import UNTUNED
 from fiat_ray.report.read import Run, read, records
-from fiat_ray.run_folder import ADAPTER, CHECKPOINT
+from fiat_ray.run_folder import ADAPTER, CHECKPOINT, RunFolder
 from fiat_ray.tracking_store import EXPERIMENT, VIEW, artifact_root, default_store, open_store
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def track(run_dir: str | Path, tracking_uri: str | None = None) -> str | None:
         for trial in run.trials:
             if trial["tuned"]:
                 _send_trial(client, run, trial, parent, experiment)
-        for task, method in _untuned(run):
-            _send_untuned(client, run, task, method, parent, experiment)
+        for (task, method), file in _untuned(run).items():
+            _send_untuned(client, run, task, method, file, parent, experiment)
         _mark_current(client, run, parent, experiment)
         _show_scores(client, run, experiment)
         _register_best(client, run, parent, experiment)
@@ -186,7 +186,7 @@ def _send_progress(client: MlflowClient, run: Run, parent: str) -> None:
 
 def _mark_current(client: MlflowClient, run: Run, parent: str, experiment: str) -> None:
     """Children that an edited config no longer has are kept, and tagged so."""
-    current = {trial["name"] for trial in run.trials} | {"-".join(of) for of in _untuned(run)}
+    current = {trial["name"] for trial in run.trials} | {file.stem for file in _untuned(run).values()}
     for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=10_000):
         is_current = "yes" if child.data.tags.get(TRIAL_TAG) in current else "no"
         if child.data.tags.get(CURRENT_TAG) != is_current:
@@ -200,15 +200,15 @@ def _child(client: MlflowClient, name: str, start: float, parent: str, experimen
     return str(child.info.run_id)
 
 
-def _untuned(run: Run) -> list[tuple[str, str]]:
-    """(task, method) of what tunes nothing and has answers."""
-    return [(task, method) for task in run.tasks for method in UNTUNED if run.untuned_file(task, method).is_file()]
+def _untuned(run: Run) -> dict[tuple[str, str], Path]:
+    """(Task, method) of what tunes nothing → its answers, where there are some."""
+    files = {(task, method): RunFolder(run.path).untuned(task, method) for task in run.tasks for method in UNTUNED}
+    return {of: file for of, file in files.items() if file.is_file()}
 
 
-def _send_untuned(client: MlflowClient, run: Run, task: str, method: str, parent: str, experiment: str) -> None:
+def _send_untuned(client: MlflowClient, run: Run, task: str, method: str, file: Path, parent: str, experiment: str) -> None:
     """One child, in whose columns the same stands as in those of trials: scores per language, and predictions."""
-    file = run.untuned_file(task, method)
-    child = _child(client, f"{task}-{method}", file.stat().st_mtime, parent, experiment)
+    child = _child(client, file.stem, file.stat().st_mtime, parent, experiment)
     scores = [score for score in records(run.scores) if (score["task"], score["method"]) == (task, method)]
     _send_rows(client, run, [task], child)
     _send(client, child, {"task": task, "method": method}, {}, [(_metric_name(score), score["value"], 0) for score in scores], [file])

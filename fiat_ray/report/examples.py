@@ -39,8 +39,8 @@ def examples(results: Results, rows: Sequence[tuple[str, dict[str, Any]]]) -> li
 def _of_task(results: Results, task: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rationales = {row["id"]: row for row in results.run.augmented(task) if row["split"] == "test"}
     answers, labels = _answers(results, task), list(results.run.manifest["tasks"][task]["labels"])
-    of_text = None if labels else results.metrics(task)[0]
-    of_label = f"P({labels[-1]})" if labels and scores_positive(results.metrics(task)[0], labels) else "P"
+    metric = results.metrics(task)[0]
+    of_text, of_label = None if labels else metric, f"P({labels[-1]})" if scores_positive(metric, labels) else "P"
     inputs = _inputs(results.run, task, rows)
     return [
         {

@@ -19,7 +19,7 @@ from fiat_ray.errors import UserError
 from fiat_ray.reason.settings import ReasonerConfig
 from fiat_ray.reason.store import Store
 from fiat_ray.rows import read_rows as read_file
-from fiat_ray.run_folder import no_run
+from fiat_ray.run_folder import RunFolder, no_run
 from fiat_ray.typed import typed
 from fiat_ray.yaml_file import read_yaml
 
@@ -66,10 +66,7 @@ class Run:
 
     def untuned_predictions(self, task: str, method: str) -> list[dict[str, Any]]:
         """Test predictions of a method that tunes nothing: schema.PREDICTIONS."""
-        return _rows(self.untuned_file(task, method))
-
-    def untuned_file(self, task: str, method: str) -> Path:
-        return self.path / "untuned" / f"{task}-{method}.parquet"
+        return _rows(RunFolder(self.path).untuned(task, method))
 
     def rows(self, task: str) -> list[dict[str, Any]]:
         """All rows of a task as rendered: schema.ROWS."""
