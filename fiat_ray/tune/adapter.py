@@ -41,30 +41,37 @@ class InOneSum(Linear):
 
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         [name] = self.active_adapters
-        low, b, scale = self.lora_A[name](x), self.lora_B[name], self.scaling[name]
+        a, b, scale = self.lora_A[name], self.lora_B[name], self.scaling[name]
         if hasattr(b.weight, "ds_id"):  # ZeRO-3 gathers weights when the layer that has them is called
-            return self.base_layer(x) + b(low) * scale
-        if x.dtype == torch.bfloat16:
-            return OneSum.apply(x, low, self.base_layer.weight, b.weight, self.base_layer.bias, scale)
-        result = self.base_layer(x)
-        return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), b.weight.t(), alpha=scale).view_as(result)
+            return self.base_layer(x) + b(a(x)) * scale
+        return OneSum.apply(x, self.base_layer.weight, a.weight, b.weight, self.base_layer.bias, scale)
 
 
 class OneSum(torch.autograd.Function):
-    """W x + scale · B A x as one product, [W | scale · B] [x; A x]: it adds up in float32 and rounds to bfloat16 once.
+    """W x + scale · B A x, added up in float32. In bfloat16 it is one product, [W | scale · B] [x; A x], which is rounded once.
 
     Were W x rounded before, it would lie on a grid, and what a young adapter adds to it, less than half a step of that grid, would be rounded away:
     at a learning rate of 1e-4 tuning stands almost still for its first steps (docs/costs.md).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, low: torch.Tensor, weight: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, scale: float) -> Any:
-        ctx.save_for_backward(low, weight, b)
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        low = nn.functional.linear(x, a)
+        ctx.save_for_backward(x, low, weight, a, b)
         ctx.scale = scale
-        return nn.functional.linear(torch.cat([x, low], -1), torch.cat([weight, b * scale], 1), bias)
+        if x.dtype == torch.bfloat16:
+            return nn.functional.linear(torch.cat([x, low], -1), torch.cat([weight, b * scale], 1), bias)
+        y = nn.functional.linear(x, weight, bias)
+        y.view(-1, len(weight)).addmm_(low.flatten(0, -2), b.t(), alpha=scale)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
-        low, weight, b = ctx.saved_tensors
-        of_b = (gradient.flatten(0, -2).t() @ low.flatten(0, -2)) * ctx.scale
-        return gradient @ weight if ctx.needs_input_grad[0] else None, (gradient @ b) * ctx.scale, None, of_b, None, None
+        x, low, weight, a, b = ctx.saved_tensors
+        shape, x, low, gradient = x.shape, x.flatten(0, -2), low.flatten(0, -2), gradient.flatten(0, -2)
+        of_low = (gradient @ b).mul_(ctx.scale)
+        of_b = (gradient.t() @ low).mul_(ctx.scale)
+        of_x = (gradient @ weight).addmm_(of_low, a).view(shape) if ctx.needs_input_grad[0] else None
+        return of_x, None, of_low.t() @ x, of_b, None, None

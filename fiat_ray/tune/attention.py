@@ -7,20 +7,21 @@ the time goes; attention, whose cost grows with the square of the length, runs p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from fiat_ray.tune.attention_on_cpu import CausalBlocks
+
 NAME = "packed"
 
 LONGEST_STEP = 256
 """What the longest prompt's tokens are rounded up to: for each other value compiled code is compiled again."""
 
-SHORT = 512
-"""Tokens of a prompt up to which plain matrix products, which keep all weights of attention, beat the fused kernel on a CPU."""
+SHORT = 1024
+"""Tokens of a prompt up to which plain matrix products, which keep all weights of attention, beat the fused kernel on a CPU (at 512 by a third)."""
 
 
 def packed_attention(
@@ -48,17 +49,14 @@ def packed_attention(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
     lengths = [end - start for start, end in pairwise(bounds)]
+    if query.device.type == "cpu" and max([lengths[0], *(shared + length for length in lengths[1:])]) <= SHORT:
+        return CausalBlocks.apply(query, key, value, bounds, shared, query.shape[-1] ** -0.5 if scaling is None else scaling), None
     # Split, not sliced: the gradient of a slice is as large as the whole, zeros but for one prompt, and all of them are added up.
     start, *own = zip(*(tensor.split([shared, lengths[0] - shared, *lengths[1:]], 2) for tensor in (query, key, value)), strict=True)
     prompts = [[torch.cat(both, 2) for both in zip(start, prompt, strict=True)] for prompt in own] if shared else own
-    if query.device.type == "cpu" and max([lengths[0], *(shared + length for length in lengths[1:])]) <= SHORT:
-        asking = [start, *own] if shared else own
-        answering = [start, *prompts] if shared else prompts
-        parts = [_short(q, k, v, scaling) for (q, _, _), (_, k, v) in zip(asking, answering, strict=True)]
-    else:
-        # The start asks again in every prompt: queries that end where keys do are what the causal kernels take.
-        parts = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in prompts]
-        parts[1:] = [part[:, :, shared:] for part in parts[1:]]
+    # The start asks again in every prompt: queries that end where keys do are what the causal kernels take.
+    parts = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in prompts]
+    parts[1:] = [part[:, :, shared:] for part in parts[1:]]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -129,21 +127,6 @@ class _WithStart(torch.autograd.Function):
         of_starts = gradient[starts].sum(0, dtype=torch.float32).to(gradient.dtype)
         own = gradient[places]
         return torch.cat([own[:shared] + of_starts, own[shared:]]), None, None, None
-
-
-def _short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """The last n of m tokens attend: (1, heads, n, d) queries, (1, kv_heads, m, d) keys and values → (1, heads, n, d)."""
-    (_, heads, n, d), (_, kv_heads, m, _) = query.shape, key.shape
-    groups = heads // kv_heads
-    scale = d**-0.5 if scaling is None else scaling
-    scores = torch.baddbmm(_unseen(n, m, groups, query.dtype), query.reshape(kv_heads, groups * n, d), key[0].transpose(1, 2), alpha=scale)
-    return (scores.softmax(-1) @ value[0]).view(1, heads, n, d)
-
-
-@lru_cache(maxsize=64)  # every layer asks for the same
-def _unseen(n: int, m: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """(1, groups · n, m): −∞ where a key comes after its query."""
-    return torch.full((n, m), float("-inf"), dtype=dtype).triu_(m - n + 1).repeat(groups, 1)[None]
 
 
 def register() -> None:

@@ -1,0 +1,92 @@
+"""Attention within packed prompts by plain matrix products, which a CPU is fastest at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+BLOCK = 128
+"""Most queries that are asked together: they meet the keys up to their own end, so that of later ones, which are masked, few are computed."""
+
+
+class CausalBlocks(torch.autograd.Function):
+    """(1, heads, T, d) queries, (1, kv_heads, T, d) keys and values → (1, T, heads, d). It keeps all weights of attention for the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: Sequence[int], shared: int, scale: float
+    ) -> torch.Tensor:
+        """``bounds``, ``shared``: as in ``attention.packed_attention``."""
+        (_, heads, tokens, d), kv_heads = query.shape, key.shape[1]
+        groups = heads // kv_heads
+        q = query[0].unflatten(0, (kv_heads, groups))
+        result = query.new_empty(1, tokens, heads, d)
+        out = _by_kv_head(result, kv_heads)
+        kept = []
+        for start, end, before in _prompts(bounds, shared):
+            k, v = (torch.cat([tensor[0, :, :before], tensor[0, :, start:end]], 1) for tensor in (key, value))
+            kept += [k, v]
+            for at, to in _blocks(start, end):
+                seen = before + to - start
+                asked = q[:, :, at:to].reshape(kv_heads, -1, d)
+                scores = torch.bmm(asked, k[:, :seen].transpose(1, 2)).mul_(scale).view(kv_heads, groups, to - at, seen)
+                scores[..., seen - (to - at) :] += _later(query.dtype)[: to - at, : to - at]
+                weights = scores.softmax(-1).view(kv_heads, -1, seen)
+                out[:, :, at:to] = torch.bmm(weights, v[:, :seen]).view(kv_heads, groups, to - at, d)
+                kept += [asked, weights]
+        ctx.save_for_backward(*kept)
+        ctx.asked = (bounds, shared, scale, query.shape, key.shape)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        (bounds, shared, scale, of_query, of_key), kept = ctx.asked, iter(ctx.saved_tensors)
+        (_, heads, _, d), kv_heads = of_query, of_key[1]
+        of_out = _by_kv_head(gradient, kv_heads)
+        of_q, of_k, of_v = gradient.new_empty(of_query), gradient.new_empty(of_key), gradient.new_empty(of_key)
+        by_group = of_q[0].unflatten(0, (kv_heads, heads // kv_heads))
+        for start, end, before in _prompts(bounds, shared):
+            k, v = next(kept), next(kept)
+            own_k, own_v = torch.zeros_like(k), torch.zeros_like(v)
+            for at, to in _blocks(start, end):
+                seen = before + to - start
+                asked, weights = next(kept), next(kept)
+                of_answer = of_out[:, :, at:to].reshape(kv_heads, -1, d)
+                own_v[:, :seen].baddbmm_(weights.transpose(1, 2), of_answer)
+                of_weights = torch.bmm(of_answer, v[:, :seen].transpose(1, 2))
+                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                by_group[:, :, at:to] = torch.bmm(of_scores, k[:, :seen]).mul_(scale).view(kv_heads, -1, to - at, d)
+                own_k[:, :seen].baddbmm_(of_scores.transpose(1, 2), asked, alpha=scale)
+            for of_all, own in ((of_k, own_k), (of_v, own_v)):
+                of_all[0, :, start:end] = own[:, before:]
+                of_all[0, :, :before] += own[:, :before]
+        return of_q, of_k, of_v, None, None, None
+
+
+def _prompts(bounds: Sequence[int], shared: int) -> Iterator[tuple[int, int, int]]:
+    """Where each begins and ends, and how many tokens of the first stand before it."""
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        yield start, end, shared if number else 0
+
+
+def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Of about equal sizes."""
+    blocks = -(-(end - start) // BLOCK)
+    size = -(-(end - start) // blocks)
+    for at in range(start, end, size):
+        yield at, min(at + size, end)
+
+
+def _by_kv_head(tensor: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """(1, T, heads, d) → (kv_heads, groups, T, d), the same memory."""
+    return tensor[0].unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+
+
+@cache
+def _later(dtype: torch.dtype) -> torch.Tensor:
+    """−∞ where a key comes after its query."""
+    return torch.full((BLOCK, BLOCK), float("-inf"), dtype=dtype).triu_(1)
