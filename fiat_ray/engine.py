@@ -6,7 +6,6 @@ The engine is created in the very thread that steps it (OpenMP's pools are per t
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import queue
 import re
@@ -21,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fiat_ray import cpu
-from fiat_ray.models import headers
+from fiat_ray import cpu, models
 from fiat_ray.predict import one_token_each
 
 if TYPE_CHECKING:
@@ -140,7 +138,7 @@ class Engine:
         ``changed``: the engine has all others already, which are left out. Raises ``RuntimeError`` while prompts are in work.
         """
         if isinstance(weights, Path):
-            check_same_tensors(self._model, weights)
+            models.check_same_tensors(self._model, weights)
             given: dict[str, Any] = {"weights_path": str(weights)}
         elif self.takes(weights):
             given = {"weights_iterator": iter(_whole_layers(weights, weights if changed is None else changed).items())}
@@ -163,7 +161,8 @@ class Engine:
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of its checkpoint's tensors, by name."""
-        return {name: shape for name, (_, shape) in _tensors(self._model).items() if name not in _tied_head(self._model)}
+        tied = models.tied_head(self._model)
+        return {name: tuple(shape) for name, shape in models.shapes(self._model).items() if name not in tied}
 
     def first_logprobs(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of each prompt's ``tokens`` as its first output: compared with the tuned model's own, they show that a swap took."""
@@ -174,6 +173,10 @@ class Engine:
     def forget_prefixes(self) -> None:
         """Empty the prefix cache, as a swap does. Raises ``RuntimeError`` while prompts are in work."""
         self._call(_forget_prefixes)
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        """Call it in the engine's own thread. On a CPU each thread has a pool of others for torch, and two such pools keep each other waiting."""
+        return self._call(lambda _: function())
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -236,26 +239,6 @@ class Engine:
 def _forget_prefixes(engine: LLMEngine) -> None:
     if not engine.reset_prefix_cache():  # else keys and values of other weights would be read for the same tokens
         raise RuntimeError("the engine's prefix cache can't be emptied while prompts are in work")
-
-
-def check_same_tensors(expected: Path, given: Path) -> None:
-    """Raise ``ValueError`` unless two checkpoint folders hold tensors of the same names, shapes and dtypes."""
-    ours, theirs = _tensors(expected), _tensors(given)
-    wrong = sorted(name for name in (ours.keys() | theirs.keys()) - _tied_head(expected) if ours.get(name) != theirs.get(name))
-    if wrong:
-        name = wrong[0]
-        raise ValueError(f"{given}: {len(wrong)} tensors differ from {expected} (first: {name}: {theirs.get(name)} instead of {ours.get(name)})")
-
-
-def _tied_head(folder: Path) -> set[str]:
-    """The output layer where it is the embedding: some checkpoints store it under both names."""
-    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings")
-    return {"lm_head.weight"} if tied else set()
-
-
-def _tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Tensor name → (dtype, shape), from the safetensors headers alone."""
-    return {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in headers(folder)}
 
 
 def _whole_layers(weights: Mapping[str, torch.Tensor], changed: Collection[str]) -> dict[str, torch.Tensor]:

@@ -90,7 +90,7 @@ class Evaluator:
         renderer = self._renderers[chat]
         rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
         if trial.name != self._swapped:
-            probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids for e in examples[:2]]
+            probes = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), trial.recipe).ids for e in examples[:1]]
             self._swapped = ""  # should the swap fail, nobody knows whose weights the engine has
             self._swaps.swap(self._run.trial(trial.name), probes)
             self._swapped = trial.name

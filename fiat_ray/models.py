@@ -163,6 +163,21 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     return {name: tensor["shape"] for name, tensor in headers(folder)}
 
 
+def check_same_tensors(expected: Path, given: Path) -> None:
+    """Raise ``ValueError`` unless two checkpoint folders hold tensors of the same names, shapes and dtypes."""
+    ours, theirs = ({name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in headers(folder)} for folder in (expected, given))
+    wrong = sorted(name for name in (ours.keys() | theirs.keys()) - tied_head(expected) if ours.get(name) != theirs.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(f"{given}: {len(wrong)} tensors differ from {expected} (first: {name}: {theirs.get(name)} instead of {ours.get(name)})")
+
+
+def tied_head(folder: Path) -> set[str]:
+    """The output layer where it is the embedding: some checkpoints store it under both names."""
+    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings")
+    return {"lm_head.weight"} if tied else set()
+
+
 def end_ids(folder: Path) -> list[int]:
     """Tokens at which ``generation_config.json`` or, without one, ``config.json`` says that answers end: vLLM stops there unasked."""
     path = next(path for name in ("generation_config.json", "config.json") if (path := folder / name).is_file())

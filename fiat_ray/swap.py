@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fiat_ray.engine import Engine, check_same_tensors
+from fiat_ray.engine import Engine
+from fiat_ray.models import check_same_tensors
 from fiat_ray.run_folder import ADAPTER, CHECKPOINT
 from fiat_ray.tune import model as checkpoints
 
@@ -22,7 +23,7 @@ vLLM runs checkpoints by default, makes about 0.1; weights before and after tuni
 PROBE = 8
 """Tokens of a prompt's end that are enough to tell weights apart; transformers computes them anew for every trial."""
 
-LIKELIEST = 8
+LIKELIEST = 16
 """First tokens of each prompt whose log-probabilities are compared."""
 
 
@@ -65,8 +66,9 @@ class Swaps:
         that is not whole. ``prompts``: some that tell weights apart, token ids; all swaps are checked by the first one's.
         """
         before, self._before = self._before or self._begin(prompts), None
-        self._put(self._take(trial))
-        own, likeliest = self._own_answers()
+        changed = self._engine.run(lambda: self._take(trial))
+        self._put(changed)
+        own, likeliest = self._engine.run(self._own_answers)
         # One step of the engine tells both: what it now says of its likeliest tokens, and of those from before.
         engines = self._engines(torch.cat([before.likeliest, likeliest], 1))
         then, now = engines.split(LIKELIEST, 1)
@@ -80,15 +82,19 @@ class Swaps:
     def _begin(self, prompts: Sequence[Sequence[int]]) -> _Answers:
         """The engine and transformers' model have the base's weights afterwards."""
         if self._base is None:
-            # CPUs may be slow at bfloat16; what is rounded to it is so in float32 too.
-            self._base = checkpoints.load(self._folder, "auto" if torch.cuda.is_available() else torch.float32).eval()
             length = min(PROBE, *map(len, prompts))
             self._probes = [list(prompt[-length:]) for prompt in prompts]
         else:
             self._engine.swap(self._folder)
-        self._own, self._tuned = copy.deepcopy(self._base), set()
-        own, likeliest = self._own_answers()
+        own, likeliest = self._engine.run(self._own_answers_of_base)
         return _Answers(own, likeliest, self._engines(likeliest))
+
+    def _own_answers_of_base(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._base is None:
+            # CPUs may be slow at bfloat16; what is rounded to it is so in float32 too.
+            self._base = checkpoints.load(self._folder, "auto" if torch.cuda.is_available() else torch.float32).eval()
+        self._own, self._tuned = copy.deepcopy(self._base), set()
+        return self._own_answers()
 
     @torch.no_grad()
     def _take(self, trial: Path) -> set[str]:

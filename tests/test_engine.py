@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fiat_ray import engine as engines
-from fiat_ray.engine import Engine, EngineOptions, _params, check_same_tensors
+from fiat_ray.engine import Engine, EngineOptions, _params
+from fiat_ray.models import check_same_tensors
 
 Tensors = dict[str, torch.Tensor]
 NORM = "model.norm.weight"

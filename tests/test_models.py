@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from fiat_ray import models
-from fiat_ray.engine import check_same_tensors
 from fiat_ray.errors import UserError
 from fiat_ray.tune.model import dtype_of
 
@@ -66,7 +65,7 @@ def test_what_an_index_does_not_name_is_no_part_of_a_checkpoint(tiny: Path, tmp_
     assert models.parameters(tmp_path) == models.parameters(tiny)
     assert models.content_hash(tmp_path) != content, "as ever: a run goes on with the rationales of the same files"
     model.save_pretrained(tmp_path / "saved")
-    check_same_tensors(tmp_path, tmp_path / "saved")
+    models.check_same_tensors(tmp_path, tmp_path / "saved")
     models.resolve(str(tmp_path))
 
 
