@@ -39,32 +39,35 @@ class CausalBlocks(torch.autograd.Function):
                 out[:, :, at:to] = torch.bmm(weights, v[:, :seen]).view(kv_heads, groups, to - at, d)
                 kept += [asked, weights]
         ctx.save_for_backward(*kept)
-        ctx.asked = (bounds, shared, scale, query.shape, key.shape)
+        ctx.asked = (bounds, shared, scale, kv_heads)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
-        (bounds, shared, scale, of_query, of_key), kept = ctx.asked, iter(ctx.saved_tensors)
-        (_, heads, _, d), kv_heads = of_query, of_key[1]
+        (bounds, shared, scale, kv_heads), kept = ctx.asked, iter(ctx.saved_tensors)
+        _, tokens, _, d = gradient.shape
         of_out = _by_kv_head(gradient, kv_heads)
-        of_q, of_k, of_v = gradient.new_empty(of_query), gradient.new_empty(of_key), gradient.new_empty(of_key)
-        by_group = of_q[0].unflatten(0, (kv_heads, heads // kv_heads))
+        of_q = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        # Sums over blocks, and those of the shared start over prompts, are not rounded on their way.
+        exact = torch.promote_types(gradient.dtype, torch.float32)
+        of_k, of_v = (gradient.new_empty(1, tokens, kv_heads, d, dtype=exact) for _ in range(2))
+        by_kv_head = _by_kv_head(of_q, kv_heads)
         for start, end, before in _prompts(bounds, shared):
             k, v = next(kept), next(kept)
-            own_k, own_v = torch.zeros_like(k), torch.zeros_like(v)
+            own_k, own_v = (torch.zeros_like(k, dtype=exact) for _ in range(2))
             for at, to in _blocks(start, end):
                 seen = before + to - start
                 asked, weights = next(kept), next(kept)
                 of_answer = of_out[:, :, at:to].reshape(kv_heads, -1, d)
-                own_v[:, :seen].baddbmm_(weights.transpose(1, 2), of_answer)
+                own_v[:, :seen] += torch.bmm(weights.transpose(1, 2), of_answer)
                 of_weights = torch.bmm(of_answer, v[:, :seen].transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                by_group[:, :, at:to] = torch.bmm(of_scores, k[:, :seen]).mul_(scale).view(kv_heads, -1, to - at, d)
-                own_k[:, :seen].baddbmm_(of_scores.transpose(1, 2), asked, alpha=scale)
-            for of_all, own in ((of_k, own_k), (of_v, own_v)):
-                of_all[0, :, start:end] = own[:, before:]
-                of_all[0, :, :before] += own[:, :before]
-        return of_q, of_k, of_v, None, None, None
+                by_kv_head[:, :, at:to] = torch.bmm(of_scores, k[:, :seen]).mul_(scale).view(kv_heads, -1, to - at, d)
+                own_k[:, :seen] += torch.bmm(of_scores.transpose(1, 2), asked)
+            for of_all, own in ((of_k, own_k.mul_(scale)), (of_v, own_v)):
+                of_all[0, start:end] = own[:, before:].transpose(0, 1)
+                of_all[0, :before] += own[:, :before].transpose(0, 1)
+        return *(found.to(gradient.dtype).transpose(1, 2) for found in (of_q, of_k, of_v)), None, None, None
 
 
 def _prompts(bounds: Sequence[int], shared: int) -> Iterator[tuple[int, int, int]]:
