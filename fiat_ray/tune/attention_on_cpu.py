@@ -33,7 +33,7 @@ class CausalBlocks(torch.autograd.Function):
             for at, to in _blocks(start, end):
                 seen = before + to - start
                 asked = q[:, :, at:to].reshape(kv_heads, -1, d)
-                scores = torch.bmm(asked, k[:, :seen].transpose(1, 2)).mul_(scale).view(kv_heads, groups, to - at, seen)
+                scores = _scaled(asked, k[:, :seen].transpose(1, 2), scale).view(kv_heads, groups, to - at, seen)
                 scores[..., seen - (to - at) :] += _later(query.dtype)[: to - at, : to - at]
                 weights = scores.softmax(-1).view(kv_heads, -1, seen)
                 out[:, :, at:to] = torch.bmm(weights, v[:, :seen]).view(kv_heads, groups, to - at, d)
@@ -62,7 +62,7 @@ class CausalBlocks(torch.autograd.Function):
                 own_v[:, :seen] += torch.bmm(weights.transpose(1, 2), of_answer)
                 of_weights = torch.bmm(of_answer, v[:, :seen].transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                by_kv_head[:, :, at:to] = torch.bmm(of_scores, k[:, :seen]).mul_(scale).view(kv_heads, -1, to - at, d)
+                by_kv_head[:, :, at:to] = _scaled(of_scores, k[:, :seen], scale).view(kv_heads, -1, to - at, d)
                 own_k[:, :seen] += torch.bmm(of_scores.transpose(1, 2), asked)
             for of_all, own in ((of_k, own_k.mul_(scale)), (of_v, own_v)):
                 of_all[0, start:end] = own[:, before:].transpose(0, 1)
@@ -82,6 +82,11 @@ def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
     size = -(-(end - start) // blocks)
     for at in range(start, end, size):
         yield at, min(at + size, end)
+
+
+def _scaled(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """scale · a b, rounded once."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
 def _by_kv_head(tensor: torch.Tensor, kv_heads: int) -> torch.Tensor:
