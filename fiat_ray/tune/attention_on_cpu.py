@@ -22,10 +22,8 @@ class CausalBlocks(torch.autograd.Function):
     ) -> torch.Tensor:
         """``bounds``, ``shared``: as in ``attention.packed_attention``."""
         (_, heads, tokens, d), kv_heads = query.shape, key.shape[1]
-        groups = heads // kv_heads
-        q = query[0].unflatten(0, (kv_heads, groups))
         result = query.new_empty(1, tokens, heads, d)
-        out = _by_kv_head(result, kv_heads)
+        q, out = (_by_kv_head(tensor, kv_heads) for tensor in (query.transpose(1, 2), result))
         kept = []
         for start, end, before in _prompts(bounds, shared):
             k, v = (torch.cat([tensor[0, :, :before], tensor[0, :, start:end]], 1) for tensor in (key, value))
@@ -33,10 +31,10 @@ class CausalBlocks(torch.autograd.Function):
             for at, to in _blocks(start, end):
                 seen = before + to - start
                 asked = q[:, :, at:to].reshape(kv_heads, -1, d)
-                scores = _scaled(asked, k[:, :seen].transpose(1, 2), scale).view(kv_heads, groups, to - at, seen)
+                scores = _scaled(asked, k[:, :seen].transpose(1, 2), scale).view(kv_heads, -1, to - at, seen)
                 scores[..., seen - (to - at) :] += _later(query.dtype)[: to - at, : to - at]
                 weights = scores.softmax(-1).view(kv_heads, -1, seen)
-                out[:, :, at:to] = torch.bmm(weights, v[:, :seen]).view(kv_heads, groups, to - at, d)
+                out[:, :, at:to] = torch.bmm(weights, v[:, :seen]).view(kv_heads, -1, to - at, d)
                 kept += [asked, weights]
         ctx.save_for_backward(*kept)
         ctx.asked = (bounds, shared, scale, kv_heads)
