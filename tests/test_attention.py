@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
 
 import pytest
@@ -26,14 +27,24 @@ def alone(tensors: list[torch.Tensor], bounds: list[int], shared: int) -> torch.
     return torch.cat(found, 2).transpose(1, 2)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("kv_heads", [KV_HEADS, 3, 1])
 @pytest.mark.parametrize("shared", [0, 4])
 @pytest.mark.parametrize(
     "lengths", [[9], [5, 1, 300, 2], [BLOCK, BLOCK + 1, 2 * BLOCK - 1, BLOCK - 1], [4, 1], [SHORT, SHORT - 4, 10], [SHORT + 1, 20, 7], [20, SHORT, 7]]
 )
-def test_prompts_have_the_outputs_and_gradients_that_they_have_alone(lengths: list[int], shared: int) -> None:
+def test_prompts_have_the_outputs_and_gradients_that_they_have_alone(lengths: list[int], shared: int, kv_heads: int) -> None:
     torch.manual_seed(0)
     bounds = [0, *accumulate(lengths)]
-    laid_out_as_layers_do = [torch.randn(1, bounds[-1], heads, D, dtype=torch.float64).transpose(1, 2) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    laid_out_as_layers_do = [torch.randn(1, bounds[-1], heads, D, dtype=torch.float64).transpose(1, 2) for heads in (HEADS, kv_heads, kv_heads)]
     tensors = [tensor.requires_grad_() for tensor in laid_out_as_layers_do]
     weights = torch.randn(1, bounds[-1], HEADS, D, dtype=torch.float64)
     results = []

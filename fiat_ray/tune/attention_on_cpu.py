@@ -31,10 +31,10 @@ class CausalBlocks(torch.autograd.Function):
             for at, to in _blocks(start, end):
                 seen = before + to - start
                 asked = q[:, :, at:to].reshape(kv_heads, -1, d)
-                scores = _scaled(asked, k[:, :seen].transpose(1, 2), scale).view(kv_heads, -1, to - at, seen)
+                scores = _product(asked, k[:, :seen].transpose(1, 2), scale).view(kv_heads, -1, to - at, seen)
                 scores[..., seen - (to - at) :] += _later(query.dtype)[: to - at, : to - at]
                 weights = scores.softmax(-1).view(kv_heads, -1, seen)
-                out[:, :, at:to] = torch.bmm(weights, v[:, :seen]).view(kv_heads, -1, to - at, d)
+                out[:, :, at:to] = _product(weights, v[:, :seen]).view(kv_heads, -1, to - at, d)
                 kept += [asked, weights]
         ctx.save_for_backward(*kept)
         ctx.asked = (bounds, shared, scale, kv_heads)
@@ -57,11 +57,11 @@ class CausalBlocks(torch.autograd.Function):
                 seen = before + to - start
                 asked, weights = next(kept), next(kept)
                 of_answer = of_out[:, :, at:to].reshape(kv_heads, -1, d)
-                own_v[:, :seen] += torch.bmm(weights.transpose(1, 2), of_answer)
-                of_weights = torch.bmm(of_answer, v[:, :seen].transpose(1, 2))
+                own_v[:, :seen] += _product(weights.transpose(1, 2), of_answer)
+                of_weights = _product(of_answer, v[:, :seen].transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                by_kv_head[:, :, at:to] = _scaled(of_scores, k[:, :seen], scale).view(kv_heads, -1, to - at, d)
-                own_k[:, :seen] += torch.bmm(of_scores.transpose(1, 2), asked)
+                by_kv_head[:, :, at:to] = _product(of_scores, k[:, :seen], scale).view(kv_heads, -1, to - at, d)
+                own_k[:, :seen] += _product(of_scores.transpose(1, 2), asked)
             for of_all, own in ((of_k, own_k.mul_(scale)), (of_v, own_v)):
                 of_all[0, start:end] = own[:, before:].transpose(0, 1)
                 of_all[0, :before] += own[:, :before].transpose(0, 1)
@@ -82,9 +82,18 @@ def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
         yield at, min(at + size, end)
 
 
-def _scaled(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
-    """scale · a b, rounded once."""
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
+def _product(a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """scale · a b, rounded once: (kv_heads, m, k), (kv_heads, k, n) → (kv_heads, m, n).
+
+    In a batch each product is one thread's, so with three of them one of two threads would wait; what is left over is computed by all together.
+    """
+    nothing, together = a.new_empty(1, 1), len(a) - len(a) % torch.get_num_threads()
+    result = a.new_empty(len(a), a.shape[1], b.shape[2])
+    if together:
+        torch.baddbmm(nothing, a[:together], b[:together], beta=0, alpha=scale, out=result[:together])
+    for left, right, out in zip(a[together:], b[together:], result[together:], strict=True):
+        torch.addmm(nothing, left, right, beta=0, alpha=scale, out=out)
+    return result
 
 
 def _by_kv_head(tensor: torch.Tensor, kv_heads: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
+from fiat_ray.tune.norm import in_few_passes
 from fiat_ray.tune.resume import Kept
 from fiat_ray.tune.rounding import rounded
 
@@ -82,7 +83,9 @@ class DeepSpeedTunable:
         self.passes = self._passes(sum(p.numel() for p in tuned))
         if self.passes.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if torch.cuda.is_available() and self._zero != 3:  # whose hooks gather weights layer by layer
+        if not torch.cuda.is_available():
+            in_few_passes(self.model)
+        elif self._zero != 3:  # whose hooks gather weights layer by layer
             checkpoints.compile_layers(self.model)
         # torch's AdamW: DeepSpeed's own compiles C++ on first use.
         optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0, fused=True)
