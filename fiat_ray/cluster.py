@@ -41,6 +41,7 @@ def connect() -> None:
     global _connected
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less; what a lost machine was at is done again anyway
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else workers with `where.gpus: 0` see, and use, all GPUs
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine take the engine's time
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that still asks Ray for something when this process has left it starts none
