@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,6 @@ class Swaps:
     def __init__(self, engine: Engine, base: Path) -> None:
         self._engine, self._folder = engine, base
         self._dtype = checkpoints.dtype_of(base)
-        self._base: Any = None
-        """θ_τ in memory, for adapters to be added to, once there is a trial."""
         self._own: Any = None
         """transformers' model, with the weights that the engine should have."""
         self._tuned: set[str] = set()
@@ -81,18 +80,21 @@ class Swaps:
 
     def _begin(self, prompts: Sequence[Sequence[int]]) -> _Answers:
         """The engine and transformers' model have the base's weights afterwards."""
-        if self._base is None:
+        if self._probes:
+            self._engine.swap(self._folder)
+        else:
             length = min(PROBE, *map(len, prompts))
             self._probes = [list(prompt[-length:]) for prompt in prompts]
-        else:
-            self._engine.swap(self._folder)
         own, likeliest = self._engine.run(self._own_answers_of_base)
         return _Answers(own, likeliest, self._engines(likeliest))
 
+    @cached_property
+    def _base(self) -> Any:
+        """θ_τ in memory, for adapters to be added to."""
+        # CPUs may be slow at bfloat16; what is rounded to it is so in float32 too.
+        return checkpoints.load(self._folder, "auto" if torch.cuda.is_available() else torch.float32).eval()
+
     def _own_answers_of_base(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._base is None:
-            # CPUs may be slow at bfloat16; what is rounded to it is so in float32 too.
-            self._base = checkpoints.load(self._folder, "auto" if torch.cuda.is_available() else torch.float32).eval()
         self._own, self._tuned = copy.deepcopy(self._base), set()
         return self._own_answers()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ class DeepSpeedTunable:
         for number, batch in enumerate(mine, 1):
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
             loss = self.engine(pack(batch, self.device, shared))
-            self.engine.backward(loss * world)  # DeepSpeed averages over workers; weights are of the global batch already
+            with self._among_workers():
+                self.engine.backward(loss * world)  # DeepSpeed averages over workers; weights are of the global batch already
             total += loss.detach()
             if number < len(mine):
                 self.engine.step()  # counts the micro-batch; parameters move at the boundary only
@@ -136,6 +137,11 @@ class DeepSpeedTunable:
         self.engine.step()
         self._round()
         self.step += 1
+
+    def _among_workers(self) -> AbstractContextManager[None]:
+        """Gradients are summed over workers in it. By stage 0 DeepSpeed copies them all, there and back, for one worker too: a tenth of a full step."""
+        alone = dist.get_world_size() == 1 and self.engine.zero_optimization_stage() == 0
+        return self.engine.no_sync() if alone else nullcontext()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _round(self) -> None:
