@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
 from fiat_ray.tune.norm import InFewPasses, in_few_passes
 
@@ -44,9 +46,9 @@ def test_a_norm_that_computes_something_else_stays_as_it_is() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * (1 + self.weight)
 
-    model = nn.Sequential(GemmaRMSNorm(8), Shifted(8), nn.LayerNorm(8))
+    model = nn.Sequential(GemmaRMSNorm(8), Shifted(8), nn.LayerNorm(8), MambaRMSNormGated(8), Qwen3NextRMSNormGated(8))
     in_few_passes(model)
-    assert [type(norm) for norm in model] == [GemmaRMSNorm, Shifted, nn.LayerNorm]
+    assert [type(norm) for norm in model] == [GemmaRMSNorm, Shifted, nn.LayerNorm, MambaRMSNormGated, Qwen3NextRMSNormGated]
 
 
 def test_the_gradient_is_exact() -> None:
