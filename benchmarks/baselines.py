@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.turns import Turn
+from fiat_ray import cpu
 from fiat_ray.config import Lora
 from fiat_ray.render import IGNORED, Piece, Prompt
 from fiat_ray.tune import model as checkpoints
@@ -91,7 +92,7 @@ class Mark(NamedTuple):
     """What is known at the end of a step."""
 
     clock: float
-    """Seconds."""
+    """Seconds, of which those that others took in their turns are none."""
     tokens: int
     """Of this step and all before, prompts and targets; padding is none."""
     supervised: int
@@ -108,6 +109,7 @@ def environment(trl: Path | None = None) -> dict[str, str]:
 
 def bare(work: Work, at_once: int) -> list[Mark]:
     """A loop around the model, with a trial's packing, layers and loss and nothing else. ``at_once``: most tokens that go through it together."""
+    cpu.keep_memory()
     folder, device = Path(work.model), _device()
     model = checkpoints.load(folder, precision(folder, work.lora is not None, workers=1))
     if work.lora:
@@ -118,10 +120,12 @@ def bare(work: Work, at_once: int) -> list[Mark]:
         in_few_passes(model)
     loss_of = SupervisedLoss(model.to(device).train())
     tuned = [p for p in model.parameters() if p.requires_grad]
+    turn = Turn()
     masters = [p.detach().float() for p in tuned]  # the same memory where parameters are float32
     optimizer = torch.optim.AdamW(masters, lr=work.learning_rate, weight_decay=0.0, fused=True)
     marks = [Mark(0.0, 0, 0, 0.0)]
     for step in range(work.steps):
+        turn.begin()
         items = work.step(step)
         total = torch.zeros((), device=device)
         shared = common_start(items)
@@ -141,7 +145,8 @@ def bare(work: Work, at_once: int) -> list[Mark]:
                     parameter.copy_(master)
         tokens, supervised = sum(len(item.prompt) for item in items), sum(item.tokens for item in items)
         loss_now = float(total)  # waits for a GPU
-        marks.append(Mark(time.perf_counter(), marks[-1].tokens + tokens, marks[-1].supervised + supervised, loss_now))
+        marks.append(Mark(turn.clock(), marks[-1].tokens + tokens, marks[-1].supervised + supervised, loss_now))
+    turn.end()
     return marks[1:]
 
 
@@ -162,6 +167,7 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
     from trl import SFTConfig, SFTTrainer
 
     _device()
+    turn = Turn()
     settings = dict(VARIANTS[variant])
     at_once, attention = settings.pop("at_once", work.batch), settings.pop("attention", "sdpa")
     accumulate = settings.pop("accumulate", -(-work.batch // at_once))
@@ -183,8 +189,11 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
             return loss
 
     class Watch(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            turn.begin()
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            marks.append(Mark(time.perf_counter(), trainer.tokens, trainer.supervised, float(trainer.loss)))
+            marks.append(Mark(turn.clock(), trainer.tokens, trainer.supervised, float(trainer.loss)))
             trainer.loss = 0.0
 
     folder = Path(work.model)
@@ -214,6 +223,7 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
             callbacks=[Watch()],
         )
         trainer.train()
+        turn.end()
     if save_to:
         model = trainer.model.merge_and_unload() if work.lora else trainer.model
         model.to(checkpoints.dtype_of(folder)).save_pretrained(save_to)

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.fault_run import Ended, Sitting
 
-WORKERS = {"reason": "ReasonerActor", "tune": "RayTrainWorker", "evaluate": "Evaluator"}
+WORKERS = {"reason": "ReasonerActor", "tune": "LoneWorker", "evaluate": "Evaluator"}
 """Stage → what stands in the name of the process that does its work."""
 
 MEMORY = Path("/sys/fs/cgroup/memory")
@@ -72,9 +72,6 @@ def kill_worker(sitting: Sitting, stage: str) -> None:
 
 def stop_worker(sitting: Sitting, stage: str) -> None:
     """Stopped, it can do nothing itself: somebody must kill it."""
-    if stage == "tune":  # while it starts, Ray Train waits for it without end
-        before = sitting.tuning_said()
-        sitting.until(lambda: sitting.tuning_said() > before, stage)
     at_work = ".evaluate" if stage == "evaluate" else ""  # while it starts, patience is greater
     worker = _found(sitting, WORKERS[stage] + at_work, stage)
     with sitting.run.struck():

@@ -169,10 +169,6 @@ class Sitting:
     def answered(self) -> int:
         return _lines(self.run.place / "answered")
 
-    def tuning_said(self) -> int:
-        """How often workers that tune told how far they are."""
-        return _lines(self.run.place / "tuning")
-
 
 def seconds(run: Run) -> dict[str, float]:
     """Stage → how long it took in the only sitting of a run."""
@@ -277,7 +273,6 @@ def sit(config: str, place: str, *overrides: str) -> int:
     set_clock(told.get("clock", 0.0))
     slow_disk(told.get("fsync", 0.0))
     from fiat_ray import augmented, cli, prepare, runs
-    from fiat_ray.progress import Console
     from fiat_ray.schedule import evaluation, reasoning
     from fiat_ray.tune import lane
 
@@ -290,14 +285,6 @@ def sit(config: str, place: str, *overrides: str) -> int:
     )
     for owner, name, what in marks:
         setattr(owner, name, _marked(getattr(owner, name), what, folder / "stages"))
-    show = Console.status
-
-    def noted_status(console: Console, text: str, stage: str = "", **counts: float | str) -> None:
-        if stage == "tune":
-            note(folder / "tuning", text)
-        show(console, text, stage, **counts)
-
-    Console.status = noted_status  # type: ignore[method-assign,assignment]
     make = prepare.make_reasoner
     noted = partial(Noted, file=folder / "answered", clock=told.get("clock", 0.0))
     reasoning.make_reasoner = lambda *arguments: partial(noted, make(*arguments))  # type: ignore[attr-defined,misc]

@@ -10,7 +10,8 @@
 Cross-lingual QA, the embedded model, ``BATCH`` rows in a step; one sequence of rows for all, on as many threads as there are CPUs, long enough for
 the fastest to take ``SECONDS`` after the first step, which does not count. Rows are read from the folder that ``FIAT_DATA`` names (default
 ``../shared/data``); where there is none, generated questions take their place. Ours is a trial's whole path: a campaign with one trial, its time from
-the first update's end to the last one's. Each system runs ``ROUNDS`` times, in processes of their own and alternating; medians count.
+the first update's end to the last one's. Systems run in processes of their own and take turns, step by step (``benchmarks.turns``), ``ROUNDS`` times
+over; the ratios of each round are compared, and their medians count. Ray's processes are stopped while others have their turn.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ import torch
 from benchmarks.baselines import VARIANTS, Mark, Work, bare, environment, trl
 from benchmarks.flops import flops_of_step
 from benchmarks.reasoning import DATA
+from benchmarks.turns import Seat, Turn, take_turns
 from fiat_ray import config as configs
 from fiat_ray import models, runs
 from fiat_ray.augmented import Example
@@ -99,31 +100,36 @@ class Bench:
         """``trl``: the folder with TRL, for its processes alone."""
         self._place, self._trl = place, trl
 
-    def child(self, system: str, how: str | int, given: Path) -> Found | None:
-        """A run in a process of its own; None where it failed. ``given``: a work, or the config of ours."""
-        output, log = self._place / "found.json", self._place / "log"
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.tuning", system, str(how), str(given), str(output)]
-        output.unlink(missing_ok=True)
-        with log.open("w") as file:
-            done = subprocess.run(command, env=environment(self._trl if system == "trl" else None), stdout=file, stderr=file)
-        if done.returncode or not output.is_file():
-            print(f"{system}, {how}: failed: {log.read_text().strip().splitlines()[-1][:200]}", flush=True)
-            return None
-        values = json.loads(output.read_text())
-        return Found([Mark(*mark) for mark in values["marks"]], values["kept"])
-
-    def must(self, system: str, how: str | int, given: Path) -> Found:
-        found = self.child(system, how, given)
-        if found is None:
-            raise SystemExit(f"{system}, {how}: failed; its output: {(self._place / 'log').read_text()[-4000:]}")
+    def together(self, systems: Mapping[str, tuple[str, str]], given: Mapping[str, Path]) -> dict[str, Found]:
+        """Runs that take turns; ``SystemExit`` where one fails. ``systems``: name → system and its way; ``given``: name → a work, or our config."""
+        files = {name: (self._place / f"{name}.found.json", self._place / f"{name}.log") for name in systems}
+        seats = {}
+        for name, (system, way) in systems.items():
+            output, log = files[name]
+            output.unlink(missing_ok=True)
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.tuning", system, way, str(given[name]), str(output)]
+            seats[name] = Seat(command, environment(self._trl if system == "trl" else None), self._place / f"{name}.turn", log)
+        take_turns(list(seats.values()))
+        found = {}
+        for name, (output, log) in files.items():
+            if seats[name].process.returncode or not output.is_file():
+                raise SystemExit(f"{name}, {systems[name][1]}: failed; its output: {log.read_text()[-4000:]}")
+            values = json.loads(output.read_text())
+            found[name] = Found([Mark(*mark) for mark in values["marks"]], values["kept"])
         return found
+
+    def must(self, system: str, way: str, given: Path) -> Found:
+        return self.together({system: (system, way)}, {system: given})[system]
 
     def fastest(self, system: str, ways: Sequence[str], given: Path) -> dict[str, Found]:
         """All that worked, the fastest first."""
         found = {}
         for way in ways:
-            tried = self.child(system, way, given)
-            if tried is not None:
+            try:
+                tried = self.must(system, way, given)
+            except SystemExit as failed:
+                print(str(failed).strip().splitlines()[-1][:200], flush=True)
+            else:
                 found[way] = tried
                 print(f"tried {system}, {way}: {tried.rate:.1f} tokens/s", flush=True)
         return dict(sorted(found.items(), key=lambda item: -item[1].rate))
@@ -139,14 +145,13 @@ def main(trl: Path) -> int:
         if not (all(loops.values()) and "defaults" in tried):
             raise SystemExit("what is compared with did not run; see above")
         best = next(iter(tried))
-        rates = _compare(bench, place, {how: next(iter(found.items())) for how, found in loops.items()}, best)
+        ratios = _compare(bench, place, {how: next(iter(found.items())) for how, found in loops.items()}, best)
         parity = max(_parity(bench, place, how) for how in METHODS)
         mfu = _mfu(bench, place) if ON_GPU else None
-    ratio = rates["LoRA ours"] / rates["LoRA trl"]
     figures = {
-        "trl_best_ratio": ratio,
-        "trl_default_ratio": ratio * tried[best].rate / tried["defaults"].rate,
-        "bare_loop_ratio": min(rates[f"{how} ours"] / rates[f"{how} bare"] for how in METHODS),
+        "trl_best_ratio": ratios["LoRA trl"],
+        "trl_default_ratio": ratios["LoRA trl"] * tried[best].rate / tried["defaults"].rate,
+        "bare_loop_ratio": min(ratios[f"{how} bare"] for how in METHODS),
         "loss_parity": parity,
         **({"mfu": mfu} if mfu else {}),
     }
@@ -227,25 +232,24 @@ def _seconds_a_step(found: Found) -> float:
 
 
 def _compare(bench: Bench, place: Path, loops: Mapping[str, tuple[str, Found]], best: str) -> dict[str, float]:
-    """Tokens a second of each system, medians. ``loops``: the fastest bare loop for LoRA and for full tuning; ``best``: the fastest of TRL's ways."""
+    """How many times as many tokens a second we tune on as each other system, medians. ``loops``: the fastest bare loop for LoRA and for full tuning;
+    ``best``: the fastest of TRL's ways."""
     given = {}
     for how, (loop, tried) in loops.items():
         steps = 1 + math.ceil(SECONDS / _seconds_a_step(tried))
         given[how] = _write(place, how, config_of(how, steps))
         print(f"{how}: compared over 1 + {steps - 1} steps of {BATCH} rows; the loop's {loop!r}, TRL's {best!r}", flush=True)
-    systems = {f"{how} {system}": (system, how) for how in METHODS for system in ("ours", "bare", "trl") if (system, how) != ("trl", "full")}
-    found: dict[str, list[Found]] = {name: [] for name in systems}
+    ratios: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        for name, (system, how) in systems.items():
-            way = {"ours": "trial", "bare": loops[how][0], "trl": best}[system]
-            found[name].append(bench.must(system, way, given[how]["config" if system == "ours" else "work"]))
-            now = found[name][-1]
-            kept = f", its state kept in {mean(now.kept):.2f} s" if now.kept else ""
-            print(f"{name}: {now.rate:.1f} tokens/s in {now.marks[-1].clock - now.marks[0].clock:.1f} s{kept}", flush=True)
-        for how in METHODS:
-            latest = {name: runs[-1] for name, runs in found.items() if systems[name][1] == how}
-            check_same(latest if not _reorders(best) else {name: run._replace(marks=run.marks[-1:]) for name, run in latest.items()})
-    return {name: median(run.rate for run in runs) for name, runs in found.items()}
+        for how, (loop, _) in loops.items():
+            systems = {"ours": ("ours", "trial"), "bare": ("bare", loop), **({"trl": ("trl", best)} if how == "LoRA" else {})}
+            found = bench.together(systems, {name: given[how]["config" if name == "ours" else "work"] for name in systems})
+            check_same(found if not _reorders(best) else {name: run._replace(marks=run.marks[-1:]) for name, run in found.items()})
+            for name, run in found.items():
+                kept = f", its state kept in {mean(run.kept):.2f} s" if run.kept else ""
+                print(f"{how} {name}: {run.rate:.1f} tokens/s in {run.marks[-1].clock - run.marks[0].clock:.1f} s{kept}", flush=True)
+                ratios.setdefault(f"{how} {name}", []).append(found["ours"].rate / run.rate)
+    return {name: median(of_rounds) for name, of_rounds in ratios.items()}
 
 
 def _reorders(variant: str) -> bool:
@@ -302,11 +306,18 @@ def watched(config: dict[str, Any]) -> None:
     from fiat_ray.tune import lane, resume, trial
 
     noted: dict[str, list[Any]] = {"marks": [], "kept": []}
+    turn = Turn()
 
     class Tunable(trial.DeepSpeedTunable):  # type: ignore[name-defined]
+        def gradient(self, x: Any, y_beta: Any) -> None:
+            turn.begin()
+            super().gradient(x, y_beta)
+
         def update(self) -> None:
             super().update()
-            noted["marks"].append((time.perf_counter(), self.tokens, self.supervised_tokens, self.losses[-1]))
+            noted["marks"].append((turn.clock(), self.tokens, self.supervised_tokens, self.losses[-1]))
+            if self.step == self._steps:
+                turn.end()
 
     class Keeper(resume.Keeper):
         def keep(self, *arguments: Any) -> str:

@@ -82,6 +82,7 @@ class Engine:
         self.progress: Callable[[], object] = lambda: None
         """Called whenever a prompt is done."""
         ready: Future[None] = Future()
+        cpu.keep_memory()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True, name="engine")
         self._thread.start()
         ready.result()

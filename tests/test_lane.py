@@ -1,7 +1,10 @@
-"""How a lane ends, without Ray: its board is called here where it lies."""
+"""How a lane ends. But for the last test without Ray: its board is called here where it lies."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,3 +76,24 @@ def test_a_trial_that_fails_on_cuda_ends_its_lane_and_its_error_is_told(board: l
         board._ready.extendleft(trials.to_tune)
         trials.to_tune = []
     assert trials.outcome.failed.keys() == {"a"} and "no task 'of no run' in this run" in trials.outcome.failed["a"].splitlines()[0]
+
+
+def test_a_lone_worker_that_stands_still_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = tmp_path / "seen"
+
+    def stand_still(_: dict[str, Any]) -> None:
+        seen.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    monkeypatch.setattr(lane, "_work", stand_still)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "3")
+    cluster.connect()
+    try:
+        with pytest.raises(RuntimeError, match="the worker gave no answer for 3 seconds"):
+            lane.run_lane("lane", None, tmp_path, workers=1, cpus=1, gpus=0, zero=0, storage=tmp_path)
+        patience = time.monotonic() + 60
+        while Path(f"/proc/{seen.read_text()}").exists() and time.monotonic() < patience:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{seen.read_text()}").exists()
+    finally:
+        cluster.leave()

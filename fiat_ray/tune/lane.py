@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fiat_ray.campaign import Trial
+
+PATIENCE = 600.0
+"""Seconds that a worker may stand still, as Ray Train has them for several workers; the same variable sets both."""
+
+BETWEEN_CHECKS = 2.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +77,67 @@ class Board:
 
 
 def run_lane(name: str, board: Any, run: Path, *, workers: int, cpus: float, gpus: float, zero: int, storage: Path) -> None:
-    """Start a lane and wait for its end. Raises what Ray Train raises when a worker dies."""
+    """Start a lane and wait for its end. Raises what Ray Train or Ray raises when a worker dies."""
+    config = {"lane": name, "board": board, "run": str(run), "zero": zero, "threads": int(max(1, cpus)), "share": gpus or 1.0}
+    if workers == 1:
+        _alone(config, cpus, gpus)
+        return
     import ray.train
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"lane": name, "board": board, "run": str(run), "zero": zero, "threads": int(max(1, cpus)), "share": gpus or 1.0},
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
         # A name of its own: Ray Train resumes a run whose name it has seen.
         run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
     )
     trainer.fit()
+
+
+class LoneWorker:
+    """The worker of a lane that has no other, a Ray actor in which Ray Train runs in local mode: without the five actors that lead several workers,
+    and take 5 % of two CPUs from the tuning and twelve seconds to start."""
+
+    def __init__(self) -> None:
+        from fiat_ray import cpu
+        from fiat_ray.cluster import end_with_raylet
+
+        end_with_raylet()
+        cpu.keep_memory()
+
+    def tune(self, work: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+        import os
+
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        # With these Ray Train makes the process group that DeepSpeed asks for.
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        TorchTrainer(work, train_loop_config=config, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
+
+    def answer(self) -> None:
+        """That it does not stand still."""
+
+
+def _alone(config: dict[str, Any], cpus: float, gpus: float) -> None:
+    import os
+
+    import ray
+
+    patience = float(os.environ.get("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", PATIENCE))
+    worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=2)(LoneWorker).remote()
+    try:
+        ended = worker.tune.remote(_work, config)
+        while not ray.wait([ended], timeout=BETWEEN_CHECKS)[0]:
+            try:
+                ray.get(worker.answer.remote(), timeout=patience)
+            except ray.exceptions.GetTimeoutError as error:
+                raise RuntimeError(f"the worker gave no answer for {patience:g} seconds") from error
+        ray.get(ended)
+    finally:
+        ray.kill(worker)
 
 
 def _work(config: dict[str, Any]) -> None:
