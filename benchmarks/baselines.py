@@ -120,10 +120,9 @@ def bare(work: Work, at_once: int) -> list[Mark]:
         in_few_passes(model)
     loss_of = SupervisedLoss(model.to(device).train())
     tuned = [p for p in model.parameters() if p.requires_grad]
-    turn = Turn()
     masters = [p.detach().float() for p in tuned]  # the same memory where parameters are float32
     optimizer = torch.optim.AdamW(masters, lr=work.learning_rate, weight_decay=0.0, fused=True)
-    marks = [Mark(0.0, 0, 0, 0.0)]
+    turn, marks = Turn(), [Mark(0.0, 0, 0, 0.0)]
     for step in range(work.steps):
         turn.begin()
         items = work.step(step)

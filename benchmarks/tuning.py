@@ -128,7 +128,7 @@ class Bench:
             try:
                 tried = self.must(system, way, given)
             except SystemExit as failed:
-                print(str(failed).strip().splitlines()[-1][:200], flush=True)
+                print(f"{system}, {way}: failed: {str(failed).strip().splitlines()[-1][:200]}", flush=True)
             else:
                 found[way] = tried
                 print(f"tried {system}, {way}: {tried.rate:.1f} tokens/s", flush=True)
