@@ -57,7 +57,7 @@ KEEP_AFTER = 20.0
 
 METHODS = {"LoRA": "no_cot", "full": "full_instructed"}
 MOST = FULL_SPEED["cuda" if ON_GPU else "cpu"]
-MICRO_BATCHES = {"packed": MOST, "in smaller packs": MOST // 2, "one by one": 1}
+MICRO_BATCHES = {"packed": MOST, "in smaller packs": MOST // 2}
 """Tokens that a bare loop takes at once."""
 
 PEAK = 989e12

@@ -72,11 +72,13 @@ class Seat:
         return bool(self._connection.recv(1))
 
     def turn(self) -> bool:
-        """Let it make a step, alone. False: it was the last."""
+        """Let it make a step, alone. False: it was the last, or it has died."""
         assert self._connection is not None
         self.resume()
-        self._connection.sendall(b".")
-        more = bool(self._connection.recv(1))
+        more = False
+        with contextlib.suppress(ConnectionError):  # of one that was killed while others had their turn
+            self._connection.sendall(b".")
+            more = bool(self._connection.recv(1))
         self.suspend()
         return more
 

@@ -46,6 +46,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine take the engine's time
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that still asks Ray for something when this process has left it starts none
     os.environ.setdefault("RAY_enable_metrics_collection", "0")  # of a Ray started here nobody reads them, and Ray Data's took 7 % of a core
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # else its workers' threads have heaps that `cpu.keep_memory` does not reach
     import ray
 
     if ray.is_initialized():

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 MALLOC = {
-    "M_ARENA_MAX": (-8, 1),  # heaps that new threads would get are given back whatever the others say
+    "M_ARENA_MAX": (-8, 1),  # heaps that new threads would get are given back whatever the others say; those there are stay (see `cluster.connect`)
     "M_MMAP_MAX": (-4, 0),
     "M_TRIM_THRESHOLD": (-1, -1),
     "M_TOP_PAD": (-2, 2**26),

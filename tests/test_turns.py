@@ -18,12 +18,14 @@ while True:
 """
 
 SYSTEM = f"""
-import subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from benchmarks.turns import Turn
 name, steps, place = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 said = (place / "said").open("ab", buffering=0)
 busy = subprocess.Popen([sys.executable, "-c", {BUSY!r}], stdout=(place / (name + ".busy")).open("w"))
+if name == "k":
+    (place / "k.pid").write_text(str(os.getpid()))
 turn = Turn()
 start = turn.clock()
 for step in range(steps):
@@ -32,6 +34,9 @@ for step in range(steps):
     said.write(name.encode())
     time.sleep(0.3)
     said.write(name.encode())
+    if name == "b" and (place / "k.pid").exists():
+        os.kill(int((place / "k.pid").read_text()), signal.SIGKILL)
+        (place / "k.pid").unlink()
     with (place / (name + ".turns")).open("a") as file:
         print(began, time.time(), file=file)
 if name == "d":
@@ -71,3 +76,8 @@ def test_one_makes_a_step_while_others_and_all_they_started_stand_still(tmp_path
 def test_one_that_dies_does_not_hold_up_others(tmp_path: Path) -> None:
     assert [seat.process.returncode for seat in together(tmp_path, d=1, b=2)] == [1, 0]
     assert (tmp_path / "said").read_text() == "ddbbbb"
+
+
+def test_one_that_is_killed_while_others_have_their_turn_does_not_hold_them_up(tmp_path: Path) -> None:
+    assert [seat.process.returncode for seat in together(tmp_path, k=3, b=3)] == [-9, 0]
+    assert (tmp_path / "said").read_text() == "kkbbbbbb"
