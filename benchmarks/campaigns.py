@@ -11,6 +11,7 @@ generated questions take their place. Texts may differ between the two: rounding
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -58,6 +59,7 @@ def main(trl: Path) -> int:
             flush=True,
         )
         (place / "config.yaml").write_text(configs.dump(config))
+        _timed("warm", place / "config.yaml", place / "warm", trl)
         campaigns, scripts = [], []
         for number in range(ROUNDS):
             campaigns.append(_timed("campaign", place / "config.yaml", place / f"run-{number}"))
@@ -146,6 +148,12 @@ def _campaign(given: Path, made: Path) -> None:
         raise SystemExit(str(outcome))
 
 
+def _warm(*_: Path) -> None:
+    """Import what either part does: whichever came first would read all of it from the disk."""
+    for module in ("vllm", "trl", "deepspeed", "ray.data", "ray.train.torch"):
+        importlib.import_module(module)
+
+
 def _tune(given: Path, made: Path) -> None:
     trl(Work.read(given), LIKELY_BEST, made)
 
@@ -168,4 +176,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         sys.exit(main(Path(sys.argv[1])))
     what, *paths = sys.argv[1:]
-    {"campaign": _campaign, "tune": _tune, "generate": _write_texts}[what](*map(Path, paths))
+    {"warm": _warm, "campaign": _campaign, "tune": _tune, "generate": _write_texts}[what](*map(Path, paths))

@@ -211,8 +211,10 @@ def check_same(found: dict[str, Found]) -> None:
 
 
 def _write(place: Path, name: str, values: Values) -> dict[str, Path]:
-    """Files with a config and its work."""
+    """Files with a config and its work. Other systems' steps go on from one epoch into the next, so an epoch is made to be whole steps."""
     values = values | {"tracking_uri": f"sqlite:///{place}/mlflow.db"}
+    rows, batch = prepare(configs.load(values)).trials[0].train_size, values["batch_size"]
+    values = values | {"train_size": [max(batch, rows - rows % batch)]}
     prepared = prepare(configs.load(values))
     work = work_of(prepared, prepared.trials[0])
     files = {what: place / f"{name} {what}.json" for what in ("config", "work")}

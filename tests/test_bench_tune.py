@@ -102,6 +102,13 @@ def test_other_systems_get_the_token_ids_that_a_trial_reads_in_its_run(tmp_path:
     assert given.rows == [{"input_ids": prompt.ids, "labels": prompt.labels} for prompt in read]
 
 
+def test_a_sequence_of_more_than_an_epoch_has_whole_steps_alone(tmp_path: Path, tiny: Path) -> None:
+    """260 rows, say, are 32 steps of 8 and one of 4, which other systems would fill up with rows of the next epoch."""
+    steps = 40
+    rows = Work.read(tuning._write(tmp_path, "work", config_of("full", steps, str(tiny), real=False))["work"]).rows
+    assert len(rows) == steps * tuning.BATCH
+
+
 @pytest.mark.slow
 def test_a_script_gets_the_token_ids_that_trials_read_with_their_rationales(tmp_path: Path, tiny: Path) -> None:
     said = "def reason(row):\n    return f\"Thought about {row['input'][:20]}.\\nAnswer: {row['targets'][0]}\"\n"

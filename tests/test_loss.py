@@ -116,6 +116,28 @@ def test_an_adapter_has_the_same_loss_and_only_it_gets_gradients(tiny: Path, pla
     assert tuned and all("lora_" in name for name in tuned)
 
 
+def test_the_last_mlp_is_computed_where_a_token_is_supervised_alone(packed_model: Any, items: list[Supervised]) -> None:
+    """That nothing changes by it, the tests above show. Where activations are checkpointed it is whole, since it may be computed again."""
+    packed, seen = pack(items, CPU), list[int]()
+    layers = packed_model.get_decoder().layers
+    hooks = [layer.mlp.down_proj.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])) for layer in layers]
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            packed_model.gradient_checkpointing_enable({"use_reentrant": False})
+        packed_model.train().zero_grad()
+        SupervisedLoss(packed_model)(packed).backward()
+        gradients.append([parameter.grad.clone() for parameter in packed_model.parameters()])
+    packed_model.gradient_checkpointing_disable()
+    packed_model.eval()
+    for hook in hooks:
+        hook.remove()
+    tokens = packed.input_ids.shape[1]
+    assert seen[: len(layers)] == [tokens] * (len(layers) - 1) + [sum(item.tokens for item in items)]
+    assert set(seen[len(layers) :]) == {tokens}
+    assert all(torch.allclose(once, again, atol=1e-6) for once, again in zip(*gradients, strict=True))
+
+
 def test_without_bounds_attention_is_sdpa(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:
     ids = torch.tensor([items[1].prompt.ids])
     assert torch.allclose(packed_model(ids).logits, plain_model(ids).logits, atol=1e-4)
