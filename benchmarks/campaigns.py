@@ -148,7 +148,7 @@ def _campaign(given: Path, made: Path) -> None:
         raise SystemExit(str(outcome))
 
 
-def _warm(*_: Path) -> None:
+def _warm(given: Path, made: Path) -> None:
     """Import what either part does: whichever came first would read all of it from the disk."""
     for module in ("vllm", "trl", "deepspeed", "ray.data", "ray.train.torch"):
         importlib.import_module(module)

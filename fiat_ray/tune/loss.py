@@ -54,7 +54,8 @@ def _last_mlp_at(positions: torch.Tensor, model: nn.Module, tokens: int) -> Iter
     Not on a GPU, where layers are compiled whole, nor where activations are checkpointed: the layer is computed again when this is over.
     """
     layers = getattr(model.get_decoder(), "layers", [None])  # type: ignore[operator]
-    mlp, again = getattr(layers[-1], "mlp", None), getattr(layers[-1], "gradient_checkpointing", True)
+    mlp: Any = getattr(layers[-1], "mlp", None)
+    again = getattr(layers[-1], "gradient_checkpointing", True)
     of_llama = all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))  # experts may return more than what is added
     if positions.is_cuda or again or not of_llama:
         yield
