@@ -22,9 +22,9 @@ from fiat_ray.render import IGNORED, Piece, Prompt
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora, lora_config
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
+from fiat_ray.tune.layers import make_fast
 from fiat_ray.tune.loss import SupervisedLoss
 from fiat_ray.tune.memory import AtOnce
-from fiat_ray.tune.norm import in_few_passes
 from fiat_ray.tune.tunable import precision, rate_share
 
 CLIP = 1.0
@@ -114,10 +114,7 @@ def bare(work: Work, at_once: int) -> list[Mark]:
     model = checkpoints.load(folder, precision(folder, work.lora is not None, workers=1))
     if work.lora:
         model = add_lora(model, work.lora, work.seed)
-    if device.type == "cuda":
-        checkpoints.compile_layers(model)
-    else:
-        in_few_passes(model)
+    make_fast(model)
     loss_of = SupervisedLoss(model.to(device).train())
     tuned = [p for p in model.parameters() if p.requires_grad]
     masters = [p.detach().float() for p in tuned]  # the same memory where parameters are float32

@@ -265,7 +265,8 @@ def _parity(bench: Bench, place: Path, how: str) -> float:
 
     model = tiny_model.write(place / "tiny")
     given = _write(place, f"parity, {how}", config_of(how, PARITY_STEPS, str(model), 1e-3, real=False))
-    found = {"ours": bench.must("ours", "trial", given["config"]), "trl": bench.must("trl", "no checkpointing", given["work"])}
+    systems = {"ours": ("ours", "trial"), "trl": ("trl", "no checkpointing")}
+    found = bench.together(systems, {"ours": given["config"], "trl": given["work"]})
     check_same(found)
     ours, theirs = ([mark.loss for mark in run.marks] for run in found.values())
     print(f"loss, {how}: {theirs[0]:.4f} to {theirs[-1]:.4f}; largest difference from TRL's {largest_difference(ours, theirs):.2%}", flush=True)

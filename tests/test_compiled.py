@@ -17,6 +17,7 @@ from fiat_ray.tune import attention, batches
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import common_start, pack
+from fiat_ray.tune.layers import compile_layers
 from fiat_ray.tune.loss import SupervisedLoss
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_compiled_once_with_the_same_loss_and_gradients(
     plain, compiled = (checkpoints.load(folder, dtype).train() for _ in range(2))
     if lora:
         plain, compiled = (add_lora(model, lora, 0) for model in (plain, compiled))
-    checkpoints.compile_layers(compiled)
+    compile_layers(compiled)
     for lengths in ([20, 31, 12], [9, 40, 33, 27, 18], [50, 51, 52, 300]):
         rows = items(lengths)
         batch = pack(rows, CPU, common_start(rows))

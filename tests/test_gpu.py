@@ -14,6 +14,7 @@ from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import common_start, pack
+from fiat_ray.tune.layers import compile_layers
 from fiat_ray.tune.loss import SupervisedLoss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -45,7 +46,7 @@ def tuned(folder: Path, device: str, dtype: torch.dtype, shared: bool, compiled:
     if lora:
         model = add_lora(model, lora, 0)
     if compiled:
-        checkpoints.compile_layers(model)
+        compile_layers(model)
     rows = items(LENGTHS)
     loss = SupervisedLoss(model.to(device).train())(pack(rows, torch.device(device), common_start(rows) if shared else 0))
     loss.backward()
@@ -69,7 +70,7 @@ def test_loss_and_gradients_are_a_cpus_but_for_rounding(
 
 def test_activations_take_no_more_than_is_planned(folder: Path) -> None:
     model = checkpoints.load(folder, torch.bfloat16).to("cuda").train()
-    checkpoints.compile_layers(model)
+    compile_layers(model)
     rows = items([700] * 20)
     batch, before = pack(rows, torch.device("cuda")), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -11,11 +11,14 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 
+from fiat_ray import cpu
 from fiat_ray.config import Lora
 from fiat_ray.errors import UserError
 from fiat_ray.prepare import check_targets
+from fiat_ray.tune import adapter, frozen
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import InOneSum, add_lora
+from fiat_ray.tune.layers import make_fast
 from fiat_ray.tune.rounding import rounded
 
 
@@ -45,6 +48,29 @@ def test_layers_compute_what_pefts_own_do(tmp_path: Path, lora: Lora) -> None:
     assert len(gradients) == 2 * len(layers) + len(layers) * lora.dora
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, own_gradients[name], rtol=1e-4), name
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_weights_that_are_laid_out_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rslora: bool) -> None:
+    model = add_lora(checkpoints.load(tiny_model.write(tmp_path / "tiny"), torch.float32), Lora(rank=4, rslora=rslora), 0)
+    layers = [layer for layer in model.modules() if isinstance(layer, InOneSum)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    logits, gradients = outcome(model)
+    for made_by_amd in (False, True):
+        monkeypatch.setattr(cpu, "is_amds", lambda made=made_by_amd: made)
+        make_fast(model)
+        assert all((layer.laid_out is not None) == made_by_amd for layer in layers) and layers
+        assert frozen.bytes_laid_out(model) == made_by_amd * sum(2 * layer.base_layer.weight.nbytes for layer in layers)
+    monkeypatch.setattr(frozen, "MOST_SHARE", 0)
+    assert frozen.bytes_laid_out(model) == 0
+    asked = []
+    monkeypatch.setattr(adapter, "product", lambda *given: asked.append(given) or frozen.product(*given))
+    found, of_found = outcome(model)
+    assert len(asked) == 2 * len(layers) - 3  # the first layer's q, k and v give no gradient on
+    assert torch.allclose(found, logits, rtol=1e-4, atol=1e-5)
+    for name, gradient in of_found.items():
+        assert torch.allclose(gradient, gradients[name], rtol=1e-3, atol=1e-6), name
 
 
 @pytest.mark.parametrize("lora", LORAS)

@@ -23,6 +23,7 @@ from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune import validate as validating
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
+from fiat_ray.tune.layers import last_mlp_where_read
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
 from fiat_ray.tune.memory import AtOnce
 from fiat_ray.tune.tunable import supervised
@@ -43,7 +44,9 @@ def renderer(tiny: Path) -> Renderer:
 
 @pytest.fixture(scope="module")
 def packed_model(tiny: Path) -> Any:
-    return checkpoints.load(tiny, torch.float32)
+    model = checkpoints.load(tiny, torch.float32)
+    last_mlp_where_read(model)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -116,26 +119,26 @@ def test_an_adapter_has_the_same_loss_and_only_it_gets_gradients(tiny: Path, pla
     assert tuned and all("lora_" in name for name in tuned)
 
 
-def test_the_last_mlp_is_computed_where_a_token_is_supervised_alone(packed_model: Any, items: list[Supervised]) -> None:
-    """That nothing changes by it, the tests above show. Where activations are checkpointed it is whole, since it may be computed again."""
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_mlp_is_computed_where_it_is_read_alone(tiny: Path, packed_model: Any, items: list[Supervised], checkpointing: bool) -> None:
     packed, seen = pack(items, CPU), list[int]()
-    layers = packed_model.get_decoder().layers
-    hooks = [layer.mlp.down_proj.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])) for layer in layers]
-    gradients = []
-    for checkpointed in (False, True):
-        if checkpointed:
-            packed_model.gradient_checkpointing_enable({"use_reentrant": False})
-        packed_model.train().zero_grad()
-        SupervisedLoss(packed_model)(packed).backward()
-        gradients.append([parameter.grad.clone() for parameter in packed_model.parameters()])
-    packed_model.gradient_checkpointing_disable()
-    packed_model.eval()
-    for hook in hooks:
-        hook.remove()
-    tokens = packed.input_ids.shape[1]
-    assert seen[: len(layers)] == [tokens] * (len(layers) - 1) + [sum(item.tokens for item in items)]
-    assert set(seen[len(layers) :]) == {tokens}
-    assert all(torch.allclose(once, again, atol=1e-6) for once, again in zip(*gradients, strict=True))
+    model = checkpoints.load(tiny, torch.float32).train()
+    last_mlp_where_read(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = model.get_decoder().layers
+    for layer in layers:
+        layer.mlp.gate_proj.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    packed_model.zero_grad()
+    for each in (model, packed_model):
+        SupervisedLoss(each)(packed).backward()
+    tokens, supervised_ones = packed.input_ids.shape[1], sum(item.tokens for item in items)
+    forward = [*[tokens] * (len(layers) - 1), supervised_ones]
+    assert seen == (forward + forward[::-1] if checkpointing else forward)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), packed_model.parameters(), strict=True))
+    seen.clear()
+    model(packed.input_ids)  # all logits
+    assert seen == [tokens] * len(layers)
 
 
 def test_without_bounds_attention_is_sdpa(packed_model: Any, plain_model: Any, items: list[Supervised]) -> None:

@@ -10,6 +10,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from fiat_ray.config import Lora
+from fiat_ray.tune.frozen import LaidOut, product
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -39,12 +40,15 @@ def lora_config(lora: Lora) -> LoraConfig:
 class InOneSum(Linear):
     """PEFT's layer, W x + scale · B A x, in few passes over memory, and in bfloat16 without losing what A and B learn."""
 
+    laid_out: LaidOut | None = None
+    """W, where ``frozen`` has laid it out."""
+
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         [name] = self.active_adapters
         a, b, scale = self.lora_A[name], self.lora_B[name], self.scaling[name]
         if hasattr(b.weight, "ds_id"):  # ZeRO-3 gathers weights when the layer that has them is called
             return self.base_layer(x) + b(a(x)) * scale
-        return OneSum.apply(x, self.base_layer.weight, a.weight, b.weight, self.base_layer.bias, scale)
+        return OneSum.apply(x, self.base_layer.weight, a.weight, b.weight, self.base_layer.bias, scale, self.laid_out)
 
 
 class OneSum(torch.autograd.Function):
@@ -56,14 +60,21 @@ class OneSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, scale: float
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: float,
+        laid_out: LaidOut | None,
     ) -> torch.Tensor:
         low = nn.functional.linear(x, a)
         ctx.save_for_backward(x, low, weight, a, b)
-        ctx.scale = scale
+        ctx.scale, ctx.laid_out = scale, laid_out
         if x.dtype == torch.bfloat16:
             return nn.functional.linear(torch.cat([x, low], -1), torch.cat([weight, b * scale], 1), bias)
-        y = nn.functional.linear(x, weight, bias)
+        y = product(x, laid_out.forward, bias) if laid_out else nn.functional.linear(x, weight, bias)
         y.view(-1, len(weight)).addmm_(low.flatten(0, -2), b.t(), alpha=scale)
         return y
 
@@ -73,5 +84,8 @@ class OneSum(torch.autograd.Function):
         shape, x, low, gradient = x.shape, x.flatten(0, -2), low.flatten(0, -2), gradient.flatten(0, -2)
         of_low = (gradient @ b).mul_(ctx.scale)
         of_b = (gradient.t() @ low).mul_(ctx.scale)
-        of_x = (gradient @ weight).addmm_(of_low, a).view(shape) if ctx.needs_input_grad[0] else None
-        return of_x, None, of_low.t() @ x, of_b, None, None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            through_w = product(gradient, ctx.laid_out.back) if ctx.laid_out else gradient @ weight
+            of_x = through_w.addmm_(of_low, a).view(shape)
+        return of_x, None, of_low.t() @ x, of_b, None, None, None

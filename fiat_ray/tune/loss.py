@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,31 +39,6 @@ def packed_logits(model: nn.Module, batch: Packed, positions: torch.Tensor, cach
     """What the model, whose own scaling counts, says after the tokens at ``positions`` (N,): (N, vocabulary), float32. ``cache``: is filled."""
     packing = batch.attention(model.dtype)
     kept = {"past_key_values": cache, "use_cache": cache is not None}
-    with _last_mlp_at(positions, model, batch.input_ids.shape[1]):
-        output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **packing, **kept, logits_to_keep=positions)
+    output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **packing, **kept, logits_to_keep=positions)
     logits: torch.Tensor = output.logits[0].float()
     return logits
-
-
-@contextmanager
-def _last_mlp_at(positions: torch.Tensor, model: nn.Module, tokens: int) -> Iterator[None]:
-    """The last layer's MLP, three quarters of the layer, is computed at ``positions`` (N,) of ``tokens`` alone: what it adds to others nobody reads.
-
-    Not on a GPU, where layers are compiled whole, nor where activations are checkpointed: the layer is computed again when this is over.
-    """
-    layers = getattr(model.get_decoder(), "layers", [None])  # type: ignore[operator]
-    mlp: Any = getattr(layers[-1], "mlp", None)
-    again = getattr(layers[-1], "gradient_checkpointing", True)
-    of_llama = all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))  # experts may return more than what is added
-    if positions.is_cuda or again or not of_llama:
-        yield
-        return
-    hooks = [
-        mlp.register_forward_pre_hook(lambda _, given: (given[0][:, positions], *given[1:])),
-        mlp.register_forward_hook(lambda _, __, found: found.new_zeros(1, tokens, found.shape[-1]).index_copy(1, positions, found)),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -41,16 +41,6 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention.NAME)
 
 
-def compile_layers(model: Any) -> None:
-    """Norms, rotation, SwiGLU and sums of each layer become few kernels, forward and back: they are passes over memory, and launches, which a GPU
-    waits for more than for products. All layers share what is compiled; sizes are left open."""
-    from torch.fx.experimental import _config
-
-    _config.use_duck_shape = False  # type: ignore[attr-defined]  # else two sizes that happen to be equal once are taken to be always
-    for layer in model.get_decoder().layers:
-        layer.compile(dynamic=True)
-
-
 def save(model: Any, state: dict[str, torch.Tensor], peft: bool, dtype: torch.dtype, folder: Path) -> None:
     """Write an adapter, in the precision it was tuned in, or a full checkpoint in ``dtype``. ``state``: the tuned parameters by name."""
     if peft:

@@ -20,8 +20,9 @@ from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
+from fiat_ray.tune.frozen import bytes_laid_out
+from fiat_ray.tune.layers import make_fast
 from fiat_ray.tune.loss import SupervisedLoss
-from fiat_ray.tune.norm import in_few_passes
 from fiat_ray.tune.resume import Kept
 from fiat_ray.tune.rounding import rounded
 
@@ -83,10 +84,7 @@ class DeepSpeedTunable:
         self.passes = self._passes(sum(p.numel() for p in tuned))
         if self.passes.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if not torch.cuda.is_available():
-            in_few_passes(self.model)
-        elif self._zero != 3:  # whose hooks gather weights layer by layer
-            checkpoints.compile_layers(self.model)
+        make_fast(self.model, self._zero)
         # torch's AdamW: DeepSpeed's own compiles C++ on first use.
         optimizer = torch.optim.AdamW(tuned, lr=self._learning_rate, weight_decay=0.0, fused=True)
         self.engine, *_ = deepspeed.initialize(model=SupervisedLoss(self.model.train()), optimizer=optimizer, config=self._deepspeed_config())
@@ -178,6 +176,8 @@ class DeepSpeedTunable:
         frozen = sum(p.numel() for p in self.model.parameters()) - tuned
         half = dtype == torch.bfloat16
         state = memory.state_bytes(frozen, tuned, half, self._stage(half), dist.get_world_size())
+        if device.type == "cpu" and self._zero != 3:
+            state += bytes_laid_out(self.model)
         rooms = [int(memory.of_device(device, self._share) * memory.USABLE) - state] * dist.get_world_size()
         dist.all_gather_object(rooms, rooms[0])  # workers take turns at the micro-batches of one split, so all must split alike
         return memory.passes(self.model.config, dtype, min(rooms), self.trial.max_length, memory.FULL_SPEED[device.type])

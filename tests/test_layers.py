@@ -1,4 +1,4 @@
-"""Norms in few passes: the outputs and gradients of transformers' own."""
+"""Faster layers: the outputs and gradients of transformers' own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
-from fiat_ray.tune.norm import InFewPasses, in_few_passes
+from fiat_ray.tune.layers import InFewPasses, norms_in_few_passes
 
 
 def outcome(norm: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
@@ -33,7 +33,7 @@ def test_outputs_and_gradients_are_those_of_transformers(
     nn.init.normal_(norm.weight, 1.0, 0.3)  # type: ignore[arg-type]
     x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
     theirs = outcome(norm, x)
-    in_few_passes(norm)
+    norms_in_few_passes(norm)
     assert type(norm) is InFewPasses
     ours = outcome(norm, x)
     assert len(ours) == 2 + tuned
@@ -47,7 +47,7 @@ def test_a_norm_that_computes_something_else_stays_as_it_is() -> None:
             return super().forward(x) * (1 + self.weight)
 
     model = nn.Sequential(GemmaRMSNorm(8), Shifted(8), nn.LayerNorm(8), MambaRMSNormGated(8), Qwen3NextRMSNormGated(8))
-    in_few_passes(model)
+    norms_in_few_passes(model)
     assert [type(norm) for norm in model] == [GemmaRMSNorm, Shifted, nn.LayerNorm, MambaRMSNormGated, Qwen3NextRMSNormGated]
 
 
@@ -55,5 +55,5 @@ def test_the_gradient_is_exact() -> None:
     torch.manual_seed(0)
     norm = LlamaRMSNorm(6).double()
     nn.init.normal_(norm.weight)
-    in_few_passes(norm)
+    norms_in_few_passes(norm)
     assert torch.autograd.gradcheck(norm, torch.randn(3, 6, dtype=torch.float64, requires_grad=True))
