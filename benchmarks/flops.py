@@ -8,6 +8,20 @@ from typing import Any
 
 from fiat_ray.tune.batches import Supervised, common_start
 
+PEAK = 989e12
+"""FLOP/s of an H100 or H200 in bfloat16, as its data sheet has it for dense products."""
+SHAPE = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+"""Of Qwen3-0.6B."""
+
 
 def flops_of_step(config: Any, items: Sequence[Supervised]) -> float:
     """``config``: the model's. Forward, and twice that backward; a multiplication and its sum are two."""

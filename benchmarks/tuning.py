@@ -10,8 +10,8 @@
 Cross-lingual QA, the embedded model, ``BATCH`` rows in a step; one sequence of rows for all, on as many threads as there are CPUs, long enough for
 the fastest to take ``SECONDS`` after the first step, which does not count. Rows are read from the folder that ``FIAT_DATA`` names (default
 ``../shared/data``); where there is none, generated questions take their place. Ours is a trial's whole path: a campaign with one trial, its time from
-the first update's end to the last one's. Systems run in processes of their own and take turns, step by step (``benchmarks.turns``), ``ROUNDS`` times
-over; the ratios of each round are compared, and their medians count. Ray's processes are stopped while others have their turn.
+the first update's end to the last one's. Systems run in processes of their own and take turns, step by step (``benchmarks.turns``), for ``ROUNDS``
+rounds; the ratios of each round are compared, and their medians count. Ray's processes are stopped while others have their turn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.baselines import VARIANTS, Mark, Work, bare, environment, trl
-from benchmarks.flops import flops_of_step
+from benchmarks.flops import PEAK, SHAPE, flops_of_step
 from benchmarks.reasoning import DATA
 from benchmarks.turns import Seat, Turn, take_turns
 from fiat_ray import config as configs
@@ -60,19 +60,6 @@ MOST = FULL_SPEED["cuda" if ON_GPU else "cpu"]
 MICRO_BATCHES = {"packed": MOST, "in smaller packs": MOST // 2}
 """Tokens that a bare loop takes at once."""
 
-PEAK = 989e12
-"""FLOP/s of an H100 or H200 in bfloat16, as its data sheet has it for dense products."""
-SHAPE = {
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-}
-"""Of Qwen3-0.6B."""
 MFU_BATCH, MFU_STEPS = 256, 60
 
 Values = dict[str, Any]
@@ -84,15 +71,19 @@ class Found(NamedTuple):
 
     marks: list[Mark]
     kept: list[float]
-    """Seconds that each keeping of a state took."""
+    """Seconds that each keeping of a state took, which no clock counts."""
 
     @property
     def rate(self) -> float:
         """Tokens a second after the first step; of rows in one order this is rows a second, but for a factor."""
         first, last = self.marks[0], self.marks[-1]
-        seconds = last.clock - first.clock - sum(self.kept)
         each = mean(self.kept) if self.kept else 0.0
-        return (last.tokens - first.tokens) / seconds / (1 + each / max(KEEP_SECONDS, each / MOST_SHARE))
+        return (last.tokens - first.tokens) / (last.clock - first.clock) / (1 + each / max(KEEP_SECONDS, each / MOST_SHARE))
+
+    def rounds(self, number: int) -> list[Found]:
+        """So many stretches of as many steps each; the first step is in none."""
+        steps = (len(self.marks) - 1) // number
+        return [self._replace(marks=self.marks[at * steps : (at + 1) * steps + 1]) for at in range(number)]
 
 
 class Bench:
@@ -236,21 +227,23 @@ def _seconds_a_step(found: Found) -> float:
 def _compare(bench: Bench, place: Path, loops: Mapping[str, tuple[str, Found]], best: str) -> dict[str, float]:
     """How many times as many tokens a second we tune on as each other system, medians. ``loops``: the fastest bare loop for LoRA and for full tuning;
     ``best``: the fastest of TRL's ways."""
-    given = {}
-    for how, (loop, tried) in loops.items():
-        steps = 1 + math.ceil(SECONDS / _seconds_a_step(tried))
-        given[how] = _write(place, how, config_of(how, steps))
-        print(f"{how}: compared over 1 + {steps - 1} steps of {BATCH} rows; the loop's {loop!r}, TRL's {best!r}", flush=True)
     ratios: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
-        for how, (loop, _) in loops.items():
-            systems = {"ours": ("ours", "trial"), "bare": ("bare", loop), **({"trl": ("trl", best)} if how == "LoRA" else {})}
-            found = bench.together(systems, {name: given[how]["config" if name == "ours" else "work"] for name in systems})
-            check_same(found if not _reorders(best) else {name: run._replace(marks=run.marks[-1:]) for name, run in found.items()})
-            for name, run in found.items():
-                kept = f", its state kept in {mean(run.kept):.2f} s" if run.kept else ""
-                print(f"{how} {name}: {run.rate:.1f} tokens/s in {run.marks[-1].clock - run.marks[0].clock:.1f} s{kept}", flush=True)
-                ratios.setdefault(f"{how} {name}", []).append(found["ours"].rate / run.rate)
+    for how, (loop, tried) in loops.items():
+        systems = {"ours": ("ours", "trial"), "bare": ("bare", loop), **({"trl": ("trl", best)} if how == "LoRA" else {})}
+        steps = math.ceil(SECONDS / _seconds_a_step(tried))
+        # Rounds follow one another in the same processes, unless one of them reads its rows in another order.
+        apart = "trl" in systems and _reorders(best)
+        sittings, rounds = (ROUNDS, 1) if apart else (1, ROUNDS)
+        given = _write(place, how, config_of(how, 1 + rounds * steps))
+        print(f"{how}: {ROUNDS} rounds of {steps} steps of {BATCH} rows; the loop's {loop!r}, TRL's {best!r}", flush=True)
+        for _ in range(sittings):
+            found = bench.together(systems, {name: given["config" if name == "ours" else "work"] for name in systems})
+            check_same({name: run._replace(marks=run.marks[-1:]) for name, run in found.items()} if apart else found)
+            for of_round in zip(*(run.rounds(rounds) for run in found.values()), strict=True):
+                for name, run in zip(systems, of_round, strict=True):
+                    kept = f", its state kept in {mean(run.kept):.2f} s" if run.kept else ""
+                    print(f"{how} {name}: {run.rate:.1f} tokens/s in {run.marks[-1].clock - run.marks[0].clock:.1f} s{kept}", flush=True)
+                    ratios.setdefault(f"{how} {name}", []).append(of_round[0].rate / run.rate)
     return {name: median(of_rounds) for name, of_rounds in ratios.items()}
 
 
@@ -286,7 +279,7 @@ def _mfu(bench: Bench, place: Path) -> float:
     given = _write(place, "mfu", config_of("full", MFU_STEPS, str(folder)) | {"batch_size": MFU_BATCH})
     work, found = Work.read(given["work"]), bench.must("ours", "trial", given["config"])
     needed = sum(flops_of_step(config, work.step(step)) for step in range(1, work.steps))
-    return needed / (found.marks[-1].clock - found.marks[0].clock - sum(found.kept)) / PEAK
+    return needed / (found.marks[-1].clock - found.marks[0].clock) / PEAK
 
 
 def _ours(values: Values) -> Found:
@@ -318,7 +311,7 @@ def watched(config: dict[str, Any]) -> None:
 
         def update(self) -> None:
             super().update()
-            noted["marks"].append((turn.clock(), self.tokens, self.supervised_tokens, self.losses[-1]))
+            noted["marks"].append((turn.clock() - sum(noted["kept"]), self.tokens, self.supervised_tokens, self.losses[-1]))
             if self.step == self._steps:
                 turn.end()
 

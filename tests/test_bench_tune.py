@@ -179,8 +179,14 @@ def test_largest_relative_difference_of_loss_curves(ours: Sequence[float], their
 def test_rate_counts_after_the_first_step_and_spreads_the_keeping() -> None:
     marks = [Mark(5.0, 100, 1, 1.0), Mark(7.0, 300, 2, 1.0)]
     assert Found(marks, []).rate == pytest.approx(100)
-    assert Found([marks[0], marks[1]._replace(clock=8.0)], [1.0]).rate == pytest.approx(100 / (1 + 1 / tuning.KEEP_SECONDS))
-    assert Found([marks[0], marks[1]._replace(clock=107.0)], [100.0]).rate == pytest.approx(100 / (1 + tuning.MOST_SHARE))
+    assert Found(marks, [1.0]).rate == pytest.approx(100 / (1 + 1 / tuning.KEEP_SECONDS))
+    assert Found(marks, [100.0]).rate == pytest.approx(100 / (1 + tuning.MOST_SHARE))
+
+
+def test_rounds_hold_all_steps_but_the_first() -> None:
+    marks = [Mark(float(step), 10 * step, step, 1.0) for step in range(7)]
+    rounds = Found(marks, [1.0]).rounds(3)
+    assert [run.marks for run in rounds] == [marks[0:3], marks[2:5], marks[4:7]] and all(run.kept == [1.0] for run in rounds)
 
 
 def _json(tmp_path: Path, given: Work) -> str:

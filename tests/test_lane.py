@@ -1,10 +1,12 @@
-"""How a lane ends. But for the last test without Ray: its board is called here where it lies."""
+"""What a lane's trials share, and how it ends. But for the last test without Ray: its board is called here where it lies."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +14,23 @@ from typing import Any
 
 import pytest
 import ray
+import test_tune_resume
 import torch
 import torch.distributed as dist
 
-from fiat_ray import cluster
+from fiat_ray import cluster, runs
 from fiat_ray.errors import UserError
+from fiat_ray.prepare import prepare
 from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.trials import Trials
 from fiat_ray.schedule.tuning import Tuning
 from fiat_ray.tune import lane
+from fiat_ray.tune import trial as trial_module
+from fiat_ray.tune.validate import validate
 from fiat_ray.where import Where
 
+QUIET_DEEPSPEED = lane._quiet_deepspeed
 FAILS: list[Any] = [SimpleNamespace(name=name, task="of no run") for name in ("a", "b")]
 
 
@@ -76,6 +83,28 @@ def test_a_trial_that_fails_on_cuda_ends_its_lane_and_its_error_is_told(board: l
         board._ready.extendleft(trials.to_tune)
         trials.to_tune = []
     assert trials.outcome.failed.keys() == {"a"} and "no task 'of no run' in this run" in trials.outcome.failed["a"].splitlines()[0]
+
+
+def test_trials_that_differ_in_their_seed_are_validated_once_before_tuning(
+    board: lane.Board, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each leaves the very bytes that it leaves in a lane of its own."""
+    monkeypatch.setattr(lane, "_quiet_deepspeed", QUIET_DEEPSPEED)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    config = dataclasses.replace(test_tune_resume.config(tiny), seeds=(0, 1), steps=2)
+    trials, asked = prepare(config).trials, Counter[str]()
+    for run, lanes in (("together", [trials]), ("alone", [[trial] for trial in trials])):
+        runs.run_config(config, tmp_path / run, stages=("reason",), console=Console(quiet=True))
+        monkeypatch.setattr(trial_module, "validate", lambda *given, run=run: asked.update([run]) or validate(*given))
+        for taken in lanes:
+            board.withdraw()
+            board.add(taken)
+            work(board, tmp_path / run)
+            assert [report.error for report in board.reports() if report.ended] == [None] * len(taken)
+    assert {trial.method for trial in trials} == {"no_cot", "no_peft"} and len(trials) == 4
+    assert asked["together"] == asked["alone"] - 2
+    for trial in trials:
+        assert test_tune_resume.content(tmp_path / "together", trial) == test_tune_resume.content(tmp_path / "alone", trial)
 
 
 def test_a_lone_worker_that_stands_still_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: 
         forget(self)
 
     DeepSpeedTunable.update, DeepSpeedTunable.keep, resume.Keeper.forget = counted, kept, forgotten  # type: ignore[method-assign]
-    run_trial(trial, RunFolder(run), zero, 1.0, lambda text, *_: print(text, file=(run / "said").open("a")))
+    run_trial(trial, RunFolder(run), zero, 1.0, lambda text, *_: print(text, file=(run / "said").open("a")), {})
     (run / f"updates-{rank}").write_text(str(updates))
 
 

@@ -151,6 +151,7 @@ def _work(config: dict[str, Any]) -> None:
     from fiat_ray.cluster import end_with_raylet
     from fiat_ray.run_folder import RunFolder
     from fiat_ray.tune.trial import Progress, run_trial
+    from fiat_ray.tune.validate import Validation
 
     end_with_raylet()
     _quiet_deepspeed()
@@ -158,6 +159,7 @@ def _work(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     board, rank, run = config["board"], dist.get_rank(), RunFolder(config["run"])
     os.chdir(run.path)
+    untuned: dict[str, Validation] = {}
 
     def say(trial: Trial) -> Progress:
         return lambda *said: board.report.remote(Report(trial.name, *said)) if rank == 0 else None
@@ -169,7 +171,7 @@ def _work(config: dict[str, Any]) -> None:
         if trial is None:
             return
         try:
-            run_trial(trial, run, config["zero"], config["share"], say(trial))
+            run_trial(trial, run, config["zero"], config["share"], say(trial), untuned)
             end = Report(trial.name, "tuned", ended=True)
         except Exception as error:
             # Several workers wait for one another in a collective, and errors of CUDA may stay with a process: only a new lane helps.

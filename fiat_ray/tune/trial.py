@@ -34,6 +34,10 @@ KEPT = ("history", "validated", "tokens", "supervised_tokens")
 """What of a session is kept as it is, beside its best state."""
 
 
+BEFORE_TUNING = ("task", "recipe", "model", "lora", "validation_rows", "answer_tokens", "rationale_tokens")
+"""What of a trial decides how it does at step 0. Its seed does not: A is drawn from it, but B is zero."""
+
+
 class Progress(Protocol):
     def __call__(self, text: str, step: int, steps: int, lasting: bool = False, /) -> None:
         """Is told what goes on, the step, and how many there are. ``lasting``: to be read later too."""
@@ -49,11 +53,11 @@ class Best:
     state: dict[str, torch.Tensor]
 
 
-def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: Progress) -> None:
+def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: Progress, untuned: dict[str, Validation]) -> None:
     """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, ``validation.parquet``, and last ``trial.json``.
 
     All workers of a trial run this together; ``share``: of a GPU, for each. One that was broken off goes on from where it was kept (see
-    ``tune.resume``).
+    ``tune.resume``). ``untuned``: validations at step 0, which trials that differ in seed or size have in common; it is added to.
     """
     task = run.load_task(trial.task)
     renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
@@ -61,7 +65,7 @@ def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: P
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
     seal = augmented.read_seal(run.augmented(trial.task)) if trial.recipe.cot != "none" else None
     fingerprint = seal["fingerprint"] if seal else None
-    session = _Session(trial, task, renderer, examples, rationales, fingerprint, run.trial(trial.name), zero, share, progress)
+    session = _Session(trial, task, renderer, examples, rationales, fingerprint, run.trial(trial.name), zero, share, progress, untuned)
     for learning_rate in trial.learning_rates:
         session.tune(learning_rate)
     if dist.get_rank() == 0:
@@ -84,10 +88,11 @@ class _Session:
         zero: int,
         share: float,
         progress: Progress,
+        untuned: dict[str, Validation],
     ) -> None:
         """``seal``: fingerprint of the augmented set that is trained on; None without CoT."""
         self.trial, self.task, self.renderer, self.rationales, self.seal = trial, task, renderer, rationales, seal
-        self.folder, self.zero, self.share, self.progress = folder, zero, share, progress
+        self.folder, self.zero, self.share, self.progress, self.untuned = folder, zero, share, progress, untuned
         self.train = train_subset([e for e in examples if e.split == "train"], trial.train_size)
         self.validation = validation_subset([e for e in examples if e.split == "validation"], trial.validation_rows)
         self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
@@ -151,11 +156,7 @@ class _Session:
         if step == 0 and self.history:  # the same model as under the first learning rate
             self.history.append(self.history[0] | {"learning_rate": learning_rate})
             return
-        asked = (self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)
-        found = validate(tunable.model, *asked, tunable.passes.without_gradients)
-        agreed = [found]  # rounding may differ between GPUs, and all workers must keep the same step
-        dist.broadcast_object_list(agreed)
-        found = agreed[0]
+        found = self._untuned(tunable) if step == 0 else self._found(tunable)
         since = self.history[-1]["step"] if self.history and self.history[-1]["learning_rate"] == learning_rate else 0
         losses = tunable.losses[since:step]
         self.history.append(
@@ -176,6 +177,18 @@ class _Session:
         self.progress(f"step {step}/{self.steps} · validation {found.metric} {value} · loss {found.loss:.3f}", step, self.steps)
         if found.better_than(self.best.validation if self.best else None):
             self.best = Best(found, learning_rate, step, tunable.state())
+
+    def _untuned(self, tunable: DeepSpeedTunable) -> Validation:
+        key = repr((*(getattr(self.trial, name) for name in BEFORE_TUNING), self.seal, self.dtype, tunable.passes))
+        if key not in self.untuned:
+            self.untuned[key] = self._found(tunable)
+        return self.untuned[key]
+
+    def _found(self, tunable: DeepSpeedTunable) -> Validation:
+        asked = (self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)
+        agreed = [validate(tunable.model, *asked, tunable.passes.without_gradients)]
+        dist.broadcast_object_list(agreed)  # rounding may differ between GPUs, and all workers must keep the same step
+        return agreed[0]
 
     def _keep(self, tunable: DeepSpeedTunable, learning_rate: float, seconds: float) -> None:
         assert self.best is not None, "step 0 is always validated"
