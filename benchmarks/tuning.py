@@ -8,7 +8,7 @@
     mfu                on a GPU: FLOPs that full tuning of a model of 0.6 billion parameters really needs (``benchmarks.flops``), a second, ÷ ``PEAK``
 
 Cross-lingual QA, the embedded model, ``BATCH`` rows in a step; one sequence of rows for all, on as many threads as there are CPUs, long enough for
-the fastest to take ``SECONDS`` after the first step, which does not count. Rows are read from the folder that ``FIAT_DATA`` names (default
+the fastest to take ``SECONDS`` a round after the first step, which does not count. Rows are read from the folder that ``FIAT_DATA`` names (default
 ``../shared/data``); where there is none, generated questions take their place. Ours is a trial's whole path: a campaign with one trial, its time from
 the first update's end to the last one's. Systems run in processes of their own and take turns, step by step (``benchmarks.turns``), for ``ROUNDS``
 rounds; the ratios of each round are compared, and their medians count. Ray's processes are stopped while others have their turn.

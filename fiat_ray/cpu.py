@@ -20,9 +20,9 @@ def has(*flags: str) -> bool:
     return re.search(rf"\b({'|'.join(flags)})\b", Path("/proc/cpuinfo").read_text()) is not None
 
 
-def is_amds() -> bool:
-    """Whether AMD made it: MKL, which torch's products are from, reaches 60 % of the speed of an EPYC with AVX2, oneDNN 75 % (measured)."""
-    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+def is_amds_with_avx2() -> bool:
+    """And without AVX-512: MKL, which torch's products are from, reaches 60 % of the speed of such an EPYC, oneDNN 75 % (measured)."""
+    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text() and has("avx2") and not has("avx512f")
 
 
 def keep_memory() -> None:

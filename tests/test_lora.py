@@ -18,7 +18,6 @@ from fiat_ray.prepare import check_targets
 from fiat_ray.tune import adapter, frozen
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import InOneSum, add_lora
-from fiat_ray.tune.layers import make_fast
 from fiat_ray.tune.rounding import rounded
 
 
@@ -50,6 +49,7 @@ def test_layers_compute_what_pefts_own_do(tmp_path: Path, lora: Lora) -> None:
         assert torch.allclose(gradient, own_gradients[name], rtol=1e-4), name
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 @pytest.mark.parametrize("rslora", [False, True])
 def test_weights_that_are_laid_out_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rslora: bool) -> None:
     model = add_lora(checkpoints.load(tiny_model.write(tmp_path / "tiny"), torch.float32), Lora(rank=4, rslora=rslora), 0)
@@ -57,13 +57,13 @@ def test_weights_that_are_laid_out_compute_the_same(tmp_path: Path, monkeypatch:
     for layer in layers:
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
     logits, gradients = outcome(model)
-    for made_by_amd in (False, True):
-        monkeypatch.setattr(cpu, "is_amds", lambda made=made_by_amd: made)
-        make_fast(model)
-        assert all((layer.laid_out is not None) == made_by_amd for layer in layers) and layers
-        assert frozen.bytes_laid_out(model) == made_by_amd * sum(2 * layer.base_layer.weight.nbytes for layer in layers)
-    monkeypatch.setattr(frozen, "MOST_SHARE", 0)
-    assert frozen.bytes_laid_out(model) == 0
+    for processor, zero, share in ((False, 0, 1.0), (True, 3, 1.0), (True, 0, 0.0), (True, 0, 1.0)):
+        monkeypatch.setattr(cpu, "is_amds_with_avx2", lambda found=processor: found)
+        monkeypatch.setattr(frozen, "MOST_SHARE", share)
+        frozen.lay_out(model, zero)
+        laid_out = processor and zero == 0 and share > 0
+        assert all((layer.laid_out is not None) == laid_out for layer in layers) and layers
+        assert frozen.bytes_laid_out(model, zero) == laid_out * sum(2 * layer.base_layer.weight.nbytes for layer in layers)
     asked = []
     monkeypatch.setattr(adapter, "product", lambda *given: asked.append(given) or frozen.product(*given))
     found, of_found = outcome(model)
@@ -71,6 +71,9 @@ def test_weights_that_are_laid_out_compute_the_same(tmp_path: Path, monkeypatch:
     assert torch.allclose(found, logits, rtol=1e-4, atol=1e-5)
     for name, gradient in of_found.items():
         assert torch.allclose(gradient, gradients[name], rtol=1e-3, atol=1e-6), name
+    layer, x, bias = layers[0], torch.randn(1, 5, 64), torch.randn(layers[0].out_features)
+    expected = torch.nn.functional.linear(x, layer.base_layer.weight, bias)
+    assert layer.laid_out is not None and torch.allclose(frozen.product(x, layer.laid_out.forward, bias), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("lora", LORAS)

@@ -91,7 +91,7 @@ def two_rates(folder: Path) -> None:
     _quiet_deepspeed()
     rows = [Example(r.id, r.split, r.language, "question", r.targets, r.group) for r in memory_task().rows]
     of = replace(trial(folder, "no_peft"), answer_tokens=2)
-    session = _Session(of, memory_task(), Renderer(folder), rows, {}, None, folder / "session", 0, 1.0, lambda *_: None)
+    session = _Session(of, memory_task(), Renderer(folder), rows, {}, None, folder / "session", 0, 1.0, lambda *_: None, {})
     initialize = tunables.DeepSpeedTunable.initialize
     before: list[weakref.ref[torch.nn.Module]] = []
 

@@ -12,12 +12,11 @@ from fiat_ray.tune.frozen import lay_out
 
 
 def make_fast(model: Any, zero: int = 0) -> None:
-    """For this machine. ``zero``: ZeRO's stage; in 3, weights are gathered layer by layer, which is not compiled, and are nowhere whole."""
+    """For this machine; once. ``zero``: ZeRO's stage; in 3, hooks gather weights layer by layer, which is not compiled."""
     if not torch.cuda.is_available():
         norms_in_few_passes(model)
         last_mlp_where_read(model)
-        if zero != 3:
-            lay_out(model)
+        lay_out(model, zero)
     elif zero != 3:
         compile_layers(model)
 
@@ -49,14 +48,14 @@ def last_mlp_where_read(model: Any) -> None:
     def pick(_: nn.Module, given: Any) -> Any:
         nonlocal shape
         shape = given[0].shape
-        return given if read is None else (given[0][:, read],)
+        return given if read is None else (given[0][:, read], *given[1:])
 
-    def lay_out(_: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:
+    def place(_: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:
         return found if read is None else found.new_zeros(shape).index_copy(1, read, found)
 
     model.register_forward_pre_hook(note, with_kwargs=True)
     mlp.register_forward_pre_hook(pick)
-    mlp.register_forward_hook(lay_out)
+    mlp.register_forward_hook(place)
 
 
 class InFewPasses(nn.Module):

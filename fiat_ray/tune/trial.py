@@ -33,7 +33,6 @@ RECORDED = ("name", "task", "method", "tunable", "seed", "train_size", "fingerpr
 KEPT = ("history", "validated", "tokens", "supervised_tokens")
 """What of a session is kept as it is, beside its best state."""
 
-
 BEFORE_TUNING = ("task", "recipe", "model", "lora", "validation_rows", "answer_tokens", "rationale_tokens")
 """What of a trial decides how it does at step 0. Its seed does not: A is drawn from it, but B is zero."""
 

@@ -176,8 +176,7 @@ class DeepSpeedTunable:
         frozen = sum(p.numel() for p in self.model.parameters()) - tuned
         half = dtype == torch.bfloat16
         state = memory.state_bytes(frozen, tuned, half, self._stage(half), dist.get_world_size())
-        if device.type == "cpu" and self._zero != 3:
-            state += bytes_laid_out(self.model)
+        state += bytes_laid_out(self.model, self._zero)
         rooms = [int(memory.of_device(device, self._share) * memory.USABLE) - state] * dist.get_world_size()
         dist.all_gather_object(rooms, rooms[0])  # workers take turns at the micro-batches of one split, so all must split alike
         return memory.passes(self.model.config, dtype, min(rooms), self.trial.max_length, memory.FULL_SPEED[device.type])
