@@ -11,7 +11,6 @@ generated questions take their place. Texts may differ between the two: rounding
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -23,16 +22,15 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.baselines import LIKELY_BEST, Work, environment, trl
+from benchmarks.baselines import LIKELY_BEST, environment
 from benchmarks.reasoning import DATA
 from benchmarks.tuning import examples_of, work_of
 from fiat_ray import config as configs
-from fiat_ray import models, runs
+from fiat_ray import models
 from fiat_ray.campaign import Trial
 from fiat_ray.config import Config
 from fiat_ray.predict import Prediction, prediction_rows, shown_rationales
 from fiat_ray.prepare import Prepared, prepare
-from fiat_ray.progress import Console
 from fiat_ray.render import Renderer
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.scoring import score_predictions
@@ -124,7 +122,7 @@ def _generate(place: Path, model: str, prompts: Sequence[Sequence[int]], max_tok
 
 def _timed(what: str, given: Path, made: Path, trl: Path | None = None) -> float:
     """Seconds of a process that makes one thing from another."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.campaigns", what, str(given), str(made)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.campaign_arms", what, str(given), str(made)]
     start = time.perf_counter()
     done = subprocess.run(command, env=environment(trl), capture_output=True, text=True)
     if done.returncode:
@@ -140,40 +138,5 @@ def _f1(scores: Sequence[Any]) -> float:
     return next(float(score["value"]) for score in scores if (score["metric"], score["language"]) == ("f1", "mean"))
 
 
-def _campaign(given: Path, made: Path) -> None:
-    """``fiat-ray run``, without report and tracking."""
-    runs._show = lambda *_: None
-    _, outcome = runs.run_config(configs.load(given), made, console=Console(quiet=True))
-    if outcome.failed or outcome.broken_off:
-        raise SystemExit(str(outcome))
-
-
-def _warm(given: Path, made: Path) -> None:
-    """Import what either part does: whichever came first would read all of it from the disk."""
-    for module in ("vllm", "trl", "deepspeed", "ray.data", "ray.train.torch"):
-        importlib.import_module(module)
-
-
-def _tune(given: Path, made: Path) -> None:
-    trl(Work.read(given), LIKELY_BEST, made)
-
-
-def _write_texts(given: Path, made: Path) -> None:
-    """``vllm.LLM.generate`` of all prompts at once."""
-    from fiat_ray.engine import EngineOptions, arguments, set_up_process
-
-    set_up_process()
-    from vllm import LLM, SamplingParams
-
-    asked = json.loads(given.read_text())
-    llm = LLM(**arguments(models.find(asked["model"]), EngineOptions(max_length=asked["max_length"])))
-    prompts: Any = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
-    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=asked["max_tokens"]), use_tqdm=False)
-    made.write_text(json.dumps([output.outputs[0].text.strip() for output in outputs]))
-
-
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        sys.exit(main(Path(sys.argv[1])))
-    what, *paths = sys.argv[1:]
-    {"warm": _warm, "campaign": _campaign, "tune": _tune, "generate": _write_texts}[what](*map(Path, paths))
+    sys.exit(main(Path(sys.argv[1])))

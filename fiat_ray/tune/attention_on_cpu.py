@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-BLOCK = 128
+BLOCK = 192
 """Most queries that are asked together: they meet the keys up to their own end, so that of later ones, which are masked, few are computed."""
 
 

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,7 +60,7 @@ def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: P
     ``tune.resume``). ``untuned``: validations at step 0, which trials that differ in seed or size have in common; it is added to.
     """
     task = run.load_task(trial.task)
-    renderer = Renderer(models.find(trial.model), chat=trial.recipe.instruction_tuned)
+    renderer = _renderer(models.find(trial.model), trial.recipe.instruction_tuned)
     examples = run.examples(trial.task, with_rationales=trial.recipe.cot != "none")
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
     seal = augmented.read_seal(run.augmented(trial.task)) if trial.recipe.cot != "none" else None
@@ -70,6 +71,12 @@ def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: P
     if dist.get_rank() == 0:
         session.write()
     dist.barrier()
+
+
+@lru_cache(maxsize=2)
+def _renderer(folder: Path, chat: bool) -> Renderer:
+    """One for a lane's trials: to load a tokenizer takes half a second, and to fill its cache again another."""
+    return Renderer(folder, chat)
 
 
 class _Session:
