@@ -34,7 +34,6 @@ PLAIN: dict[str, Any] = {"gradient_checkpointing": False}
 _ON_ANY: dict[str, dict[str, Any]] = {
     "defaults": {},
     "no checkpointing": PLAIN,
-    "no checkpointing, 2 rows at once": {**PLAIN, "at_once": 2},
     "no checkpointing, 1 row at once": {**PLAIN, "at_once": 1},
     "no checkpointing, grouped by length, 2 at once": {**PLAIN, "at_once": 2, "train_sampling_strategy": "group_by_length"},
     "no checkpointing, padding-free": {**PLAIN, "padding_free": True},

@@ -17,6 +17,8 @@ from fiat_ray.text import columns, count, within
 
 LOGGED_EVERY = 60.0
 """Seconds between two lines of a log."""
+SENT_AFTER = 300.0
+"""Seconds before lines of a log are sent too: to import and open MLflow takes ten seconds of a CPU from an engine that may have two."""
 LOOKED_EVERY = 1.0
 """Seconds between two looks at what is watched, and before the first."""
 UNKNOWN_COLUMNS = 80
@@ -147,11 +149,12 @@ def as_object(text: str, stage: str, **counts: float | str) -> str:
 
 
 class ProgressLog:
-    """JSON lines in a file, one a minute: ``task``, ``numbers`` by name, ``time`` (seconds since the epoch). ``send`` follows each, in a thread."""
+    """JSON lines in a file, one a minute: ``task``, ``numbers`` by name, ``time`` (seconds since the epoch). ``send`` follows each, in a thread, once
+    the log is ``SENT_AFTER`` old."""
 
     def __init__(self, path: Path, send: Callable[[], object]) -> None:
         self._path, self._send = path, send
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
         self._sender: threading.Thread | None = None
 
     def write(self, task: str, numbers: Callable[[], Mapping[str, float]], last: bool = False) -> None:
@@ -161,7 +164,8 @@ class ProgressLog:
         self._last = time.monotonic()
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "task": task, "numbers": dict(numbers())}) + "\n")
-        if not last and (self._sender is None or not self._sender.is_alive()):
+        due = not last and self._last - self._began >= SENT_AFTER
+        if due and (self._sender is None or not self._sender.is_alive()):
             self._sender = threading.Thread(target=self._send, daemon=True, name="progress")
             self._sender.start()
 

@@ -169,6 +169,16 @@ def test_systems_that_read_other_tokens_are_not_compared() -> None:
             check_same({"a": Found(marks, []), "b": Found([marks[0], marks[1]._replace(**change)], [])})
 
 
+def test_of_ways_that_are_about_as_fast_one_is_compared_that_reads_rows_in_order() -> None:
+    grouped, in_order = "no checkpointing, grouped by length, 2 at once", "no checkpointing, 1 row at once"
+
+    def tried(**rates: int) -> dict[str, Found]:
+        return {{"g": grouped, "o": in_order}[way]: Found([Mark(0, 0, 0, 0), Mark(1, rate, 1, 0)], []) for way, rate in rates.items()}
+
+    assert tuning._best(tried(g=93, o=91)) == tuning._best(tried(o=93, g=91)) == in_order
+    assert tuning._best(tried(g=93, o=80)) == grouped
+
+
 @pytest.mark.parametrize(("ours", "theirs", "apart"), [([2.0, 1.0], [2.0, 1.0], 0.0), ([2.0, 1.1], [2.1, 1.0], 0.1), ([0.9, 1.0], [1.0, 1.0], 0.1)])
 def test_largest_relative_difference_of_loss_curves(ours: Sequence[float], theirs: Sequence[float], apart: float) -> None:
     assert largest_difference(ours, theirs) == pytest.approx(apart)

@@ -75,7 +75,8 @@ class OneSum(torch.autograd.Function):
         if x.dtype == torch.bfloat16:
             return nn.functional.linear(torch.cat([x, low], -1), torch.cat([weight, b * scale], 1), bias)
         y = product(x, laid_out.forward, bias) if laid_out else nn.functional.linear(x, weight, bias)
-        y.view(-1, len(weight)).addmm_(low.flatten(0, -2), b.t(), alpha=scale)
+        # A copy of so small a matrix: MKL takes twice as long with it transposed.
+        y.view(-1, len(weight)).addmm_(low.flatten(0, -2), b.t().contiguous(), alpha=scale)
         return y
 
     @staticmethod
