@@ -6,6 +6,7 @@ TRL lies in a folder of its own, so that nothing else ever sees it: ``make`` put
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ _ON_ANY: dict[str, dict[str, Any]] = {
     "no checkpointing, 1 row at once": {**PLAIN, "at_once": 1},
     "no checkpointing, grouped by length, 2 at once": {**PLAIN, "at_once": 2, "train_sampling_strategy": "group_by_length"},
     "no checkpointing, padding-free": {**PLAIN, "padding_free": True},
-    "no checkpointing, packing": {**PLAIN, "at_once": 1, "accumulate": 3, "packing": True, "max_length": 1024},
+    "no checkpointing, packing": {**PLAIN, "at_once": 1, "packing": True, "max_length": 1024},
     "no checkpointing, eager attention": {**PLAIN, "attention": "eager"},
 }
 _ON_GPU: dict[str, dict[str, Any]] = {
@@ -53,6 +54,11 @@ VARIANTS: dict[str, dict[str, Any]] = {**_ON_ANY, **(_ON_GPU if torch.cuda.is_av
 
 LIKELY_BEST = "no checkpointing, padding-free, flash attention" if torch.cuda.is_available() else "no checkpointing, 1 row at once"
 """Of them, where there is no time to try."""
+
+
+def reorders(variant: str) -> bool:
+    """Whether TRL's steps hold other rows than the sequence's: then all of them together are the same."""
+    return bool({"packing", "train_sampling_strategy"} & VARIANTS[variant].keys())
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,8 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
     turn = Turn()
     settings = dict(VARIANTS[variant])
     at_once, attention = settings.pop("at_once", work.batch), settings.pop("attention", "sdpa")
-    accumulate = settings.pop("accumulate", -(-work.batch // at_once))
+    # Rows, or packs of them, before an update.
+    at_a_step = sum(len(row["input_ids"]) for row in work.rows) / work.steps / settings["max_length"] if "packing" in settings else work.batch
     marks = [Mark(0.0, 0, 0, 0.0)]
 
     class Watched(SFTTrainer):
@@ -199,7 +206,7 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
             SFTConfig(
                 output,
                 per_device_train_batch_size=at_once,
-                gradient_accumulation_steps=accumulate,
+                gradient_accumulation_steps=math.ceil(at_a_step / at_once),
                 num_train_epochs=1,
                 learning_rate=work.learning_rate,
                 weight_decay=0.0,

@@ -1,6 +1,6 @@
 """How fast and how exactly trials are tuned. Run by ``make bench-tune``; the last line is one JSON object.
 
-    trl_best_ratio     supervised rows a second ÷ those of TRL's SFTTrainer with the fastest settings of ``baselines.VARIANTS`` today, LoRA
+    trl_best_ratio     supervised rows a second ÷ those of TRL's SFTTrainer with the fastest settings of ``baselines.VARIANTS``, LoRA: see ``_best``
     trl_default_ratio  the same ÷ its default settings, as they compared when they were tried
     bare_loop_ratio    the same ÷ a bare PyTorch loop's, LoRA or full tuning, whichever is worse: what Ray, DeepSpeed and keeping a resumable
                        state cost (MLflow is written to after tuning, by the driver)
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.baselines import VARIANTS, Mark, Work, bare, environment, trl
+from benchmarks.baselines import VARIANTS, Mark, Work, bare, environment, reorders, trl
 from benchmarks.flops import PEAK, SHAPE, flops_of_step
 from benchmarks.reasoning import DATA
 from benchmarks.turns import Seat, Turn, take_turns
@@ -49,8 +49,10 @@ from fiat_ray.tune.tunable import supervised
 SECONDS, ROUNDS = 60, 3
 ON_GPU = torch.cuda.is_available()
 BATCH = 64 if ON_GPU else 8
-TRIED_STEPS, TRIED_BATCH = 2, BATCH // 2
-"""Of each way that is tried: steps, the first one not counted, and rows in one."""
+TRIED_STEPS = 2
+"""Of each way that is tried, the first one not counted."""
+TRIED_BATCH = BATCH if ON_GPU else BATCH // 2
+"""Rows of TRL's: ways that take all at once are no slower with fewer, as less is padded."""
 PARITY_STEPS = 100
 KEEP_AFTER = 20.0
 """Seconds after which a trial's state is kept here, so that it happens in a run of a minute; what it costs is then spread over ``KEEP_SECONDS``."""
@@ -130,9 +132,9 @@ def main(trl: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="fiat-bench-tune-") as folder:
         place = Path(folder)
         bench = Bench(place, trl)
-        given = {how: _write(place, f"tried, {how}", config_of(how, TRIED_STEPS) | {"batch_size": TRIED_BATCH})["work"] for how in METHODS}
-        loops = {how: bench.fastest("bare", list(MICRO_BATCHES), work) for how, work in given.items()}
-        tried = bench.fastest("trl", list(VARIANTS), given["LoRA"])
+        loops = {how: bench.fastest("bare", list(MICRO_BATCHES), _write(place, how, config_of(how, TRIED_STEPS))["work"]) for how in METHODS}
+        work = _write(place, "TRL's ways", config_of("LoRA", TRIED_STEPS) | {"batch_size": TRIED_BATCH})["work"]
+        tried = bench.fastest("trl", list(VARIANTS), work)
         if not (all(loops.values()) and "defaults" in tried):
             raise SystemExit("what is compared with did not run; see above")
         best = _best(tried)
@@ -221,7 +223,8 @@ def _write(place: Path, name: str, values: Values) -> dict[str, Path]:
 
 
 def _steps_of_a_round(tried: Found) -> int:
-    return math.ceil(SECONDS * tried.rate / (tried.marks[-1].tokens / TRIED_STEPS / TRIED_BATCH * BATCH))
+    """``tried``: the fastest bare loop."""
+    return math.ceil(SECONDS * tried.rate * TRIED_STEPS / tried.marks[-1].tokens)
 
 
 def _compare(bench: Bench, place: Path, loops: Mapping[str, tuple[str, Found]], best: str) -> dict[str, float]:
@@ -232,7 +235,7 @@ def _compare(bench: Bench, place: Path, loops: Mapping[str, tuple[str, Found]], 
         systems = {"ours": ("ours", "trial"), "bare": ("bare", loop), **({"trl": ("trl", best)} if how == "LoRA" else {})}
         steps = _steps_of_a_round(tried)
         # Rounds follow one another in the same processes, unless one of them reads its rows in another order.
-        apart = "trl" in systems and _reorders(best)
+        apart = "trl" in systems and reorders(best)
         sittings, rounds = (ROUNDS, 1) if apart else (1, ROUNDS)
         given = _write(place, how, config_of(how, 1 + rounds * steps))
         print(f"{how}: {ROUNDS} rounds of {steps} steps of {BATCH} rows; the loop's {loop!r}, TRL's {best!r}", flush=True)
@@ -248,15 +251,9 @@ def _compare(bench: Bench, place: Path, loops: Mapping[str, tuple[str, Found]], 
 
 
 def _best(tried: Mapping[str, Found]) -> str:
-    """The fastest way, but before it one that reads rows in their order and is less than a tenth slower: chance makes as much of a difference in
-    tries, and such ways are compared step by step."""
-    rates = {way: found.rate for way, found in tried.items()}
-    return next(way for way in (*(way for way in rates if not _reorders(way)), *rates) if rates[way] >= 0.9 * max(rates.values()))
-
-
-def _reorders(variant: str) -> bool:
-    """Whether TRL's steps hold other rows than the sequence's: then all of them together are the same."""
-    return bool({"packing", "train_sampling_strategy"} & VARIANTS[variant].keys())
+    """The fastest way; of those up to a tenth slower, as chance makes them, rather one that reads rows in order: it is compared step by step."""
+    ways = sorted(tried, key=lambda way: (reorders(way), -tried[way].rate))
+    return next(way for way in ways if tried[way].rate >= 0.9 * max(found.rate for found in tried.values()))
 
 
 def _parity(bench: Bench, place: Path, how: str) -> float:

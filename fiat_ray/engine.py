@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 
-GPU_ROWS, CPU_ROWS = 256, 64
+GPU_ROWS, CPU_ROWS = 256, 32
 """Rows that an engine generates side by side, unless told otherwise."""
 
 ENVIRONMENT = {

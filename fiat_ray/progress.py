@@ -18,7 +18,7 @@ from fiat_ray.text import columns, count, within
 LOGGED_EVERY = 60.0
 """Seconds between two lines of a log."""
 SENT_AFTER = 300.0
-"""Seconds before lines of a log are sent too: to import and open MLflow takes ten seconds of a CPU from an engine that may have two."""
+"""Seconds before lines of a log are sent too: to import and open MLflow takes ten seconds of a CPU, and an engine may have but two."""
 LOOKED_EVERY = 1.0
 """Seconds between two looks at what is watched, and before the first."""
 UNKNOWN_COLUMNS = 80

@@ -126,16 +126,18 @@ def test_a_log_has_a_line_a_minute_and_the_last_numbers(tmp_path: Path, monkeypa
 def test_a_server_that_stands_still_holds_up_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LOGGED_EVERY", 0.0)
     monkeypatch.setattr(progress, "SENT_AFTER", 0.0)
-    going, sent = threading.Event(), list[float]()
+    going, begun, sent = threading.Event(), threading.Event(), list[float]()
 
     def send() -> None:
         sent.append(time.monotonic())
+        begun.set()
         going.wait(4)
 
     log, began = progress.ProgressLog(tmp_path / "progress.jsonl", send), time.monotonic()
     for rows in range(3):
         log.write("rivers", lambda rows=rows: {"rows": rows})  # type: ignore[misc]
     assert time.monotonic() - began < 3 and len(progress.read_log(tmp_path / "progress.jsonl")) == 3
+    assert begun.wait(5)
     going.set()
     assert len(sent) == 1, "senders pile up"
 

@@ -28,7 +28,7 @@ from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.trials import Trials
 from fiat_ray.tracking import track_progress
 
-GPU_WINDOW, CPU_WINDOW = 512, 128
+GPU_WINDOW, CPU_WINDOW = 512, 64
 """Rows that an engine is given at once: twice as many as it generates together, so that it never waits."""
 
 
