@@ -94,7 +94,7 @@ class Work:
 
 
 class Mark(NamedTuple):
-    """What is known at the end of a step."""
+    """What is known when the first step begins, and at the end of each."""
 
     clock: float
     """Seconds, of which those that others took in their turns are none."""
@@ -124,9 +124,10 @@ def bare(work: Work, at_once: int) -> list[Mark]:
     tuned = [p for p in model.parameters() if p.requires_grad]
     masters = [p.detach().float() for p in tuned]  # the same memory where parameters are float32
     optimizer = torch.optim.AdamW(masters, lr=work.learning_rate, weight_decay=0.0, fused=True)
-    turn, marks = Turn(), [Mark(0.0, 0, 0, 0.0)]
+    turn, marks = Turn(), list[Mark]()
     for step in range(work.steps):
         turn.begin()
+        marks = marks or [Mark(turn.clock(), 0, 0, 0.0)]
         items = work.step(step)
         total = torch.zeros((), device=device)
         shared = common_start(items)
@@ -148,7 +149,7 @@ def bare(work: Work, at_once: int) -> list[Mark]:
         loss_now = float(total)  # waits for a GPU
         marks.append(Mark(turn.clock(), marks[-1].tokens + tokens, marks[-1].supervised + supervised, loss_now))
     turn.end()
-    return marks[1:]
+    return marks
 
 
 def _supervised(rows: Sequence[dict[str, list[int]]]) -> list[Supervised]:
@@ -173,7 +174,7 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
     at_once, attention = settings.pop("at_once", work.batch), settings.pop("attention", "sdpa")
     # Rows, or packs of them, before an update.
     at_a_step = sum(len(row["input_ids"]) for row in work.rows) / work.steps / settings["max_length"] if "packing" in settings else work.batch
-    marks = [Mark(0.0, 0, 0, 0.0)]
+    marks: list[Mark] = []
 
     class Watched(SFTTrainer):
         tokens = supervised = 0
@@ -193,6 +194,8 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
     class Watch(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             turn.begin()
+            if not marks:
+                marks.append(Mark(turn.clock(), 0, 0, 0.0))
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             marks.append(Mark(turn.clock(), trainer.tokens, trainer.supervised, float(trainer.loss)))
@@ -230,7 +233,7 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
         model = trainer.model.merge_and_unload() if work.lora else trainer.model
         model.to(checkpoints.dtype_of(folder)).save_pretrained(save_to)
         tokenizer.save_pretrained(save_to)
-    return marks[1:]
+    return marks
 
 
 def _device() -> torch.device:

@@ -50,7 +50,7 @@ SECONDS, ROUNDS = 60, 3
 ON_GPU = torch.cuda.is_available()
 BATCH = 64 if ON_GPU else 8
 TRIED_STEPS = 2
-"""Of each way that is tried, the first one not counted."""
+"""Of each way that is tried. The first one counts too: without its rows, a way that reorders them would be compared by others."""
 TRIED_BATCH = BATCH if ON_GPU else BATCH // 2
 """Rows of TRL's: ways that take all at once are no slower with fewer, as less is padded."""
 PARITY_STEPS = 100
@@ -77,15 +77,16 @@ class Found(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Tokens a second after the first step; of rows in one order this is rows a second, but for a factor."""
+        """Tokens a second; of the same rows this is rows a second, but for a factor."""
         first, last = self.marks[0], self.marks[-1]
         each = mean(self.kept) if self.kept else 0.0
         return (last.tokens - first.tokens) / (last.clock - first.clock) / (1 + each / max(KEEP_SECONDS, each / MOST_SHARE))
 
     def rounds(self, number: int) -> list[Found]:
         """So many stretches of as many steps each; the first step is in none."""
-        steps = (len(self.marks) - 1) // number
-        return [self._replace(marks=self.marks[at * steps : (at + 1) * steps + 1]) for at in range(number)]
+        marks = self.marks[1:]
+        steps = (len(marks) - 1) // number
+        return [self._replace(marks=marks[at * steps : (at + 1) * steps + 1]) for at in range(number)]
 
 
 class Bench:
@@ -224,7 +225,8 @@ def _write(place: Path, name: str, values: Values) -> dict[str, Path]:
 
 def _steps_of_a_round(tried: Found) -> int:
     """``tried``: the fastest bare loop."""
-    return math.ceil(SECONDS * tried.rate * TRIED_STEPS / tried.marks[-1].tokens)
+    [warm] = tried.rounds(1)
+    return math.ceil(SECONDS * warm.rate * TRIED_STEPS / tried.marks[-1].tokens)
 
 
 def _compare(bench: Bench, place: Path, loops: Mapping[str, tuple[str, Found]], best: str) -> dict[str, float]:
@@ -265,7 +267,7 @@ def _parity(bench: Bench, place: Path, how: str) -> float:
     systems = {"ours": ("ours", "trial"), "trl": ("trl", "no checkpointing")}
     found = bench.together(systems, {"ours": given["config"], "trl": given["work"]})
     check_same(found)
-    ours, theirs = ([mark.loss for mark in run.marks] for run in found.values())
+    ours, theirs = ([mark.loss for mark in run.marks[1:]] for run in found.values())
     print(f"loss, {how}: {theirs[0]:.4f} to {theirs[-1]:.4f}; largest difference from TRL's {largest_difference(ours, theirs):.2%}", flush=True)
     return largest_difference(ours, theirs)
 
@@ -283,7 +285,7 @@ def _mfu(bench: Bench, place: Path) -> float:
     given = _write(place, "mfu", config_of("full", MFU_STEPS, str(folder)) | {"batch_size": MFU_BATCH})
     work, found = Work.read(given["work"]), bench.must("ours", "trial", given["config"])
     needed = sum(flops_of_step(config, work.step(step)) for step in range(1, work.steps))
-    return needed / (found.marks[-1].clock - found.marks[0].clock) / PEAK
+    return needed / (found.marks[-1].clock - found.marks[1].clock) / PEAK
 
 
 def _ours(values: Values) -> Found:
@@ -311,6 +313,7 @@ def watched(config: dict[str, Any]) -> None:
     class Tunable(trial.DeepSpeedTunable):  # type: ignore[name-defined]
         def gradient(self, x: Any, y_beta: Any) -> None:
             turn.begin()
+            noted["marks"] = noted["marks"] or [(turn.clock(), 0, 0, 0.0)]
             super().gradient(x, y_beta)
 
         def update(self) -> None:
@@ -335,9 +338,8 @@ def watched(config: dict[str, Any]) -> None:
 def _child(system: str, how: str, given: Path) -> Found:
     if system == "ours":
         return _ours(json.loads(given.read_text()))
-    if system == "bare":
-        return Found(bare(Work.read(given), MICRO_BATCHES[how]), [])
-    return Found(trl(Work.read(given), how), [])
+    work = Work.read(given)
+    return Found(bare(work, MICRO_BATCHES[how]) if system == "bare" else trl(work, how), [])
 
 
 if __name__ == "__main__":

@@ -81,11 +81,14 @@ def per_step(work: Work) -> list[tuple[int, int]]:
 
 
 def child(tmp_path: Path, system: str, how: str, given: str) -> list[Mark]:
+    """At the end of each step."""
     path, output = tmp_path / "given.json", tmp_path / "found.json"
     path.write_text(given)
     command = [sys.executable, "-m", "benchmarks.tuning", system, how, str(path), str(output)]
     subprocess.run(command, check=True, env=environment(TRL if system == "trl" else None), capture_output=True)
-    return [Mark(*mark) for mark in json.loads(output.read_text())["marks"]]
+    begun, *marks = [Mark(*mark) for mark in json.loads(output.read_text())["marks"]]
+    assert begun.tokens == begun.supervised == 0 and begun.clock < marks[0].clock
+    return marks
 
 
 @pytest.mark.parametrize("how", tuning.METHODS)
@@ -186,7 +189,7 @@ def test_largest_relative_difference_of_loss_curves(ours: Sequence[float], their
         largest_difference(ours, theirs[:1])
 
 
-def test_rate_counts_after_the_first_step_and_spreads_the_keeping() -> None:
+def test_rate_counts_between_marks_and_spreads_the_keeping() -> None:
     marks = [Mark(5.0, 100, 1, 1.0), Mark(7.0, 300, 2, 1.0)]
     assert Found(marks, []).rate == pytest.approx(100)
     assert Found(marks, [1.0]).rate == pytest.approx(100 / (1 + 1 / tuning.KEEP_SECONDS))
@@ -194,9 +197,9 @@ def test_rate_counts_after_the_first_step_and_spreads_the_keeping() -> None:
 
 
 def test_rounds_hold_all_steps_but_the_first() -> None:
-    marks = [Mark(float(step), 10 * step, step, 1.0) for step in range(7)]
+    marks = [Mark(float(step), 10 * step, step, 1.0) for step in range(8)]
     rounds = Found(marks, [1.0]).rounds(3)
-    assert [run.marks for run in rounds] == [marks[0:3], marks[2:5], marks[4:7]] and all(run.kept == [1.0] for run in rounds)
+    assert [run.marks for run in rounds] == [marks[1:4], marks[3:6], marks[5:8]] and all(run.kept == [1.0] for run in rounds)
 
 
 def _json(tmp_path: Path, given: Work) -> str:
