@@ -91,7 +91,7 @@ def test_trials_that_differ_in_their_seed_are_validated_once_before_tuning(
     """And each leaves the very bytes that it leaves in a lane of its own."""
     monkeypatch.setattr(lane, "_quiet_deepspeed", QUIET_DEEPSPEED)
     monkeypatch.setenv("LOCAL_RANK", "0")
-    config = dataclasses.replace(test_tune_resume.config(tiny), methods=("no_cot",), seeds=(0, 1), steps=1)
+    config = dataclasses.replace(test_tune_resume.config(tiny), seeds=(0, 1), steps=2)
     trials, asked = prepare(config).trials, Counter[str]()
     for run, lanes in (("together", [trials]), ("alone", [[trial] for trial in trials])):
         runs.run_config(config, tmp_path / run, stages=("reason",), console=Console(quiet=True))
@@ -101,7 +101,8 @@ def test_trials_that_differ_in_their_seed_are_validated_once_before_tuning(
             board.add(taken)
             work(board, tmp_path / run)
             assert [report.error for report in board.reports() if report.ended] == [None] * len(taken)
-    assert len(trials) == 2 and asked["together"] == asked["alone"] - 1
+    assert {trial.method for trial in trials} == {"no_cot", "no_peft"} and len(trials) == 4
+    assert asked["together"] == asked["alone"] - 2
     for trial in trials:
         assert test_tune_resume.content(tmp_path / "together", trial) == test_tune_resume.content(tmp_path / "alone", trial)
 
