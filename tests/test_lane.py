@@ -1,4 +1,4 @@
-"""What a lane's trials share, and how it ends. But for the last test without Ray: its board is called here where it lies."""
+"""What a lane's trials share, and how it ends. But for the last test without Ray."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 import test_tune_resume
 import torch
 import torch.distributed as dist
@@ -35,20 +35,16 @@ FAILS: list[Any] = [SimpleNamespace(name=name, task="of no run") for name in ("a
 
 
 class Here:
-    """A board whose calls look like those of Ray's actor."""
+    """A channel to a board in this process."""
 
     def __init__(self, board: lane.Board) -> None:
-        self._board = board
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self._board, name))
+        self.take, self.report = partial(board.take, "lane"), board.report
 
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[lane.Board]:
     """With two trials that fail. In a process that is the only worker of a lane."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(cluster, "end_with_raylet", lambda: None)
     monkeypatch.setattr(lane, "_quiet_deepspeed", lambda: None)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
@@ -59,7 +55,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[lane.Boar
 
 
 def work(board: lane.Board, run: Path) -> None:
-    lane._work({"lane": "lane", "board": Here(board), "run": str(run), "zero": 0, "threads": torch.get_num_threads(), "share": 1.0})
+    lane._work({"channel": Here(board), "run": str(run), "zero": 0, "threads": torch.get_num_threads(), "share": 1.0})
 
 
 def test_without_cuda_a_lane_goes_on_after_a_failed_trial(board: lane.Board, tmp_path: Path) -> None:
@@ -73,7 +69,7 @@ def test_a_trial_that_fails_on_cuda_ends_its_lane_and_its_error_is_told(board: l
     run = RunFolder(tmp_path)
     trials = Trials(FAILS, run, (), Console(quiet=True))
     tuning = Tuning(run, trials, None, Console(quiet=True), Where(), tmp_path)  # type: ignore[arg-type]
-    tuning._board = Here(board)
+    tuning._board = board
     for retried in (["a"], []):
         with pytest.raises(UserError):
             work(board, tmp_path)
@@ -119,7 +115,7 @@ def test_a_lone_worker_that_stands_still_is_killed(tmp_path: Path, monkeypatch: 
     cluster.connect()
     try:
         with pytest.raises(RuntimeError, match="the worker gave no answer for 3 seconds"):
-            lane.run_lane("lane", None, tmp_path, workers=1, cpus=1, gpus=0, zero=0, storage=tmp_path)
+            lane.run_lane("lane", lane.Board(), tmp_path, workers=1, cpus=1, gpus=0, zero=0, storage=tmp_path)
         patience = time.monotonic() + 60
         while Path(f"/proc/{seen.read_text()}").exists() and time.monotonic() < patience:
             time.sleep(0.1)

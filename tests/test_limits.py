@@ -193,7 +193,7 @@ def test_a_campaign_stops_while_it_tunes_and_goes_on(tmp_path: Path, tiny: Path)
     assert whole.returncode == 0, whole.stderr
     assert all(path.read_bytes() == content for path, content in tuned.items())
     assert set(pd.read_parquet(out / "scores.parquet").method) == {"majority", "no_cot", "no_peft"}
-    assert "tuning: w/o" in whole.stdout and "all, with starts" in whole.stdout  # planned and measured
+    assert "tuning: LoRA tuning" in whole.stdout and "all, with starts" in whole.stdout  # planned and measured
 
 
 def test_trials_that_no_lane_has_taken_are_withdrawn() -> None:

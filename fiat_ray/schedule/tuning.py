@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fiat_ray.campaign import needs_rationales
 from fiat_ray.progress import Console
@@ -14,6 +13,7 @@ from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.reasoning import Reasoning
 from fiat_ray.schedule.trials import Trials, tuned
+from fiat_ray.tune import lane
 from fiat_ray.where import Where
 
 MOST_LANE_FAILURES = 3
@@ -24,8 +24,7 @@ class Tuning:
     def __init__(self, run: RunFolder, trials: Trials, reasoning: Reasoning, console: Console, where: Where, storage: Path) -> None:
         self._run, self._trials, self._reasoning, self._console = run, trials, reasoning, console
         self._where, self._storage = where, storage
-        self._board: Any = None
-        """A Ray actor, from the first trial that is ready on."""
+        self._board = lane.Board()
         self._lanes: set[str] = set()
         self._waiting = 0
         """Trials on the board that no lane was started for."""
@@ -38,16 +37,13 @@ class Tuning:
         return bool(self._lanes or self._waiting or self._trials.to_tune)
 
     def start_what_can(self, hardware: Hardware) -> None:
-        import ray
-
         ready = [t for t in self._trials.to_tune if self._reasoning.sealed or not needs_rationales(t)]
         if self._trials.to_tune and not ready and not (self._reasoning.unfinished or self._lanes):
             for trial in self._trials.to_tune:
                 self._trials.fail(trial, "there is no sealed augmented set for this config; run `fiat-ray reason` first")
             self._trials.to_tune = []
         if ready:
-            self._board = self._board or _start_board()
-            ray.get(self._board.add.remote(ready))
+            self._board.add(ready)
             self._trials.to_tune = [t for t in self._trials.to_tune if t not in ready]
             self._waiting += len(ready)
         units = self._where.workers * self.share(hardware)
@@ -63,19 +59,12 @@ class Tuning:
 
     def stop(self) -> None:
         """Lanes end with the trial they are at."""
-        if self._board is not None:
-            import ray
-
-            self._trials.to_tune += ray.get(self._board.withdraw.remote())
-            self._waiting = 0
+        self._trials.to_tune += self._board.withdraw()
+        self._waiting = 0
 
     def show_progress(self) -> None:
         """What lanes said since the last look."""
-        if self._board is None:
-            return
-        import ray
-
-        for report in ray.get(self._board.reports.remote()):
+        for report in self._board.reports():
             trial = self._trials.all[report.trial]
             if report.error is not None and not report.ended:
                 self._causes.setdefault(report.trial, report.error)
@@ -89,13 +78,11 @@ class Tuning:
                 self._console.status(f"tune {trial.name}: {report.text}", "tune", trial=trial.name, step=report.step, steps=report.steps)
 
     def _lane(self, hardware: Hardware, name: str) -> Callable[[], None]:
-        from fiat_ray.tune.lane import run_lane
-
         workers, unit, share = self._where.workers, hardware.unit, self.share(hardware)
         self._console.line(f"tune: starting {workers} worker(s)", "tune", lane=name, workers=workers)
         error: str | None = None
         try:
-            run_lane(
+            lane.run_lane(
                 name,
                 self._board,
                 self._run.path,
@@ -110,31 +97,18 @@ class Tuning:
         return partial(self._lane_ended, name, error)
 
     def _lane_ended(self, name: str, error: str | None) -> None:
-        import ray
-
         self.show_progress()
         self._lanes.discard(name)
-        trial = ray.get(self._board.lost.remote(name))
+        trial = self._board.lost(name)
         if error is not None and trial is not None and not tuned(self._run, trial):
             self._retry(trial.name, self._causes.pop(trial.name, error))
         elif error is not None and trial is None:
             self._failures += 1
             if self._failures >= MOST_LANE_FAILURES:
                 raise RuntimeError(f"Ray Train could not start workers, {MOST_LANE_FAILURES} times: {error}")
-        self._waiting = ray.get(self._board.waiting.remote())
+        self._waiting = self._board.waiting()
 
     def _retry(self, name: str, error: str) -> None:
         trial = self._trials.all[name]
         if self._trials.may_retry(trial, "tune", error):
             self._trials.to_tune.append(trial)
-
-
-def _start_board() -> Any:
-    """On the driver's own node: any other may be lost, and what lanes are at with it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from fiat_ray.tune.lane import Board
-
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()

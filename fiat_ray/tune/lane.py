@@ -1,15 +1,18 @@
 """A lane: the workers of one Ray Train run, which tune one trial after another. Imports and start-up, most of a short tuning, are paid once.
 
-A lane takes trials from the board until none is ready. Several lanes run side by side.
+A lane takes trials from the board, through a channel, until none is ready. Several lanes run side by side.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from fiat_ray.campaign import Trial
@@ -19,6 +22,9 @@ PATIENCE = 600.0
 
 BETWEEN_CHECKS = 2.0
 """Seconds."""
+
+NEXT, END = "next", "end"
+"""What a lane says beside its reports."""
 
 
 @dataclass(frozen=True)
@@ -37,66 +43,114 @@ class Report:
 
 
 class Board:
-    """Where lanes take trials from and report to; a Ray actor."""
+    """Where lanes get trials from, and where what they say is read; in the driver, whose threads share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._ready: deque[Trial] = deque()
         self._reports: list[Report] = []
         self._taken: dict[str, Trial] = {}
 
     def add(self, trials: list[Trial]) -> None:
-        self._ready.extend(trials)
+        with self._lock:
+            self._ready.extend(trials)
 
     def take(self, lane: str) -> Trial | None:
         """The next trial for a lane. None: there is none, and the lane should end."""
-        self._taken.pop(lane, None)
-        if self._ready:
-            self._taken[lane] = self._ready.popleft()
-        return self._taken.get(lane)
+        with self._lock:
+            self._taken.pop(lane, None)
+            if self._ready:
+                self._taken[lane] = self._ready.popleft()
+            return self._taken.get(lane)
 
     def withdraw(self) -> list[Trial]:
         """Trials that no lane has taken yet, and now none will."""
-        withdrawn = list(self._ready)
-        self._ready.clear()
-        return withdrawn
+        with self._lock:
+            withdrawn = list(self._ready)
+            self._ready.clear()
+            return withdrawn
 
     def waiting(self) -> int:
         return len(self._ready)
 
     def report(self, report: Report) -> None:
-        self._reports.append(report)
+        with self._lock:
+            self._reports.append(report)
 
     def reports(self) -> list[Report]:
         """What was reported since the last call."""
-        reports, self._reports = self._reports, []
-        return reports
+        with self._lock:
+            reports, self._reports = self._reports, []
+            return reports
 
     def lost(self, lane: str) -> Trial | None:
         """The trial that a lane was at when it died."""
-        return self._taken.pop(lane, None)
+        with self._lock:
+            return self._taken.pop(lane, None)
 
 
-def run_lane(name: str, board: Any, run: Path, *, workers: int, cpus: float, gpus: float, zero: int, storage: Path) -> None:
+class Channel:
+    """Between a lane and the driver, in an actor, whose threads share it. The driver listens, so that no process runs for the board: each that Ray
+    has takes a percent of a CPU, even when it does nothing."""
+
+    def __init__(self) -> None:
+        self._said: SimpleQueue[Report | str] = SimpleQueue()
+        self._given: SimpleQueue[Trial | None] = SimpleQueue()
+
+    def take(self) -> Trial | None:
+        """For the lane: ``Board.take``."""
+        self._said.put(NEXT)
+        return self._given.get()
+
+    def report(self, report: Report) -> None:
+        """For the lane: ``Board.report``."""
+        self._said.put(report)
+
+    def end(self) -> None:
+        """Nothing more will be said."""
+        self._said.put(END)
+
+    def heard(self) -> list[Report | str]:
+        """For the driver: what was said since the last call. Waits for it, but not long: an answer also tells that the lane does not stand still."""
+        said = []
+        with contextlib.suppress(Empty):
+            said.append(self._said.get(timeout=BETWEEN_CHECKS))
+            while True:
+                said.append(self._said.get_nowait())
+        return said
+
+    def give(self, trial: Trial | None) -> None:
+        """For the driver: what ``take`` waits for."""
+        self._given.put(trial)
+
+
+@dataclass(frozen=True)
+class FarChannel:
+    """A channel in another process, for the lane."""
+
+    actor: Any
+
+    def take(self) -> Trial | None:
+        import ray
+
+        return ray.get(self.actor.take.remote())  # type: ignore[no-any-return]
+
+    def report(self, report: Report) -> None:
+        import ray
+
+        ray.get(self.actor.report.remote(report))  # waits, as else one may overtake another
+
+
+def run_lane(name: str, board: Board, run: Path, *, workers: int, cpus: float, gpus: float, zero: int, storage: Path) -> None:
     """Start a lane and wait for its end. Raises what Ray Train or Ray raises when a worker dies."""
-    config = {"lane": name, "board": board, "run": str(run), "zero": zero, "threads": int(max(1, cpus)), "share": gpus or 1.0}
+    config = {"run": str(run), "zero": zero, "threads": int(max(1, cpus)), "share": gpus or 1.0}
     if workers == 1:
-        _alone(config, cpus, gpus)
-        return
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
-        # A name of its own: Ray Train resumes a run whose name it has seen.
-        run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
-    )
-    trainer.fit()
+        _alone(name, board, config, cpus, gpus)
+    else:
+        _together(name, board, config, workers, cpus, gpus, storage)
 
 
-class LoneWorker:
+class LoneWorker(Channel):
     """The worker of a lane that has no other, a Ray actor in which Ray Train runs in local mode: without the five actors that lead several workers,
     and take 5 % of two CPUs from the tuning and twelve seconds to start."""
 
@@ -104,6 +158,7 @@ class LoneWorker:
         from fiat_ray import cpu
         from fiat_ray.cluster import end_with_raylet
 
+        super().__init__()
         end_with_raylet()
         cpu.keep_memory()
 
@@ -115,36 +170,81 @@ class LoneWorker:
 
         # With these Ray Train makes the process group that DeepSpeed asks for.
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        TorchTrainer(work, train_loop_config=config, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
+        try:
+            scaling = ray.train.ScalingConfig(num_workers=0)
+            TorchTrainer(work, train_loop_config={**config, "channel": self}, scaling_config=scaling).fit()
+        finally:
+            self.end()
 
-    def answer(self) -> None:
-        """That it does not stand still."""
+
+def _alone(name: str, board: Board, config: dict[str, Any], cpus: float, gpus: float) -> None:
+    import ray
+
+    worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=3)(LoneWorker).remote()
+    try:
+        tuned = worker.tune.remote(_work, config)
+        _listen(worker, board, name)
+        ray.get(tuned)
+    finally:
+        ray.kill(worker)
 
 
-def _alone(config: dict[str, Any], cpus: float, gpus: float) -> None:
+def _together(name: str, board: Board, config: dict[str, Any], workers: int, cpus: float, gpus: float, storage: Path) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # On the driver's own node: any other may be lost, and with it what the lane said.
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    channel = ray.remote(num_cpus=0, max_concurrency=4, scheduling_strategy=here)(Channel).remote()
+    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={**config, "channel": FarChannel(channel)},
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
+        # A name of its own: Ray Train resumes a run whose name it has seen.
+        run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
+    )
+
+    def listen() -> None:
+        with contextlib.suppress(Exception):  # without the channel the workers fail, and `fit` says so
+            _listen(channel, board, name)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        trainer.fit()
+    finally:
+        channel.end.remote()
+        listener.join()
+        ray.kill(channel)
+
+
+def _listen(channel: Any, board: Board, lane: str) -> None:
+    """Answer what a lane says, to its end. Raises ``RuntimeError`` where it stands still."""
     import os
 
     import ray
 
     patience = float(os.environ.get("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", PATIENCE))
-    worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=2)(LoneWorker).remote()
-    try:
-        ended = worker.tune.remote(_work, config)
-        while not ray.wait([ended], timeout=BETWEEN_CHECKS)[0]:
-            try:
-                ray.get(worker.answer.remote(), timeout=patience)
-            except ray.exceptions.GetTimeoutError as error:
-                raise RuntimeError(f"the worker gave no answer for {patience:g} seconds") from error
-        ray.get(ended)
-    finally:
-        ray.kill(worker)
+    while True:
+        try:
+            heard = ray.get(channel.heard.remote(), timeout=patience)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RuntimeError(f"the worker gave no answer for {patience:g} seconds") from error
+        for said in heard:
+            if said == END:
+                return
+            if said == NEXT:
+                channel.give.remote(board.take(lane))
+            else:
+                board.report(said)
 
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker of a lane runs."""
     import os
 
-    import ray
     import torch
     import torch.distributed as dist
 
@@ -157,15 +257,15 @@ def _work(config: dict[str, Any]) -> None:
     _quiet_deepspeed()
     if not torch.cuda.is_available():
         torch.set_num_threads(config["threads"])
-    board, rank, run = config["board"], dist.get_rank(), RunFolder(config["run"])
+    channel, rank, run = config["channel"], dist.get_rank(), RunFolder(config["run"])
     os.chdir(run.path)
     untuned: dict[str, Validation] = {}
 
     def say(trial: Trial) -> Progress:
-        return lambda *said: board.report.remote(Report(trial.name, *said)) if rank == 0 else None
+        return lambda *said: channel.report(Report(trial.name, *said)) if rank == 0 else None
 
     while True:
-        chosen = [ray.get(board.take.remote(config["lane"])) if rank == 0 else None]
+        chosen = [channel.take() if rank == 0 else None]
         dist.broadcast_object_list(chosen)
         trial = chosen[0]
         if trial is None:
@@ -178,10 +278,10 @@ def _work(config: dict[str, Any]) -> None:
             last = dist.get_world_size() > 1 or torch.cuda.is_available()
             end = Report(trial.name, "failed", ended=not last, error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
             if last:
-                ray.get(board.report.remote(end))
+                channel.report(end)
                 raise
         if rank == 0:
-            ray.get(board.report.remote(end))
+            channel.report(end)
 
 
 def _quiet_deepspeed() -> None:
