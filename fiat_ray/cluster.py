@@ -57,7 +57,7 @@ def connect() -> None:
     terminated = signal.getsignal(signal.SIGTERM)
     logs = bool(os.environ.get("FIAT_RAY_WORKER_LOGS"))
     try:
-        with _without_what_nobody_reads(logs):
+        with _without_what_nobody_asks(logs):
             ray.init(include_dashboard=False, logging_level="error", log_to_driver=logs)
     except Exception as error:  # a raylet that does not start in time is a bare one
         address = os.environ.get("RAY_ADDRESS")
@@ -69,16 +69,15 @@ def connect() -> None:
 
 
 @contextlib.contextmanager
-def _without_what_nobody_reads(logs: bool) -> Iterator[None]:
-    """A Ray that is started meanwhile has no autoscaler, no server of a dashboard that is left out, and nothing that reads workers' logs, unless
-    ``logs``. Ray has no setting for it. They take 1 % of two CPUs from an engine or a tuning, and of Ray's start two of seven seconds."""
+def _without_what_nobody_asks(logs: bool) -> Iterator[None]:
+    """A Ray that is started meanwhile has no autoscaler, and nothing that reads what workers print unless ``logs``; ``ray.init`` has no setting for
+    it. They take 1 % of two CPUs from an engine or a tuning, and of Ray's start one second of seven."""
     from ray._private.node import Node
 
-    unread = ("start_monitor", "start_api_server", *(() if logs else ("start_log_monitor",)))
-    started = {name: getattr(Node, name) for name in unread}
+    started = {name: getattr(Node, name) for name in ("start_monitor", *(() if logs else ("start_log_monitor",)))}
     try:
-        for name in unread:
-            setattr(Node, name, lambda *_, **__: None)
+        for name in started:
+            setattr(Node, name, lambda _: None)
         yield
     finally:
         for name, start in started.items():

@@ -25,7 +25,7 @@ from fiat_ray.reason.stage import reason
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.spending import Spending
 from fiat_ray.schedule.tuning import Tuning
-from fiat_ray.tune.lane import Board
+from fiat_ray.tune.lane import Board, Report
 from fiat_ray.where import Where
 
 bench = test_reason_stage.bench
@@ -201,4 +201,5 @@ def test_trials_that_no_lane_has_taken_are_withdrawn() -> None:
     board.add(["a", "b", "c"])  # type: ignore[list-item]
     assert board.take("lane") == "a"
     assert board.withdraw() == ["b", "c"] and board.waiting() == 0
+    board.report("lane", Report("a", "tuned", ended=True))
     assert board.take("lane") is None

@@ -67,7 +67,7 @@ def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: 
     import torch.distributed as dist
 
     from fiat_ray.tune.lane import _quiet_deepspeed
-    from fiat_ray.tune.trial import run_trial
+    from fiat_ray.tune.trial import Shared, run_trial
     from fiat_ray.tune.tunable import DeepSpeedTunable
 
     os.environ["LOCAL_RANK"] = str(rank)
@@ -99,7 +99,7 @@ def tune(rank: int, workers: int, meeting: Path, run: Path, trial: Trial, zero: 
         forget(self)
 
     DeepSpeedTunable.update, DeepSpeedTunable.keep, resume.Keeper.forget = counted, kept, forgotten  # type: ignore[method-assign]
-    run_trial(trial, RunFolder(run), zero, 1.0, lambda text, *_: print(text, file=(run / "said").open("a")), {})
+    run_trial(trial, RunFolder(run), zero, 1.0, lambda text, *_: print(text, file=(run / "said").open("a")), Shared())
     (run / f"updates-{rank}").write_text(str(updates))
 
 

@@ -102,7 +102,7 @@ class Tuning:
         trial = self._board.lost(name)
         if error is not None and trial is not None and not tuned(self._run, trial):
             self._retry(trial.name, self._causes.pop(trial.name, error))
-        elif error is not None and trial is None:
+        elif error is not None and not self._board.began(name):
             self._failures += 1
             if self._failures >= MOST_LANE_FAILURES:
                 raise RuntimeError(f"Ray Train could not start workers, {MOST_LANE_FAILURES} times: {error}")

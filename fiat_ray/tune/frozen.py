@@ -30,8 +30,11 @@ class LaidOut(NamedTuple):
 def lay_out(model: Any, zero: int) -> None:
     """All weights beside which an adapter is tuned, where it pays. ``zero``: ZeRO's stage; in 3 they are nowhere whole."""
     for layer in _layers(model, zero):
-        weight = layer.base_layer.weight.detach()
-        layer.laid_out = LaidOut(*(torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), TOKENS) for w in (weight, weight.t())))
+        base = layer.base_layer
+        if not hasattr(base, "both_ways"):  # it may have had another adapter before
+            weight = base.weight.detach()
+            base.both_ways = LaidOut(*(torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), TOKENS) for w in (weight, weight.t())))
+        layer.laid_out = base.both_ways
 
 
 def bytes_laid_out(model: Any, zero: int) -> int:

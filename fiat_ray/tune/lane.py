@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -22,9 +24,6 @@ PATIENCE = 600.0
 
 BETWEEN_CHECKS = 2.0
 """Seconds."""
-
-NEXT, END = "next", "end"
-"""What a lane says beside its reports."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,13 @@ class Report:
     """Why it failed. Where it has not ``ended`` by that, the lane does."""
 
 
+class Word(Enum):
+    """What a lane says beside its reports."""
+
+    NEXT = "next"
+    END = "end"
+
+
 class Board:
     """Where lanes get trials from, and where what they say is read; in the driver, whose threads share it."""
 
@@ -50,17 +56,20 @@ class Board:
         self._ready: deque[Trial] = deque()
         self._reports: list[Report] = []
         self._taken: dict[str, Trial] = {}
+        """Lane → the trial that it is at."""
+        self._began: set[str] = set()
+        """Lanes that ever took one."""
 
     def add(self, trials: list[Trial]) -> None:
         with self._lock:
             self._ready.extend(trials)
 
     def take(self, lane: str) -> Trial | None:
-        """The next trial for a lane. None: there is none, and the lane should end."""
+        """The next trial for a lane; the one it is at, where its workers begin anew. None: there is none, and the lane should end."""
         with self._lock:
-            self._taken.pop(lane, None)
-            if self._ready:
+            if lane not in self._taken and self._ready:
                 self._taken[lane] = self._ready.popleft()
+                self._began.add(lane)
             return self._taken.get(lane)
 
     def withdraw(self) -> list[Trial]:
@@ -73,9 +82,11 @@ class Board:
     def waiting(self) -> int:
         return len(self._ready)
 
-    def report(self, report: Report) -> None:
+    def report(self, lane: str, report: Report) -> None:
         with self._lock:
             self._reports.append(report)
+            if report.ended:
+                self._taken.pop(lane, None)
 
     def reports(self) -> list[Report]:
         """What was reported since the last call."""
@@ -88,18 +99,22 @@ class Board:
         with self._lock:
             return self._taken.pop(lane, None)
 
+    def began(self, lane: str) -> bool:
+        """Whether it ever took a trial."""
+        return lane in self._began
+
 
 class Channel:
-    """Between a lane and the driver, in an actor, whose threads share it. The driver listens, so that no process runs for the board: each that Ray
-    has takes a percent of a CPU, even when it does nothing."""
+    """Between a lane and the driver, in an actor, whose threads share it. That the driver asks for what is said, and has the board, saves a process
+    where the lane has one worker: each that Ray has takes a percent of a CPU, even when it does nothing."""
 
     def __init__(self) -> None:
-        self._said: SimpleQueue[Report | str] = SimpleQueue()
+        self._said: SimpleQueue[Report | Word] = SimpleQueue()
         self._given: SimpleQueue[Trial | None] = SimpleQueue()
 
     def take(self) -> Trial | None:
         """For the lane: ``Board.take``."""
-        self._said.put(NEXT)
+        self._said.put(Word.NEXT)
         return self._given.get()
 
     def report(self, report: Report) -> None:
@@ -108,13 +123,13 @@ class Channel:
 
     def end(self) -> None:
         """Nothing more will be said."""
-        self._said.put(END)
+        self._said.put(Word.END)
 
-    def heard(self) -> list[Report | str]:
-        """For the driver: what was said since the last call. Waits for it, but not long: an answer also tells that the lane does not stand still."""
-        said = []
+    def heard(self, seconds: float) -> list[Report | Word]:
+        """For the driver: what was said since the last call. Waits so long for it: an answer also tells that the lane does not stand still."""
+        said: list[Report | Word] = []
         with contextlib.suppress(Empty):
-            said.append(self._said.get(timeout=BETWEEN_CHECKS))
+            said.append(self._said.get(timeout=seconds))
             while True:
                 said.append(self._said.get_nowait())
         return said
@@ -138,7 +153,9 @@ class FarChannel:
     def report(self, report: Report) -> None:
         import ray
 
-        ray.get(self.actor.report.remote(report))  # waits, as else one may overtake another
+        heard = self.actor.report.remote(report)
+        if report.ended or report.error is not None:
+            ray.get(heard)
 
 
 def run_lane(name: str, board: Board, run: Path, *, workers: int, cpus: float, gpus: float, zero: int, storage: Path) -> None:
@@ -183,7 +200,7 @@ def _alone(name: str, board: Board, config: dict[str, Any], cpus: float, gpus: f
     worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=3)(LoneWorker).remote()
     try:
         tuned = worker.tune.remote(_work, config)
-        _listen(worker, board, name)
+        _listen(worker, board, name, over=lambda: bool(ray.wait([tuned], timeout=0)[0]))
         ray.get(tuned)
     finally:
         ray.kill(worker)
@@ -205,40 +222,52 @@ def _together(name: str, board: Board, config: dict[str, Any], workers: int, cpu
         # A name of its own: Ray Train resumes a run whose name it has seen.
         run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
     )
+    errors: list[Exception] = []
 
-    def listen() -> None:
-        with contextlib.suppress(Exception):  # without the channel the workers fail, and `fit` says so
-            _listen(channel, board, name)
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        trainer.fit()
-    finally:
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            errors.append(error)
         channel.end.remote()
-        listener.join()
-        ray.kill(channel)
+
+    fitting = threading.Thread(target=fit, daemon=True)
+    fitting.start()
+    try:
+        _listen(channel, board, name, over=lambda: not fitting.is_alive())
+    finally:
+        ray.kill(channel)  # without it workers that still run fail
+        fitting.join()
+    if errors:
+        raise errors[0]
 
 
-def _listen(channel: Any, board: Board, lane: str) -> None:
-    """Answer what a lane says, to its end. Raises ``RuntimeError`` where it stands still."""
+def _listen(channel: Any, board: Board, lane: str, over: Callable[[], bool]) -> None:
+    """Answer what a lane says, to its end. ``over``: whether it has ended, said or not. Raises ``RuntimeError`` where it stands still."""
     import os
-
-    import ray
 
     patience = float(os.environ.get("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", PATIENCE))
     while True:
-        try:
-            heard = ray.get(channel.heard.remote(), timeout=patience)
-        except ray.exceptions.GetTimeoutError as error:
-            raise RuntimeError(f"the worker gave no answer for {patience:g} seconds") from error
-        for said in heard:
-            if said == END:
-                return
-            if said == NEXT:
-                channel.give.remote(board.take(lane))
+        last = over()
+        for said in _answer(channel.heard.remote(min(BETWEEN_CHECKS, patience / 4)), patience):
+            if isinstance(said, Report):
+                board.report(lane, said)
+            elif said is Word.NEXT:
+                _answer(channel.give.remote(board.take(lane)), patience)
             else:
-                board.report(said)
+                last = True
+        if last:
+            return
+
+
+def _answer(reference: Any, patience: float) -> Any:
+    import ray
+
+    since = time.monotonic()
+    while not ray.wait([reference], timeout=BETWEEN_CHECKS)[0]:  # not at once for so long: Ray may be left meanwhile
+        if time.monotonic() - since > patience:
+            raise RuntimeError(f"the worker gave no answer for {patience:g} seconds")
+    return ray.get(reference)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -250,8 +279,7 @@ def _work(config: dict[str, Any]) -> None:
 
     from fiat_ray.cluster import end_with_raylet
     from fiat_ray.run_folder import RunFolder
-    from fiat_ray.tune.trial import Progress, run_trial
-    from fiat_ray.tune.validate import Validation
+    from fiat_ray.tune.trial import Progress, Shared, run_trial
 
     end_with_raylet()
     _quiet_deepspeed()
@@ -259,7 +287,7 @@ def _work(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     channel, rank, run = config["channel"], dist.get_rank(), RunFolder(config["run"])
     os.chdir(run.path)
-    untuned: dict[str, Validation] = {}
+    shared = Shared()
 
     def say(trial: Trial) -> Progress:
         return lambda *said: channel.report(Report(trial.name, *said)) if rank == 0 else None
@@ -271,7 +299,7 @@ def _work(config: dict[str, Any]) -> None:
         if trial is None:
             return
         try:
-            run_trial(trial, run, config["zero"], config["share"], say(trial), untuned)
+            run_trial(trial, run, config["zero"], config["share"], say(trial), shared)
             end = Report(trial.name, "tuned", ended=True)
         except Exception as error:
             # Several workers wait for one another in a collective, and errors of CUDA may stay with a process: only a new lane helps.

@@ -12,7 +12,8 @@ from fiat_ray.tune.frozen import lay_out
 
 
 def make_fast(model: Any, zero: int = 0) -> None:
-    """For this machine; once. ``zero``: ZeRO's stage; in 3, hooks gather weights layer by layer, which is not compiled."""
+    """For this machine; once for each adapter that a model gets. ``zero``: ZeRO's stage; in 3, hooks gather weights layer by layer, which is not
+    compiled."""
     if not torch.cuda.is_available():
         norms_in_few_passes(model)
         last_mlp_where_read(model)
@@ -38,24 +39,29 @@ def last_mlp_where_read(model: Any) -> None:
     mlp: Any = getattr(layers[-1], "mlp", None)
     if not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")):  # experts may return more than what is added
         return
-    read: torch.Tensor | None = None
-    shape = torch.Size()
+    if not hasattr(mlp, "where_read"):
+        mlp.where_read = WhereRead()
+        mlp.register_forward_pre_hook(mlp.where_read.pick)
+        mlp.register_forward_hook(mlp.where_read.place)
+    model.register_forward_pre_hook(mlp.where_read.note, with_kwargs=True)
 
-    def note(_: nn.Module, __: Any, named: dict[str, Any]) -> None:
-        nonlocal read
-        read = kept if isinstance(kept := named.get("logits_to_keep"), torch.Tensor) else None
 
-    def pick(_: nn.Module, given: Any) -> Any:
-        nonlocal shape
-        shape = given[0].shape
-        return given if read is None else (given[0][:, read], *given[1:])
+class WhereRead:
+    """Hooks of a model, and of the module in it that is to be computed at ``logits_to_keep`` alone."""
 
-    def place(_: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:
-        return found if read is None else found.new_zeros(shape).index_copy(1, read, found)
+    def __init__(self) -> None:
+        self._read: torch.Tensor | None = None
+        self._shape = torch.Size()
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    mlp.register_forward_pre_hook(pick)
-    mlp.register_forward_hook(place)
+    def note(self, _: nn.Module, __: Any, named: dict[str, Any]) -> None:
+        self._read = kept if isinstance(kept := named.get("logits_to_keep"), torch.Tensor) else None
+
+    def pick(self, _: nn.Module, given: Any) -> Any:
+        self._shape = given[0].shape
+        return given if self._read is None else (given[0][:, self._read], *given[1:])
+
+    def place(self, _: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:
+        return found if self._read is None else found.new_zeros(self._shape).index_copy(1, self._read, found)
 
 
 class InFewPasses(nn.Module):
@@ -73,6 +79,8 @@ def norms_in_few_passes(model: nn.Module) -> None:
     """All norms of a model that compute just what ``InFewPasses`` does."""
     for norm in model.modules():
         # Some take a gate besides, which those of hybrid models can't do without.
+        if isinstance(norm, InFewPasses):  # of a model that had another adapter before
+            continue
         if hasattr(norm, "variance_epsilon") and hasattr(norm, "weight") and len(signature(norm.forward).parameters) == 1:
             x = torch.linspace(-2, 3, len(norm.weight), dtype=norm.weight.dtype, device=norm.weight.device)
             with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from fiat_ray.schema import HISTORY, VALIDATED
 from fiat_ray.task import Task
 from fiat_ray.text import by_language
 from fiat_ray.tune import model as checkpoints
+from fiat_ray.tune.base import Base
 from fiat_ray.tune.resume import Keeper, Kept
 from fiat_ray.tune.tunable import DeepSpeedTunable, precision
 from fiat_ray.tune.validate import Validation, validate
@@ -44,6 +45,15 @@ class Progress(Protocol):
 
 
 @dataclass
+class Shared:
+    """What the trials of a lane have in common."""
+
+    untuned: dict[str, Validation] = field(default_factory=dict)
+    """Validations at step 0, which trials that differ in seed or size have in common."""
+    base: Base = field(default_factory=Base)
+
+
+@dataclass
 class Best:
     """The best validated state so far, over all learning rates."""
 
@@ -53,11 +63,11 @@ class Best:
     state: dict[str, torch.Tensor]
 
 
-def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: Progress, untuned: dict[str, Validation]) -> None:
+def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: Progress, shared: Shared) -> None:
     """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, ``validation.parquet``, and last ``trial.json``.
 
     All workers of a trial run this together; ``share``: of a GPU, for each. One that was broken off goes on from where it was kept (see
-    ``tune.resume``). ``untuned``: validations at step 0, which trials that differ in seed or size have in common; it is added to.
+    ``tune.resume``).
     """
     task = run.load_task(trial.task)
     renderer = _renderer(models.find(trial.model), trial.recipe.instruction_tuned)
@@ -65,7 +75,7 @@ def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: P
     rationales = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
     seal = augmented.read_seal(run.augmented(trial.task)) if trial.recipe.cot != "none" else None
     fingerprint = seal["fingerprint"] if seal else None
-    session = _Session(trial, task, renderer, examples, rationales, fingerprint, run.trial(trial.name), zero, share, progress, untuned)
+    session = _Session(trial, task, renderer, examples, rationales, fingerprint, run.trial(trial.name), zero, share, progress, shared)
     for learning_rate in trial.learning_rates:
         session.tune(learning_rate)
     if dist.get_rank() == 0:
@@ -94,11 +104,11 @@ class _Session:
         zero: int,
         share: float,
         progress: Progress,
-        untuned: dict[str, Validation],
+        shared: Shared,
     ) -> None:
         """``seal``: fingerprint of the augmented set that is trained on; None without CoT."""
         self.trial, self.task, self.renderer, self.rationales, self.seal = trial, task, renderer, rationales, seal
-        self.folder, self.zero, self.share, self.progress, self.untuned = folder, zero, share, progress, untuned
+        self.folder, self.zero, self.share, self.progress, self.shared = folder, zero, share, progress, shared
         self.train = train_subset([e for e in examples if e.split == "train"], trial.train_size)
         self.validation = validation_subset([e for e in examples if e.split == "validation"], trial.validation_rows)
         self.steps = number_of_steps(len(self.train), trial.batch_size, trial.epochs, trial.steps)
@@ -132,7 +142,8 @@ class _Session:
         self.kept = self.model = None
         gc.collect()  # an engine's parts hold one another, and with them the weights of the rate before
         trial, done = self.trial, kept.progress["tunable"]["step"] if kept else 0
-        tunable = DeepSpeedTunable(trial, self.task, self.renderer, self.base, learning_rate, self.steps, self.zero, self.dtype, self.share, kept)
+        how = (learning_rate, self.steps, self.zero, self.dtype, self.share, kept, self.shared.base)
+        tunable = DeepSpeedTunable(trial, self.task, self.renderer, self.base, *how)
         batches = islice(steps_of(self.train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix), done, None)
         start = time.perf_counter() - (kept.progress["seconds_of_rate"] if kept else 0)
         validated = {round(at * self.steps / self.trial.validations) for at in range(self.trial.validations + 1)}
@@ -186,9 +197,9 @@ class _Session:
 
     def _untuned(self, tunable: DeepSpeedTunable) -> Validation:
         key = repr((*(getattr(self.trial, name) for name in BEFORE_TUNING), self.seal, self.dtype, tunable.passes))
-        if key not in self.untuned:
-            self.untuned[key] = self._found(tunable)
-        return self.untuned[key]
+        if key not in self.shared.untuned:
+            self.shared.untuned[key] = self._found(tunable)
+        return self.shared.untuned[key]
 
     def _found(self, tunable: DeepSpeedTunable) -> Validation:
         asked = (self.renderer, self.task, self.trial.recipe, self.validation, self.rationales, self.trial.answer_tokens)

@@ -19,6 +19,7 @@ from fiat_ray.task import Task
 from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
+from fiat_ray.tune.base import Base
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.frozen import bytes_laid_out
 from fiat_ray.tune.layers import make_fast
@@ -58,12 +59,13 @@ class DeepSpeedTunable:
         dtype: torch.dtype,
         share: float = 1.0,
         kept: Kept | None = None,
+        base: Base | None = None,
     ) -> None:
         """``dtype``: what ``precision`` gave. ``share``: of a GPU's memory. ``kept``: where to go on from; ``tunable`` of its progress is what
-        ``progress`` gave."""
+        ``progress`` gave. ``base``: what other tunings of this process have in common with it."""
         self.trial, self.task, self.renderer = trial, task, renderer
         self._folder, self._learning_rate, self._steps, self._zero, self._share, self._kept = folder, learning_rate, steps, zero, share, kept
-        self._dtype = dtype
+        self._dtype, self._base = dtype, base or Base()
         self.step = 0
         """Updates so far."""
         self.losses: list[float] = []
@@ -77,7 +79,11 @@ class DeepSpeedTunable:
         import deepspeed
 
         torch.manual_seed(self.trial.seed)
-        self.model = checkpoints.load(self._folder, self._dtype)
+        if self._borrows:
+            self.model = self._base.borrow(self._folder, self._dtype)
+        else:
+            self._base.drop()
+            self.model = checkpoints.load(self._folder, self._dtype)
         if self.trial.recipe.peft:
             self.model = add_lora(self.model, self.trial.lora, self.trial.seed)
         tuned = [p for p in self.model.parameters() if p.requires_grad]
@@ -170,6 +176,13 @@ class DeepSpeedTunable:
         if hasattr(self, "engine"):
             self.engine.destroy()
             del self.engine
+            if self._borrows:
+                self._base.give_back(self.model)
+
+    @property
+    def _borrows(self) -> bool:
+        """Of the base nothing is changed. ZeRO-3 takes it apart; and on a GPU its layers are compiled with the adapter in them."""
+        return self.trial.recipe.peft and self._zero != 3 and not torch.cuda.is_available()
 
     def _passes(self, tuned: int) -> memory.Passes:
         dtype, device = self.model.dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")
