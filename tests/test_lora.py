@@ -10,6 +10,7 @@ import tiny_model
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from fiat_ray import cpu
 from fiat_ray.config import Lora
@@ -47,6 +48,16 @@ def test_layers_compute_what_pefts_own_do(tmp_path: Path, lora: Lora) -> None:
     assert len(gradients) == 2 * len(layers) + len(layers) * lora.dora
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, own_gradients[name], rtol=1e-4), name
+
+
+def test_layers_whose_weights_are_transposed_stay_as_peft_has_them() -> None:
+    """Those of GPT-2; where they are square, nothing else would show it."""
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=32, n_positions=16)).eval()
+    x = torch.arange(8)[None]
+    untuned = model(input_ids=x).logits
+    adapted = add_lora(model, Lora(rank=2, targets="transformer.h.0.attn.c_proj"), 0)
+    assert [type(layer) for layer in adapted.modules() if isinstance(layer, Linear)] == [Linear]
+    assert torch.allclose(adapted(input_ids=x).logits, untuned, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")

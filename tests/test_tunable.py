@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import warnings
@@ -83,27 +84,33 @@ def two_rates(folder: Path) -> None:
     import torch.distributed as dist
 
     from fiat_ray.tune.lane import _quiet_deepspeed
-    from fiat_ray.tune.trial import _Session
+    from fiat_ray.tune.trial import Shared, _Session
 
     os.environ["LOCAL_RANK"] = "0"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-rates", rank=0, world_size=1)
     _quiet_deepspeed()
     rows = [Example(r.id, r.split, r.language, "question", r.targets, r.group) for r in memory_task().rows]
-    of = replace(trial(folder, "no_peft"), answer_tokens=2)
-    session = _Session(of, memory_task(), Renderer(folder), rows, {}, None, folder / "session", 0, 1.0, lambda *_: None, {})
-    initialize = tunables.DeepSpeedTunable.initialize
+    shared, load = Shared(), checkpoints.load
     before: list[weakref.ref[torch.nn.Module]] = []
 
-    def watched(self: tunables.DeepSpeedTunable) -> None:
+    def watched(*given: Any) -> Any:
         assert all(model() is None for model in before)
-        initialize(self)
-        before.append(weakref.ref(self.model))
+        model = load(*given)
+        before.append(weakref.ref(model))
+        return model
 
-    tunables.DeepSpeedTunable.initialize = watched  # type: ignore[method-assign]
+    def session(method: str) -> _Session:
+        of = replace(trial(folder, method), answer_tokens=2)
+        return _Session(of, memory_task(), Renderer(folder), rows, {}, None, folder / method, 0, 1.0, lambda *_: None, shared)
+
+    checkpoints.load = watched
+    gc.disable()  # by chance it might be in time
+    session("no_cot").tune(RATE)
+    full = session("no_peft")
     for rate in (RATE, 2 * RATE):
-        session.tune(rate)
-    assert len(before) == 2 and session.model is before[1]()
+        full.tune(rate)
+    assert len(before) == 3 and full.model is before[2]()
 
 
 def unlike_workers(rank: int, workers: int, folder: Path) -> None:

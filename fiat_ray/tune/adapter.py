@@ -19,7 +19,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     # The adapter takes the checkpoint's dtype: DeepSpeed keeps float32 masters of all that is tuned.
     adapted = get_peft_model(model, lora_config(lora), autocast_adapter_dtype=False)
     for layer in adapted.modules():
-        if type(layer) is Linear and not layer.lora_variant:  # DoRA's stay as PEFT has them
+        if type(layer) is Linear and isinstance(layer.base_layer, nn.Linear) and not layer.lora_variant:  # DoRA's stay as PEFT has them
             layer.__class__ = InOneSum
     return adapted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fiat_ray.tune import model as checkpoints
 
 
 class Base:
-    """At most one model, which one tuning after another borrows."""
+    """At most one model, which one tuning after another borrows. All give it adapters for the same layers: those alone stay laid out."""
 
     def __init__(self) -> None:
         self._of: tuple[Path, torch.dtype] | None = None
@@ -19,14 +20,14 @@ class Base:
 
     def borrow(self, folder: Path, dtype: torch.dtype) -> Any:
         """The one that was given back, where it is the same, else one that is loaded."""
-        adapted = self._adapted if self._of == (folder, dtype) else None
-        self.drop()
-        self._of = (folder, dtype)
-        if adapted is None:
+        if self._adapted is None or self._of != (folder, dtype):
+            self.drop()
+            self._of = (folder, dtype)
             return checkpoints.load(folder, dtype)
-        model = adapted.unload()
-        if model.is_gradient_checkpointing:  # PEFT would let gradients through to the embeddings; who needs it enables it again
+        model, self._adapted = self._adapted.unload(), None
+        if model.is_gradient_checkpointing:  # who needs it enables it again, and with it the gradients of embeddings
             model.gradient_checkpointing_disable()
+            model.disable_input_require_grads()
         return model
 
     def give_back(self, adapted: Any) -> None:
@@ -35,4 +36,6 @@ class Base:
 
     def drop(self) -> None:
         """Give the memory back."""
-        self._of = self._adapted = None
+        if self._adapted is not None:
+            self._of = self._adapted = None
+            gc.collect()  # what has held it may be part of a cycle
