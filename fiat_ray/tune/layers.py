@@ -78,9 +78,9 @@ class InFewPasses(nn.Module):
 def norms_in_few_passes(model: nn.Module) -> None:
     """All norms of a model that compute just what ``InFewPasses`` does."""
     for norm in model.modules():
-        # Some take a gate besides, which those of hybrid models can't do without.
         if isinstance(norm, InFewPasses):  # of a model that had another adapter before
             continue
+        # Some take a gate besides, which those of hybrid models can't do without.
         if hasattr(norm, "variance_epsilon") and hasattr(norm, "weight") and len(signature(norm.forward).parameters) == 1:
             x = torch.linspace(-2, 3, len(norm.weight), dtype=norm.weight.dtype, device=norm.weight.device)
             with torch.no_grad():
