@@ -23,7 +23,7 @@ from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune import validate as validating
 from fiat_ray.tune.adapter import add_lora
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
-from fiat_ray.tune.layers import last_mlp_where_read
+from fiat_ray.tune.layers import last_layer_where_read
 from fiat_ray.tune.loss import SupervisedLoss, token_losses
 from fiat_ray.tune.memory import AtOnce
 from fiat_ray.tune.tunable import supervised
@@ -45,7 +45,7 @@ def renderer(tiny: Path) -> Renderer:
 @pytest.fixture(scope="module")
 def packed_model(tiny: Path) -> Any:
     model = checkpoints.load(tiny, torch.float32)
-    last_mlp_where_read(model)
+    last_layer_where_read(model)
     return model
 
 
@@ -119,16 +119,17 @@ def test_an_adapter_has_the_same_loss_and_only_it_gets_gradients(tiny: Path, pla
     assert tuned and all("lora_" in name for name in tuned)
 
 
+@pytest.mark.parametrize("part", ["mlp.gate_proj", "self_attn.q_proj", "self_attn.o_proj"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_last_mlp_is_computed_where_it_is_read_alone(tiny: Path, items: list[Supervised], checkpointing: bool) -> None:
+def test_the_last_layer_is_computed_where_it_is_read_alone(tiny: Path, items: list[Supervised], checkpointing: bool, part: str) -> None:
     packed, seen = pack(items, CPU), list[int]()
     model = checkpoints.load(tiny, torch.float32).train()
-    last_mlp_where_read(model)
+    last_layer_where_read(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     layers = model.get_decoder().layers
     for layer in layers:
-        layer.mlp.gate_proj.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+        layer.get_submodule(part).register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]), prepend=True)
     whole = checkpoints.load(tiny, torch.float32)
     for each in (model, whole):
         SupervisedLoss(each)(packed).backward()

@@ -89,4 +89,4 @@ class OneSum(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             through_w = product(gradient, ctx.laid_out.back) if ctx.laid_out else gradient @ weight
             of_x = through_w.addmm_(of_low, a).view(shape)
-        return of_x, None, of_low.t() @ x, of_b, None, None, None
+        return of_x, None, (x.t() @ of_low).t(), of_b, None, None, None

@@ -16,7 +16,7 @@ def make_fast(model: Any, zero: int = 0) -> None:
     compiled."""
     if not torch.cuda.is_available():
         norms_in_few_passes(model)
-        last_mlp_where_read(model)
+        last_layer_where_read(model)
         lay_out(model, zero)
     elif zero != 3:
         compile_layers(model)
@@ -32,18 +32,23 @@ def compile_layers(model: Any) -> None:
         layer.compile(dynamic=True)
 
 
-def last_mlp_where_read(model: Any) -> None:
-    """The last layer's MLP, three quarters of the layer, is computed at the positions alone that the model is given as ``logits_to_keep`` (N,): what
-    it adds to others nobody reads."""
-    layers = getattr(model.get_decoder(), "layers", [None])
-    mlp: Any = getattr(layers[-1], "mlp", None)
-    if not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")):  # experts may return more than what is added
-        return
-    if not hasattr(mlp, "where_read"):
-        mlp.where_read = WhereRead()
-        mlp.register_forward_pre_hook(mlp.where_read.pick)
-        mlp.register_forward_hook(mlp.where_read.place)
-    model.register_forward_pre_hook(mlp.where_read.note, with_kwargs=True)
+def last_layer_where_read(model: Any) -> None:
+    """The last layer's MLP, three quarters of the layer, its queries and its attention's output are computed at the positions alone that the model is
+    given as ``logits_to_keep`` (N,): what they add to others nobody reads. Keys and values are read from all."""
+    last = getattr(model.get_decoder(), "layers", [None])[-1]
+    mlp: Any = getattr(last, "mlp", None)
+    attention: Any = getattr(last, "self_attn", None)
+    parts = []
+    if all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")):  # experts may return more than what is added
+        parts.append(mlp)
+    if all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")):
+        parts += [attention.q_proj, attention.o_proj]
+    for part in parts:
+        if not hasattr(part, "where_read"):
+            part.where_read = WhereRead()
+            part.register_forward_pre_hook(part.where_read.pick)
+            part.register_forward_hook(part.where_read.place)
+        model.register_forward_pre_hook(part.where_read.note, with_kwargs=True)
 
 
 class WhereRead:
@@ -51,17 +56,19 @@ class WhereRead:
 
     def __init__(self) -> None:
         self._read: torch.Tensor | None = None
-        self._shape = torch.Size()
+        self._positions = 0
 
     def note(self, _: nn.Module, __: Any, named: dict[str, Any]) -> None:
         self._read = kept if isinstance(kept := named.get("logits_to_keep"), torch.Tensor) else None
 
     def pick(self, _: nn.Module, given: Any) -> Any:
-        self._shape = given[0].shape
+        self._positions = given[0].shape[1]
         return given if self._read is None else (given[0][:, self._read], *given[1:])
 
     def place(self, _: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:
-        return found if self._read is None else found.new_zeros(self._shape).index_copy(1, self._read, found)
+        if self._read is None:
+            return found
+        return found.new_zeros(len(found), self._positions, found.shape[2]).index_copy(1, self._read, found)
 
 
 class InFewPasses(nn.Module):
