@@ -17,7 +17,7 @@ from fiat_ray.render import Piece, Prompt
 from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
-from fiat_ray.tune.attention import _WithStart, plan
+from fiat_ray.tune.attention import _WithStart, keys_kept, plan, register
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.loss import SupervisedLoss
 
@@ -97,6 +97,19 @@ def test_logits_take_what_the_plan_says(dtype: torch.dtype) -> None:
         SupervisedLoss(model)(pack(rows, torch.device("cpu"))).backward()
     allocated = accumulate(event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
     assert max(allocated) == pytest.approx(200 * memory.logit_bytes(shape), rel=0.05)
+
+
+def test_weights_of_attention_on_a_cpu_take_what_the_plan_says() -> None:
+    """Measured: the most that a loss and its gradient have allocated at once, where prompts are long and heads are many, but narrow."""
+    register()
+    shape = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=8, num_hidden_layers=6, num_attention_heads=16, num_key_value_heads=8)
+    model = add_lora(LlamaForCausalLM._from_config(shape, attn_implementation="packed"), Lora(rank=1), 0)
+    longest = 500
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        SupervisedLoss(model)(pack(items([longest] * 2), torch.device("cpu"))).backward()
+    allocated = accumulate(event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    kept, _ = memory.activation_bytes(shape, torch.float32, keys_kept(longest, torch.device("cpu")))
+    assert max(allocated) == pytest.approx(2 * longest * kept, rel=0.1)
 
 
 @pytest.mark.parametrize(("half", "weight", "gradient", "optimizer"), [(True, 2, 6, 12), (False, 4, 8, 8)])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from fiat_ray.tune.attention_on_cpu import CausalBlocks
+from fiat_ray.tune.attention_on_cpu import BLOCK, CausalBlocks
 
 NAME = "packed"
 
@@ -49,7 +49,8 @@ def packed_attention(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
     lengths = [end - start for start, end in pairwise(bounds)]
-    if query.device.type == "cpu" and max([lengths[0], *(shared + length for length in lengths[1:])]) <= SHORT:
+    short = max([lengths[0], *(shared + length for length in lengths[1:])]) <= SHORT
+    if query.device.type == "cpu" and short and query.shape[-1] == value.shape[-1]:
         return CausalBlocks.apply(query, key, value, bounds, shared, query.shape[-1] ** -0.5 if scaling is None else scaling), None
     # Split, not sliced: the gradient of a slice is as large as the whole, zeros but for one prompt, and all of them are added up.
     start, *own = zip(*(tensor.split([shared, lengths[0] - shared, *lengths[1:]], 2) for tensor in (query, key, value)), strict=True)
@@ -127,6 +128,12 @@ class _WithStart(torch.autograd.Function):
         of_starts = gradient[starts].sum(0, dtype=torch.float32).to(gradient.dtype)
         own = gradient[places]
         return torch.cat([own[:shared] + of_starts, own[shared:]]), None, None, None
+
+
+def keys_kept(longest: int, device: torch.device) -> int:
+    """For so many keys each head keeps a token's weights of attention for the way back, on average at most, where no prompt has more tokens than
+    ``longest``; fused kernels keep none."""
+    return (min(longest, SHORT) + BLOCK) // 2 if device.type == "cpu" else 0
 
 
 def register() -> None:

@@ -13,7 +13,7 @@ BLOCK = 128
 """Most queries that are asked together: they meet the keys up to their own end, so that of later ones, which are masked, few are computed."""
 
 BUSY = 0.9
-"""Share of the threads that at least have something to do: in a batch each product is one thread's."""
+"""Least share of the threads that have something to do, where heads are enough: in a batch each product is one thread's."""
 
 
 class Block(NamedTuple):
@@ -23,13 +23,13 @@ class Block(NamedTuple):
     before: int
     """Keys of the prompt before the first of them; all see those."""
     later: torch.Tensor
-    """(queries · groups, queries): −∞ where a key comes after its query, 0 elsewhere."""
+    """(queries and padding, times groups; queries): −∞ where a key comes after its query, 0 elsewhere."""
 
 
 class Layout(NamedTuple):
     """Operands of all products, gathered at once: a block's queries one behind the other, a prompt's keys with the shared start before them.
 
-    For each key's head there are ``parts`` products, with as many of its queries in each. A row is what one token has of one key's head.
+    For each key's head there are ``parts`` products, with equally many of its queries in each. A row is what one token has of one key's head.
     """
 
     blocks: list[Block]
@@ -52,9 +52,10 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def layout(bounds: tuple[int, ...], shared: int, kv_heads: int, groups: int, threads: int) -> Layout:
+def layout(bounds: tuple[int, ...], shared: int, kv_heads: int, groups: int, threads: int, dtype: torch.dtype) -> Layout:
     """For all layers of a model, and both ways. ``bounds``, ``shared``: as in ``attention.packed_attention``; ``groups``: heads for one of a key."""
-    parts = next(n for n in count(1) if kv_heads * n >= BUSY * threads * -(-kv_heads * n // threads))
+    busy = (n for n in count(1) if kv_heads * n >= BUSY * threads * -(-kv_heads * n // threads))
+    parts = min(next(busy), groups)  # each has keys and values of its own
     heads = torch.arange(kv_heads)[:, None]
     blocks, asked, is_padding, seen = [], [], [], []
     for prompt, (start, end) in enumerate(pairwise(bounds)):
@@ -63,10 +64,9 @@ def layout(bounds: tuple[int, ...], shared: int, kv_heads: int, groups: int, thr
         seen.append((tokens * kv_heads + heads).repeat_interleave(parts, 0).flatten())
         for at, to in _blocks(start, end):
             equal = next(n for n in count(to - at) if n * groups % parts == 0)
-            queries = torch.arange(equal).clamp(max=to - at - 1)
-            later = torch.full((to - at, to - at), float("-inf")).triu_(1)
-            blocks.append(Block(prompt, before + at - start, later[queries].repeat_interleave(groups, 0)))
-            asked.append(((at + queries) * kv_heads + heads).flatten())
+            later = torch.full((equal, to - at), float("-inf"), dtype=dtype).triu_(1).repeat_interleave(groups, 0)
+            blocks.append(Block(prompt, before + at - start, later))
+            asked.append((torch.arange(at, at + equal).clamp(max=to - 1) * kv_heads + heads).flatten())
             is_padding.append((torch.arange(equal) >= to - at).repeat(kv_heads))
     padding = torch.cat(is_padding)
     answers = torch.empty(bounds[-1] * kv_heads, dtype=torch.int64)
@@ -88,7 +88,7 @@ class CausalBlocks(torch.autograd.Function):
     ) -> torch.Tensor:
         """``bounds``, ``shared``: as in ``attention.packed_attention``."""
         (_, heads, _, d), kv_heads = query.shape, key.shape[1]
-        at = layout(tuple(bounds), shared, kv_heads, heads // kv_heads, torch.get_num_threads())
+        at = layout(tuple(bounds), shared, kv_heads, heads // kv_heads, torch.get_num_threads(), query.dtype)
         ctx.at, ctx.scale, ctx.batch = at, scale, (kv_heads * at.parts, -1, d)
         q, k, v = (_rows(t.transpose(1, 2), kv_heads, rows) for t, rows in ((query, at.asked), (key, at.seen), (value, at.seen)))
         answers, weights = torch.empty_like(q), []
@@ -99,7 +99,8 @@ class CausalBlocks(torch.autograd.Function):
             scores.view(kv_heads, -1, seen)[..., block.before :] += block.later
             torch.softmax(scores, -1, out=scores)
             torch.bmm(scores, values[block.prompt][:, :seen], out=answer)
-            weights.append(scores)
+            if any(ctx.needs_input_grad):
+                weights.append(scores)
         ctx.save_for_backward(q, k, v, *weights)
         return answers.index_select(0, at.answers).view(1, -1, heads, d)
 
@@ -115,7 +116,7 @@ class CausalBlocks(torch.autograd.Function):
         for block, weights, asked, of_asked, of_answer in zip(at.blocks, kept, *by_block, strict=True):
             seen = weights.shape[2]
             of_weights = torch.bmm(of_answer, values[block.prompt][:, :seen].transpose(1, 2))
-            # Weights, long out of the caches, are read here before MKL reads them, which waits for each.
+            # First, as it streams the weights into the caches, where the next product would wait for each.
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype, grad_input=of_weights)
             of_values[block.prompt][:, :seen] += torch.bmm(weights.transpose(1, 2), of_answer)
             _product(of_scores, keys[block.prompt][:, :seen], ctx.scale, of_asked)

@@ -33,8 +33,8 @@ def compile_layers(model: Any) -> None:
 
 
 def last_layer_where_read(model: Any) -> None:
-    """The last layer's MLP, three quarters of the layer, its queries and its attention's output are computed at the positions alone that the model is
-    given as ``logits_to_keep`` (N,): what they add to others nobody reads. Keys and values are read from all."""
+    """The last layer's MLP, queries and attention's output, nine tenths of it, are computed at the positions alone that the model is given as
+    ``logits_to_keep`` (N,): what they add to others nobody reads. Keys and values are read at all."""
     last = getattr(model.get_decoder(), "layers", [None])[-1]
     mlp: Any = getattr(last, "mlp", None)
     attention: Any = getattr(last, "self_attn", None)
@@ -68,7 +68,7 @@ class WhereRead:
     def place(self, _: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:
         if self._read is None:
             return found
-        return found.new_zeros(len(found), self._positions, found.shape[2]).index_copy(1, self._read, found)
+        return found.new_zeros(len(found), self._positions, found.shape[2]).index_copy_(1, self._read, found)
 
 
 class InFewPasses(nn.Module):

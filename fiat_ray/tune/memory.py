@@ -62,9 +62,10 @@ def state_bytes(frozen: int, tuned: int, half: bool, stage: int, workers: int) -
     return sum(size // over for size, over in zip(state, spread, strict=True))
 
 
-def passes(config: Any, dtype: torch.dtype, room: int, longest: int, most: int) -> Passes:
-    """``config``: the model's; ``room``: bytes for activations and logits; in tokens, ``longest``: the longest prompt, ``most``: at once."""
-    kept, kept_of_layer = activation_bytes(config, dtype)
+def passes(config: Any, dtype: torch.dtype, room: int, longest: int, most: int, attended: int = 0) -> Passes:
+    """``config``: the model's; ``room``: bytes for activations and logits; in tokens, ``longest``: the longest prompt, ``most``: at once;
+    ``attended``: what ``attention.keys_kept`` gives."""
+    kept, kept_of_layer = activation_bytes(config, dtype, attended)
     at_once = _at_once(room, kept, logit_bytes(config), most)
     if at_once.tokens >= min(most, max(longest, ENOUGH)):
         return Passes(at_once, False)
@@ -82,13 +83,13 @@ def logit_bytes(config: Any) -> int:
     return 3 * torch.float32.itemsize * int(config.vocab_size)
 
 
-def activation_bytes(config: Any, dtype: torch.dtype) -> tuple[int, int]:
+def activation_bytes(config: Any, dtype: torch.dtype, attended: int = 0) -> tuple[int, int]:
     """Of one token: all that the backward pass reads; and with activations computed again, of each layer its input, and all of one layer."""
     hidden, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or hidden // heads
     asked, answered = heads * size, 2 * (getattr(config, "num_key_value_heads", None) or heads) * size
     # Of two norms and two sums what goes in and what comes out; q, k, v before and after rotation, attention's output; gate, its SiLU, up, their
     # product. Compiled layers keep two thirds of it.
-    elements = 8 * hidden + 2 * (asked + answered) + asked + 4 * config.intermediate_size
+    elements = 8 * hidden + 2 * (asked + answered) + asked + 4 * config.intermediate_size + heads * attended
     layer, layers = elements * dtype.itemsize, config.num_hidden_layers
     return layer * layers, hidden * dtype.itemsize * layers + layer

@@ -19,6 +19,7 @@ from fiat_ray.task import Task
 from fiat_ray.tune import memory
 from fiat_ray.tune import model as checkpoints
 from fiat_ray.tune.adapter import add_lora
+from fiat_ray.tune.attention import keys_kept
 from fiat_ray.tune.base import Base
 from fiat_ray.tune.batches import Supervised, common_start, micro_batches, pack
 from fiat_ray.tune.frozen import bytes_laid_out
@@ -192,7 +193,8 @@ class DeepSpeedTunable:
         state += bytes_laid_out(self.model, self._zero)
         rooms = [int(memory.of_device(device, self._share) * memory.USABLE) - state] * dist.get_world_size()
         dist.all_gather_object(rooms, rooms[0])  # workers take turns at the micro-batches of one split, so all must split alike
-        return memory.passes(self.model.config, dtype, min(rooms), self.trial.max_length, memory.FULL_SPEED[device.type])
+        longest = self.trial.max_length
+        return memory.passes(self.model.config, dtype, min(rooms), longest, memory.FULL_SPEED[device.type], keys_kept(longest, device))
 
     def _stage(self, half: bool) -> int:
         """In bfloat16 stage 0 means 1, which keeps the masters: DeepSpeed 0.19 loses part of the gradient in its optimizer for stage 0.
