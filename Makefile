@@ -39,7 +39,7 @@ bench-evaluate: $(INSTALLED)  ## what evaluating many trials in one engine costs
 bench-tune: $(TRL)/installed  ## how tuning compares with TRL and with a bare PyTorch loop, in speed and in loss (under 40 minutes)
 	@.venv/bin/python -m benchmarks.tuning $(TRL)
 
-bench-campaign: $(TRL)/installed  ## what a whole campaign takes beside a script around vLLM and TRL (under 40 minutes)
+bench-campaign: $(TRL)/installed  ## what a whole campaign takes beside a script around vLLM and TRL (about 40 minutes)
 	@.venv/bin/python -m benchmarks.campaigns $(TRL)
 
 test: $(INSTALLED)  ## the tests
