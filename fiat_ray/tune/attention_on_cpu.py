@@ -68,15 +68,14 @@ def layout(bounds: tuple[int, ...], shared: int, kv_heads: int, groups: int, thr
             blocks.append(Block(prompt, before + at - start, later))
             asked.append((torch.arange(at, at + equal).clamp(max=to - 1) * kv_heads + heads).flatten())
             is_padding.append((torch.arange(equal) >= to - at).repeat(kv_heads))
-    padding = torch.cat(is_padding)
+    queries, padding = torch.cat(asked), torch.cat(is_padding)
     answers = torch.empty(bounds[-1] * kv_heads, dtype=torch.int64)
-    answers[torch.cat(asked)[~padding]] = (~padding).nonzero()[:, 0]
+    answers[queries[~padding]] = (~padding).nonzero()[:, 0]
     sizes = [*map(len, seen)]
     first, *others = (rows.view(kv_heads * parts, -1).t() for rows in torch.arange(sum(sizes)).split(sizes))
     own = torch.cat([first, *(rows[shared:] for rows in others)])
     starts = torch.stack([rows[:shared] for rows in others]) if others else own.new_empty(0, shared, kv_heads * parts)
-    padded = padding.nonzero()[:, 0]
-    return Layout(blocks, parts, [*map(len, asked)], sizes, torch.cat(asked), padded, answers, torch.cat(seen), own, starts)
+    return Layout(blocks, parts, [*map(len, asked)], sizes, queries, padding.nonzero()[:, 0], answers, torch.cat(seen), own, starts)
 
 
 class CausalBlocks(torch.autograd.Function):

@@ -89,7 +89,7 @@ def activation_bytes(config: Any, dtype: torch.dtype, attended: int = 0) -> tupl
     size = getattr(config, "head_dim", None) or hidden // heads
     asked, answered = heads * size, 2 * (getattr(config, "num_key_value_heads", None) or heads) * size
     # Of two norms and two sums what goes in and what comes out; q, k, v before and after rotation, attention's output; gate, its SiLU, up, their
-    # product. Compiled layers keep two thirds of it.
+    # product. Compiled layers keep two thirds of it. And weights of attention, for so many keys in each head.
     elements = 8 * hidden + 2 * (asked + answered) + asked + 4 * config.intermediate_size + heads * attended
     layer, layers = elements * dtype.itemsize, config.num_hidden_layers
     return layer * layers, hidden * dtype.itemsize * layers + layer
