@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,8 @@ class Work:
     """Rows in one step."""
     rows: list[dict[str, list[int]]]
     """``input_ids`` and ``labels`` of each row, in the order in which steps read them."""
+    validated: list[dict[str, list[int]]] = field(default_factory=list)
+    """The same of the rows that TRL takes the loss of, before the first step and after the last; none: it takes none."""
 
     @property
     def steps(self) -> int:
@@ -221,8 +223,11 @@ def trl(work: Work, variant: str, save_to: Path | None = None) -> list[Mark]:
                 report_to="none",
                 save_strategy="no",
                 disable_tqdm=True,
+                eval_on_start=bool(work.validated),
+                eval_strategy="epoch" if work.validated else "no",
             ),
             train_dataset=Dataset.from_list(work.rows),
+            eval_dataset=Dataset.from_list(work.validated) if work.validated else None,
             processing_class=tokenizer,
             peft_config=lora_config(work.lora) if work.lora else None,
             callbacks=[Watch()],

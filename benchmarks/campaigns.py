@@ -4,10 +4,10 @@
 
 One task, ``LANGUAGES`` with 4 train and 5 test rows each, 4 recipes × 2 seeds, the embedded model in both parts. The script asks the reasoner by
 ``vllm.LLM.generate``, then takes one trial after the other: TRL's SFTTrainer with its fastest settings, then a fresh vLLM for the predictions, each
-in a process of its own. It is given all prompts ready as token ids. Validation, tracking and report are in neither, but for the one row on which our
-trials choose between step 0 and the last, and the progress that MLflow is sent of a campaign after five minutes. Rows are read from the folder that
-``FIAT_DATA`` names (default ``../shared/data``); where there is none, generated questions take their place. Texts may differ between the two:
-rounding depends on which rows share a batch.
+in a process of its own. It is given all prompts ready as token ids. Both validate on one row, before the first step and after the last: the script
+takes the loss of its answer, our trials generate one too. Tracking and report are in neither, but for the progress that MLflow is sent of a campaign
+after five minutes. Rows are read from the folder that ``FIAT_DATA`` names (default ``../shared/data``); where there is none, generated questions take
+their place. Texts may differ between the two: rounding depends on which rows share a batch.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def script(prepared: Prepared, place: Path, trl: Path) -> float:
     test, scores = examples_of(prepared, name, "test", rationales), []
     for trial in prepared.trials:
         work, tuned = place / f"{trial.name}.json", place / trial.name
-        work_of(prepared, trial, rationales).write(work)
+        work_of(prepared, trial, rationales, validate=True).write(work)
         seconds["tune"] += _timed("tune", work, tuned, trl)
         renderer = Renderer(models.find(trial.model))
         shown = shown_rationales(task, renderer, trial.recipe, test, trial.rationale_tokens)

@@ -37,7 +37,7 @@ from fiat_ray import config as configs
 from fiat_ray import models, runs
 from fiat_ray.augmented import Example
 from fiat_ray.campaign import Trial
-from fiat_ray.draw import steps_of, train_subset
+from fiat_ray.draw import steps_of, train_subset, validation_subset
 from fiat_ray.predict import shown_rationales
 from fiat_ray.prepare import Prepared, prepare
 from fiat_ray.progress import Console
@@ -170,19 +170,20 @@ def config_of(how: str, steps: int, model: str = models.EMBEDDED, rate: float = 
     return values | {"task": "country_facts"}
 
 
-def work_of(prepared: Prepared, trial: Trial, texts: Mapping[str, str] | None = None) -> Work:
-    """What a trial is tuned on, for other systems. ``texts``: row id → rationale, where the trial reads them."""
-    task, folder = prepared.tasks[trial.task], models.find(trial.model)
+def work_of(prepared: Prepared, trial: Trial, texts: Mapping[str, str] | None = None, *, validate: bool = False) -> Work:
+    """What a trial is tuned on, for other systems, and validated on. ``texts``: row id → rationale, where the trial reads them."""
+    task, folder, lora = prepared.tasks[trial.task], models.find(trial.model), trial.lora if trial.recipe.peft else None
     renderer = Renderer(folder, chat=trial.recipe.instruction_tuned)
     train = train_subset(examples_of(prepared, trial.task, "train", texts), trial.train_size)
-    shown = shown_rationales(task, renderer, trial.recipe, train, trial.rationale_tokens)
-    rows = [
-        {"input_ids": item.prompt.ids, "labels": item.prompt.labels}
-        for x in steps_of(train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix)
-        for item in supervised(renderer, task, trial.recipe, x, [shown.get(e.id) for e in x])
-    ]
-    lora = trial.lora if trial.recipe.peft else None
-    return Work(str(folder), lora, trial.learning_rates[0], trial.seed, trial.batch_size, rows)
+    validated = validation_subset(examples_of(prepared, trial.task, "validation", texts), trial.validation_rows) if validate else []
+
+    def rows_of(x: Sequence[Example]) -> list[dict[str, list[int]]]:
+        shown = shown_rationales(task, renderer, trial.recipe, x, trial.rationale_tokens)
+        items = supervised(renderer, task, trial.recipe, x, [shown.get(e.id) for e in x])
+        return [{"input_ids": item.prompt.ids, "labels": item.prompt.labels} for item in items]
+
+    rows = [row for x in steps_of(train, trial.batch_size, trial.epochs, trial.steps, trial.seed, trial.language_mix) for row in rows_of(x)]
+    return Work(str(folder), lora, trial.learning_rates[0], trial.seed, trial.batch_size, rows, rows_of(validated))
 
 
 def examples_of(prepared: Prepared, task: str, split: str, texts: Mapping[str, str] | None = None) -> list[Example]:

@@ -19,7 +19,7 @@ from benchmarks.flops import flops_of_step
 from benchmarks.tuning import Found, check_same, config_of, largest_difference, work_of
 from fiat_ray import config as configs
 from fiat_ray import runs
-from fiat_ray.draw import steps_of, train_subset
+from fiat_ray.draw import steps_of, train_subset, validation_subset
 from fiat_ray.predict import shown_rationales
 from fiat_ray.prepare import prepare
 from fiat_ray.progress import Console
@@ -121,17 +121,27 @@ def test_a_script_gets_the_token_ids_that_trials_read_with_their_rationales(tmp_
     runs.run_config(config, tmp_path / "run", stages=("reason",), console=Console(quiet=True))
     run, prepared = RunFolder(tmp_path / "run"), prepare(config)
     for trial in prepared.trials:
-        examples = [e for e in run.examples(trial.task, with_rationales=trial.recipe.cot != "none") if e.split == "train"]
+        examples = run.examples(trial.task, with_rationales=trial.recipe.cot != "none")
+        train, validation = ([e for e in examples if e.split == split] for split in ("train", "validation"))
         task, renderer = run.load_task(trial.task), Renderer(tiny)
         shown = shown_rationales(task, renderer, trial.recipe, examples, trial.rationale_tokens)
         assert bool(shown) == (trial.method == "fiat")
-        read = [
-            item.prompt
-            for x in steps_of(train_subset(examples, trial.train_size), trial.batch_size, trial.epochs, trial.steps, trial.seed)
-            for item in supervised(renderer, task, trial.recipe, x, [shown.get(e.id) for e in x])
-        ]
         texts = {e.id: e.rationale or "" for e in examples} if shown else None
-        assert work_of(prepared, trial, texts).rows == [{"input_ids": prompt.ids, "labels": prompt.labels} for prompt in read]
+
+        steps = steps_of(train_subset(train, trial.train_size), trial.batch_size, trial.epochs, trial.steps, trial.seed)
+        *tuned_on, validated_on = [
+            [(item.prompt.ids, item.prompt.labels) for item in supervised(renderer, task, trial.recipe, x, [shown.get(e.id) for e in x])]
+            for x in [*steps, validation_subset(validation, trial.validation_rows)]
+        ]
+        for validate in (False, True):
+            given = work_of(prepared, trial, texts, validate=validate)
+            assert list(map(both, given.rows)) == sum(tuned_on, [])
+            assert list(map(both, given.validated)) == (validated_on if validate else [])
+        assert validated_on
+
+
+def both(row: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+    return row["input_ids"], row["labels"]
 
 
 def test_the_loop_reads_all_rows_and_learns_from_them(tmp_path: Path, tiny: Path) -> None:
