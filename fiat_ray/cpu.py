@@ -25,6 +25,14 @@ def is_amds_with_avx2() -> bool:
     return "AuthenticAMD" in Path("/proc/cpuinfo").read_text() and has("avx2") and not has("avx512f")
 
 
+def memory_limit() -> float:
+    """Bytes that this control group, such as a container, may use; infinite where it has no limit."""
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            return float(text)
+    return float("inf")
+
+
 def keep_memory() -> None:
     """Keep what this process frees, where glibc would give it to the system; to be called before the thread starts that computes.
 

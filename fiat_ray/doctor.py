@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fiat_ray import cpu
+
 GIB = 1 << 30
 CURRENT_CLUSTER = "ray_current_cluster"
 """The file in Ray's temporary folder in which ``ray start`` leaves the address of the cluster it started."""
@@ -87,7 +89,7 @@ def processor_and_memory() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     yield Finding("ok", f"{cores} CPU cores") if cores > 1 else Finding("warn", "1 CPU core", "everything runs, slowly; 2 are tested")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _memory_limit()
+    limit = cpu.memory_limit()
     text = f"{min(total, limit) / GIB:.0f} GiB of memory{' (the limit of this container)' if limit < total else ''}"
     yield Finding("ok", text) if min(total, limit) >= 11 * GIB else Finding("warn", text, "the demo takes up to 12 GiB")
 
@@ -210,14 +212,6 @@ def _version(package: str) -> str | None:
 def _build(version: str) -> str:
     """``cpu`` of ``2.13.0+cpu``; a version without one is a CUDA build."""
     return "cpu" if version.endswith("+cpu") else "cuda"
-
-
-def _memory_limit() -> float:
-    """Bytes this control group may use; infinite where it has no limit."""
-    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if path.is_file() and (text := path.read_text().strip()).isdigit():
-            return float(text)
-    return float("inf")
 
 
 def _ray_folder() -> Path:

@@ -25,8 +25,13 @@ def at_least(config: Config, where: Where, *, reasoning: bool, tune: Iterable[Tr
         what = f"tunables.{trial.tunable}: {'LoRA' if trial.recipe.peft else 'full tuning'}"
         found[what] = _tuning(models.find(trial.model), trial.recipe.peft, where)
     for trial in evaluate:
-        found[f"tunables.{trial.tunable}: evaluation"] = models.weight_bytes(models.find(trial.model)) // gpus
+        found[f"tunables.{trial.tunable}: evaluation"] = _evaluation(models.find(trial.model), where)
     return found
+
+
+def _evaluation(folder: Path, where: Where) -> int:
+    """The engine's weights; a machine without GPUs also holds the two float32 copies that swaps are checked by (``swap.Swaps``)."""
+    return models.weight_bytes(folder) // max(1, where.gpus or 1) + (8 * models.parameters(folder).total if where.gpus == 0 else 0)
 
 
 def _tuning(folder: Path, peft: bool, where: Where) -> int:

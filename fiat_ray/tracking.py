@@ -211,7 +211,7 @@ def _send_untuned(client: MlflowClient, run: Run, task: str, method: str, file: 
     child = _child(client, file.stem, file.stat().st_mtime, parent, experiment)
     scores = [score for score in records(run.scores) if (score["task"], score["method"]) == (task, method)]
     _send_rows(client, run, [task], child)
-    _send(client, child, {"task": task, "method": method}, {}, [(_metric_name(score), score["value"], 0) for score in scores], [file])
+    _send(client, child, {"task": task, "method": method}, {}, [(_metric_name(score), score["value"], 0, file) for score in scores], [file])
 
 
 def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, experiment: str) -> None:
@@ -223,10 +223,11 @@ def _send_trial(client: MlflowClient, run: Run, trial: Values, parent: str, expe
     params["model"] = run.models[trial["tunable"] + ("" if trial["recipe"]["instruction_tuned"] else ".pretrained")]["name"]
     keys = ("task", "method", "tunable", "seed", "train_size")
     scores = [score for score in records(run.scores) if all(score[key] == trial[key] for key in keys)]
-    metrics = [(_metric_name(score), score["value"], 0) for score in scores]
-    metrics += [(name, trial[name], 0) for name in ("selection_value", "supervised_tokens", "seconds")]
-    metrics += _curve(run, trial)
     folder = run.path / "trials" / trial["name"]
+    tuned, tested = folder / "trial.json", folder / "scores.json"
+    metrics = [(_metric_name(score), score["value"], 0, tested if score["split"] == "test" else tuned) for score in scores]
+    metrics += [(name, trial[name], 0, tuned) for name in ("selection_value", "supervised_tokens", "seconds")]
+    metrics += [(name, value, step, tuned) for name, value, step in _curve(run, trial)]
     files = [folder / name for name in ("trial.json", "predictions.parquet", "history.parquet", "validation.parquet", "scores.json", ADAPTER)]
     checkpoint = folder / CHECKPOINT
     if checkpoint.is_dir() and sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < LARGEST_CHECKPOINT:
@@ -289,19 +290,20 @@ def _curve(run: Run, trial: Values) -> list[tuple[str, float, int]]:
     return [(name, row[column], int(row["step"])) for row in records(chosen) for column, name in named.items()]
 
 
-def _send(client: MlflowClient, run_id: str, params: Values, tags: Values, metrics: list[tuple[str, Any, int]], files: list[Path]) -> None:
-    """Everything of one MLflow run, unless just this was sent before. The digest is set last: what was broken off is sent again."""
+def _send(client: MlflowClient, run_id: str, params: Values, tags: Values, metrics: list[tuple[str, Any, int, Path]], files: list[Path]) -> None:
+    """Everything of one MLflow run, unless just this was sent before. The digest is set last: what was broken off is sent again.
+
+    ``metrics``: name, value, step, and a file that was written when it was known."""
     from mlflow.entities import Metric, Param, RunTag
 
-    known = [(name, float(value), step) for name, value, step in metrics if value is not None and value == value]
+    known = {(name, float(value), step): of for name, value, step, of in metrics if value is not None and value == value}
     there = [path for path in files if path.exists()]
-    state = _digest(repr(sorted(params.items())), repr(sorted(tags.items())), repr(known), *map(_content, there))
+    state = _digest(repr(sorted(params.items())), repr(sorted(tags.items())), repr(list(known)), *map(_content, there))
     before = client.get_run(run_id)
     if before.data.tags.get(DONE_TAG) == state:
         return
     # A metric of equal step, time and value is stored once, so a time that is on disk makes sending it again harmless.
-    made = int(max(path.stat().st_mtime for path in there) * 1000)
-    entities = [Metric(name, value, made, step) for name, value, step in known]
+    entities = [Metric(name, value, _made(of), step) for (name, value, step), of in known.items()]
     new = [Param(name, str(value)) for name, value in params.items() if name not in before.data.params]
     client.log_batch(run_id, params=new, tags=[RunTag(name, str(value)) for name, value in tags.items()])
     for start in range(0, len(entities), 500):
@@ -312,7 +314,12 @@ def _send(client: MlflowClient, run_id: str, params: Values, tags: Values, metri
         else:
             client.log_artifact(run_id, str(path))
     client.set_tag(run_id, DONE_TAG, state)
-    client.set_terminated(run_id, end_time=max(made, before.info.start_time))
+    client.set_terminated(run_id, end_time=max(before.info.start_time, *map(_made, there)))
+
+
+def _made(path: Path) -> int:
+    """When it was written, in milliseconds since 1970."""
+    return int(path.stat().st_mtime * 1000)
 
 
 def _content(path: Path) -> str:

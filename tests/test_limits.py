@@ -11,19 +11,27 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import test_break
 import test_reason_stage
+from test_keep import finished
+from test_overfit import memory_task, settings
 
 from fiat_ray import config as configs
 from fiat_ray.cluster import Unit
 from fiat_ray.errors import UserError
+from fiat_ray.prepare import prepare
+from fiat_ray.progress import Console
 from fiat_ray.reason.reasoners import ScriptedReasoner
 from fiat_ray.reason.stage import reason
+from fiat_ray.run_folder import RunFolder
+from fiat_ray.schedule.evaluation import Evaluation
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.spending import Spending
+from fiat_ray.schedule.trials import Trials
 from fiat_ray.schedule.tuning import Tuning
 from fiat_ray.tune.lane import Board, Report
 from fiat_ray.where import Where
@@ -31,8 +39,9 @@ from fiat_ray.where import Where
 bench = test_reason_stage.bench
 
 
-@pytest.mark.parametrize(("gpus", "weight"), [(0, 1), (1, 1), (4, 4)])
-def test_what_counts_is_time_in_use_times_gpus(gpus: int, weight: int) -> None:
+@pytest.mark.parametrize(("gpus", "of_each", "weight"), [(0, None, 1), (1, None, 1), (4, None, 4), (4, 1, 1)])
+def test_what_counts_is_time_in_use_times_gpus(gpus: int, of_each: int | None, weight: int) -> None:
+    """``of_each``: GPUs that a worker of a tuning takes, where an engine takes all of its unit."""
     hardware = Hardware(Unit(1, gpus, 3))
     time.sleep(0.05)  # idle time costs nothing here
     done = threading.Event()
@@ -41,7 +50,7 @@ def test_what_counts_is_time_in_use_times_gpus(gpus: int, weight: int) -> None:
         done.wait(10)
         return lambda: None
 
-    hardware.start(2, work)  # type: ignore[arg-type]
+    hardware.start(2, work, gpus=of_each)  # type: ignore[arg-type]
     time.sleep(0.2)
     assert hardware.gpu_seconds == pytest.approx(2 * weight * 0.2, rel=0.3)
     done.set()
@@ -75,6 +84,26 @@ def test_tunings_that_share_a_gpu_fill_it_and_count_once() -> None:
 def test_only_tunings_of_one_worker_share_a_gpu(unit: Unit, where: dict[str, int], share: float) -> None:
     tuning = Tuning(None, None, None, None, Where(tunings_per_gpu=4, **where), Path())  # type: ignore[arg-type]
     assert tuning.share(Hardware(unit)) == share
+
+
+def test_trials_whose_augmented_set_is_gone_fail_where_nothing_makes_it_again(tmp_path: Path, tiny: Path) -> None:
+    """``evaluate`` alone would wait for it for ever."""
+    prepared, run = (
+        prepare(settings(tmp_path, tiny, task="memory", methods=["no_cot", "fiat"]), {"memory": memory_task()}),
+        RunFolder(tmp_path / "run"),
+    )
+    with_cot, without = sorted(prepared.trials, key=lambda trial: trial.method)
+    for trial in prepared.trials:
+        finished(run, trial, value=1.0, scored=False)
+    trials = Trials(prepared.trials, run, ("evaluate",), Console(quiet=True))
+    trials.refresh()
+    reasoning, tuning = SimpleNamespace(sealed=False, unfinished=False), SimpleNamespace(unfinished=False)
+    evaluation = Evaluation(run, trials, reasoning, tuning, Console(quiet=True))  # type: ignore[arg-type]
+    hardware = Hardware(Unit(1, 0, 1))
+    hardware.busy = 1.0
+    evaluation.start_what_can(hardware)
+    assert trials.to_evaluate == [without]
+    assert trials.outcome.failed == {with_cot.name: "there is no sealed augmented set for this config; run `fiat-ray reason` first"}
 
 
 def spending(path: Path, **limits: object) -> Spending:

@@ -321,3 +321,14 @@ def test_validation_scores_what_test_will_and_leaves_the_model_in_training(tiny:
             gold = [prompt + [renderer.target(e.targets[0])] for prompt, e in zip(prompts, rows, strict=True)]
             expected = torch.cat([token_losses(model, pack([Supervised(prompt, 1.0)], CPU))[0] for prompt in gold]).mean().item()
     assert found.loss == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [(), ("no", "yes"), ("a", "b", "c")], ids=["text", "two labels", "labels"])
+def test_weights_that_have_diverged_are_never_the_best(tiny: Path, renderer: Renderer, labels: tuple[str, ...]) -> None:
+    task, rows, model = tiny_model.task(labels=labels), examples({"bn": 4, "hi": 4}, labels or ("two roads",)), checkpoints.load(tiny, torch.float32)
+    whole = validate(model, renderer, task, RECIPES["fiat"], rows, {}, 6, BUDGET)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    found = validate(model, renderer, task, RECIPES["fiat"], rows, {}, 6, BUDGET)
+    assert np.isnan(found.loss) and not found.better_than(whole)
+    assert (found.value is None) == bool(labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import socket
@@ -186,6 +187,20 @@ def test_missing_pieces_are_sent_and_sent_ones_stay_single(run_dir: Path, uri: s
     shutil.rmtree(Path(broken.info.artifact_uri.removeprefix("file://")) / "adapter")
     tracking.track(run_dir, uri)
     assert snapshot(uri) == before
+
+
+def test_a_trial_that_was_sent_before_it_was_evaluated_has_its_curve_once(tmp_path: Path) -> None:
+    """Its files are newer afterwards than they were."""
+    folder, uri = write_run(tmp_path / "run", methods=("fiat",)), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    [scores], later = folder.glob("trials/*/scores.json"), time.time() + 100
+    held = scores.rename(tmp_path / "scores.json")
+    tracking.track(folder, uri)
+    held.rename(scores)
+    os.utime(scores, (later, later))
+    tracking.track(folder, uri)
+    _, _, metrics, _ = next(value for name, value in snapshot(uri).items() if name.startswith("fiat-"))
+    assert [step for step, _ in metrics["validation/f1"]] == [0, 4, 8, 12]
+    assert all(len(metrics[name]) == 1 for name in ("seconds", "selection_value"))
 
 
 def test_trials_of_an_older_config_are_kept_and_marked(run_dir: Path, uri: str) -> None:

@@ -12,7 +12,7 @@ from fiat_ray.progress import Console
 from fiat_ray.run_folder import RunFolder
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.reasoning import Reasoning
-from fiat_ray.schedule.trials import Trials, evaluated
+from fiat_ray.schedule.trials import Trials
 from fiat_ray.schedule.tuning import Tuning
 
 
@@ -28,6 +28,8 @@ class Evaluation:
         return bool(self._running or self._trials.to_evaluate)
 
     def start_what_can(self, hardware: Hardware) -> None:
+        if not (self._reasoning.sealed or self._reasoning.unfinished or self._tuning.unfinished):
+            self._trials.fail_unsealed()
         for model, trials in self._ready().items():
             if model not in self._running and hardware.free(1):
                 self._running.add(model)
@@ -57,21 +59,24 @@ class Evaluation:
             str(self._run.path), model, max(t.max_length for t in trials), int(max(1, unit.gpus))
         )
         self._console.line(f"evaluate: starting the engine of {model} for {len(trials)} trial(s)", "evaluate", trials=len(trials))
-        for number, trial in enumerate(trials, 1):
-            if self._stopped:
-                break
-            try:
-                ray.get(actor.evaluate.remote(trial))
-                said = f"evaluated {trial.name} ({number}/{len(trials)})"
-                self._console.line(said, "evaluate", trial=trial.name, done=number, trials=len(trials))
-            except actor_errors() as error:
-                said = why_died(self._run, error)
-                errors |= {t.name: f"the engine died: {said}" for t in trials if not evaluated(self._run, t)}
-                break
-            except ray.exceptions.RayTaskError as error:
-                errors[trial.name] = f"{type(error.cause or error).__name__}: {error.cause or error}"
-                if "the engine stopped" in errors[trial.name]:
+        struck = trials  # who has failed where the engine dies: while it starts all of them, then the one that it is at
+        try:
+            ray.get(actor.__ray_ready__.remote())
+            for number, trial in enumerate(trials, 1):
+                if self._stopped:
                     break
+                struck = [trial]
+                try:
+                    ray.get(actor.evaluate.remote(trial))
+                    said = f"evaluated {trial.name} ({number}/{len(trials)})"
+                    self._console.line(said, "evaluate", trial=trial.name, done=number, trials=len(trials))
+                except ray.exceptions.RayTaskError as error:
+                    errors[trial.name] = f"{type(error.cause or error).__name__}: {error.cause or error}"
+                    if "the engine stopped" in errors[trial.name]:
+                        break
+        except actor_errors() as error:
+            said = why_died(self._run, error)
+            errors |= {trial.name: f"the engine died: {said}" for trial in struck}
         ray.kill(actor)
         return partial(self._evaluated, model, errors)
 

@@ -113,8 +113,15 @@ class Trials:
 
     def fail_without_rationales(self) -> None:
         """Where reasoning stopped."""
+        self._fail_that_need_rationales("has not all of its rationales, because reasoning stopped")
+
+    def fail_unsealed(self) -> None:
+        """Where this run does not reason."""
+        self._fail_that_need_rationales("there is no sealed augmented set for this config; run `fiat-ray reason` first")
+
+    def _fail_that_need_rationales(self, error: str) -> None:
         for trial in [t for t in self.all.values() if needs_rationales(t) and t in (*self.to_tune, *self.to_evaluate)]:
-            self.fail(trial, "has not all of its rationales, because reasoning stopped")
+            self.fail(trial, error)
         self.to_tune = [t for t in self.to_tune if t.name not in self.outcome.failed]
 
     def forget_evaluated(self) -> None:

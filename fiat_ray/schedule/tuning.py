@@ -39,9 +39,7 @@ class Tuning:
     def start_what_can(self, hardware: Hardware) -> None:
         ready = [t for t in self._trials.to_tune if self._reasoning.sealed or not needs_rationales(t)]
         if self._trials.to_tune and not ready and not (self._reasoning.unfinished or self._lanes):
-            for trial in self._trials.to_tune:
-                self._trials.fail(trial, "there is no sealed augmented set for this config; run `fiat-ray reason` first")
-            self._trials.to_tune = []
+            self._trials.fail_unsealed()
         if ready:
             self._board.add(ready)
             self._trials.to_tune = [t for t in self._trials.to_tune if t not in ready]
@@ -51,7 +49,7 @@ class Tuning:
             self._waiting -= 1  # a lane for each, as long as there is room; what more it takes is seen when it ends
             name = f"lane-{uuid.uuid4().hex[:8]}"
             self._lanes.add(name)
-            hardware.start(units, self._lane, hardware, name)
+            hardware.start(units, self._lane, hardware, name, gpus=1)
 
     def share(self, hardware: Hardware) -> float:
         """Of a unit, for one worker."""

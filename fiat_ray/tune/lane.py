@@ -160,11 +160,18 @@ class FarChannel:
 
 def run_lane(name: str, board: Board, run: Path, *, workers: int, cpus: float, gpus: float, zero: int, storage: Path) -> None:
     """Start a lane and wait for its end. Raises what Ray Train or Ray raises when a worker dies."""
-    config = {"run": str(run), "zero": zero, "threads": int(max(1, cpus)), "share": gpus or 1.0}
+    config = {"run": str(run), "zero": zero, "threads": int(max(1, cpus)), "share": gpus or _share_of_machine(cpus)}
     if workers == 1:
         _alone(name, board, config, cpus, gpus)
     else:
         _together(name, board, config, workers, cpus, gpus, storage)
+
+
+def _share_of_machine(cpus: float) -> float:
+    """Of its memory what a worker without GPU may take: as many as its CPUs allow may be beside it."""
+    import ray
+
+    return min(1.0, cpus / max([1.0, *(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])]))
 
 
 class LoneWorker(Channel):

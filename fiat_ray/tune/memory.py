@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fiat_ray import cpu
+
 FULL_SPEED = {"cuda": 32768, "cpu": 2048}
 """Tokens of a micro-batch at which matrix products reach their speed, and a GPU waits for no launch of a kernel."""
 
@@ -45,10 +47,10 @@ class Passes(NamedTuple):
 
 
 def of_device(device: torch.device, share: float = 1.0) -> int:
-    """Bytes. ``share``: of a GPU that several tunings use."""
+    """Bytes. ``share``: of a GPU, or a machine, that several workers use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * share)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), cpu.memory_limit()) * share)
 
 
 def state_bytes(frozen: int, tuned: int, half: bool, stage: int, workers: int) -> int:

@@ -66,8 +66,8 @@ class Best:
 def run_trial(trial: Trial, run: RunFolder, zero: int, share: float, progress: Progress, shared: Shared) -> None:
     """Tune and write ``adapter/`` or ``checkpoint/``, ``history.parquet``, ``validation.parquet``, and last ``trial.json``.
 
-    All workers of a trial run this together; ``share``: of a GPU, for each. One that was broken off goes on from where it was kept (see
-    ``tune.resume``).
+    All workers of a trial run this together; ``share``: of a GPU's or a machine's memory, for each. One that was broken off goes on from where it was
+    kept (see ``tune.resume``).
     """
     task = run.load_task(trial.task)
     renderer = _renderer(models.find(trial.model), trial.recipe.instruction_tuned)

@@ -62,8 +62,8 @@ class DeepSpeedTunable:
         kept: Kept | None = None,
         base: Base | None = None,
     ) -> None:
-        """``dtype``: what ``precision`` gave. ``share``: of a GPU's memory. ``kept``: where to go on from; ``tunable`` of its progress is what
-        ``progress`` gave. ``base``: what other tunings of this process have in common with it."""
+        """``dtype``: what ``precision`` gave. ``share``: of a GPU's or a machine's memory. ``kept``: where to go on from; ``tunable`` of its progress
+        is what ``progress`` gave. ``base``: what other tunings of this process have in common with it."""
         self.trial, self.task, self.renderer = trial, task, renderer
         self._folder, self._learning_rate, self._steps, self._zero, self._share, self._kept = folder, learning_rate, steps, zero, share, kept
         self._dtype, self._base = dtype, base or Base()

@@ -60,9 +60,12 @@ def validate(
     max_tokens: int,
     at_once: AtOnce,
 ) -> Validation:
-    """``at_once``: most that goes through the model together."""
+    """``at_once``: most that goes through the model together. Weights that have diverged give no value, and NaN as loss."""
+    model.eval()
     with torch.compiler.set_stance("force_eager"):  # what is compiled is compiled for gradients
-        return _validate(model, renderer, task, recipe, examples, rationales, max_tokens, at_once)
+        found = _validate(model, renderer, task, recipe, examples, rationales, max_tokens, at_once)
+    model.train()
+    return found
 
 
 def _validate(
@@ -75,17 +78,18 @@ def _validate(
     max_tokens: int,
     at_once: AtOnce,
 ) -> Validation:
-    model.eval()
     prompts = [renderer.tunable_prompt(task, e.input, rationales.get(e.id), recipe) for e in examples]
     gold = [e.targets[0] for e in examples]
     if task.labels:
         losses = label_losses(model, renderer, prompts, task.labels, at_once)
+        if not np.isfinite(losses).all():
+            metric = selecting_metric(task.metric, task.labels)
+            return Validation(metric, {metric: None}, float("nan"), [])
         loss = losses[np.arange(len(gold)), [task.labels.index(label) for label in gold]].sum()
         predictions = label_predictions(-losses, task)
     else:
         answers, loss = answer(model, renderer, prompts, gold, max_tokens, at_once)
         predictions = [Prediction(text, None) for text in answers]
-    model.train()
     units = len(gold) if task.labels else sum(len(renderer.target(text).ids) for text in gold)
     rows = prediction_rows(examples, predictions)
     scores = score_predictions(task.name, task.metric, task.labels, rows)
