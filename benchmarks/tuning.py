@@ -176,9 +176,9 @@ def work_of(prepared: Prepared, trial: Trial, texts: Mapping[str, str] | None = 
     renderer = Renderer(folder, chat=trial.recipe.instruction_tuned)
     train = train_subset(examples_of(prepared, trial.task, "train", texts), trial.train_size)
     validated = validation_subset(examples_of(prepared, trial.task, "validation", texts), trial.validation_rows) if validate else []
+    shown = shown_rationales(task, renderer, trial.recipe, [*train, *validated], trial.rationale_tokens)
 
     def rows_of(x: Sequence[Example]) -> list[dict[str, list[int]]]:
-        shown = shown_rationales(task, renderer, trial.recipe, x, trial.rationale_tokens)
         items = supervised(renderer, task, trial.recipe, x, [shown.get(e.id) for e in x])
         return [{"input_ids": item.prompt.ids, "labels": item.prompt.labels} for item in items]
 

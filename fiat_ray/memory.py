@@ -18,7 +18,7 @@ from fiat_ray.where import Where
 
 def at_least(config: Config, where: Where, *, reasoning: bool, tune: Iterable[Trial], evaluate: Iterable[Trial]) -> dict[str, int]:
     """What is loaded → bytes on each of its GPUs, or of a machine's memory where it has none."""
-    found, gpus = dict[str, int](), max(1, where.gpus or 1)
+    found, gpus = dict[str, int](), where.gpus or 1
     if reasoning and config.reasoner.kind == "vllm":
         found["reasoner"] = models.weight_bytes(models.find(config.reasoner.model)) // gpus
     for trial in tune:
@@ -31,7 +31,7 @@ def at_least(config: Config, where: Where, *, reasoning: bool, tune: Iterable[Tr
 
 def _evaluation(folder: Path, where: Where) -> int:
     """The engine's weights; a machine without GPUs also holds the two float32 copies that swaps are checked by (``swap.Swaps``)."""
-    return models.weight_bytes(folder) // max(1, where.gpus or 1) + (8 * models.parameters(folder).total if where.gpus == 0 else 0)
+    return models.weight_bytes(folder) // (where.gpus or 1) + (8 * models.parameters(folder).total if where.gpus == 0 else 0)
 
 
 def _tuning(folder: Path, peft: bool, where: Where) -> int:

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -28,10 +27,9 @@ from fiat_ray.progress import Console
 from fiat_ray.reason.reasoners import ScriptedReasoner
 from fiat_ray.reason.stage import reason
 from fiat_ray.run_folder import RunFolder
-from fiat_ray.schedule.evaluation import Evaluation
+from fiat_ray.schedule import execute
 from fiat_ray.schedule.hardware import Hardware
 from fiat_ray.schedule.spending import Spending
-from fiat_ray.schedule.trials import Trials
 from fiat_ray.schedule.tuning import Tuning
 from fiat_ray.tune.lane import Board, Report
 from fiat_ray.where import Where
@@ -88,22 +86,13 @@ def test_only_tunings_of_one_worker_share_a_gpu(unit: Unit, where: dict[str, int
 
 def test_trials_whose_augmented_set_is_gone_fail_where_nothing_makes_it_again(tmp_path: Path, tiny: Path) -> None:
     """``evaluate`` alone would wait for it for ever."""
-    prepared, run = (
-        prepare(settings(tmp_path, tiny, task="memory", methods=["no_cot", "fiat"]), {"memory": memory_task()}),
-        RunFolder(tmp_path / "run"),
-    )
+    config, run = settings(tmp_path, tiny, task="memory", methods=["no_cot", "fiat"]), RunFolder(tmp_path / "run")
+    prepared = prepare(config, {"memory": memory_task()})
     with_cot, without = sorted(prepared.trials, key=lambda trial: trial.method)
-    for trial in prepared.trials:
-        finished(run, trial, value=1.0, scored=False)
-    trials = Trials(prepared.trials, run, ("evaluate",), Console(quiet=True))
-    trials.refresh()
-    reasoning, tuning = SimpleNamespace(sealed=False, unfinished=False), SimpleNamespace(unfinished=False)
-    evaluation = Evaluation(run, trials, reasoning, tuning, Console(quiet=True))  # type: ignore[arg-type]
-    hardware = Hardware(Unit(1, 0, 1))
-    hardware.busy = 1.0
-    evaluation.start_what_can(hardware)
-    assert trials.to_evaluate == [without]
-    assert trials.outcome.failed == {with_cot.name: "there is no sealed augmented set for this config; run `fiat-ray reason` first"}
+    finished(run, with_cot, value=1.0, scored=False)
+    finished(run, without, value=1.0)
+    outcome = execute(prepared, run, Console(quiet=True), ("evaluate",))
+    assert outcome.failed == {with_cot.name: "there is no sealed augmented set for this config; run `fiat-ray reason` first"}
 
 
 def spending(path: Path, **limits: object) -> Spending:

@@ -33,6 +33,8 @@ def execute(prepared: Prepared, run: RunFolder, console: Console, stages: tuple[
     trials.refresh()
     if "tune" not in stages:
         trials.fail_untuned()
+    if not (reasoning.sealed or reasoning.unfinished):
+        trials.fail_unsealed()
     spending = Spending(run.spent, prepared.config)
     if not (reasoning.unfinished or trials.unfinished):
         return trials.outcome

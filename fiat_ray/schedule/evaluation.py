@@ -28,8 +28,6 @@ class Evaluation:
         return bool(self._running or self._trials.to_evaluate)
 
     def start_what_can(self, hardware: Hardware) -> None:
-        if not (self._reasoning.sealed or self._reasoning.unfinished or self._tuning.unfinished):
-            self._trials.fail_unsealed()
         for model, trials in self._ready().items():
             if model not in self._running and hardware.free(1):
                 self._running.add(model)

@@ -38,8 +38,6 @@ class Tuning:
 
     def start_what_can(self, hardware: Hardware) -> None:
         ready = [t for t in self._trials.to_tune if self._reasoning.sealed or not needs_rationales(t)]
-        if self._trials.to_tune and not ready and not (self._reasoning.unfinished or self._lanes):
-            self._trials.fail_unsealed()
         if ready:
             self._board.add(ready)
             self._trials.to_tune = [t for t in self._trials.to_tune if t not in ready]
